@@ -1,0 +1,87 @@
+"""The Agent protocol, and the little of replay, dream and clock that an agent may see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
+
+from tensordict import TensorDict
+from torch import Tensor
+
+from worldmodel.spec import ModelSpec
+
+Memory = TensorDict | None
+"""The agent's own; None at the start. The loop carries and saves it and never looks inside. Tensors only."""
+Metrics = Mapping[str, float | Tensor]
+Policy = Callable[[TensorDict, Memory], tuple[Tensor, Memory]]
+"""td [B] with `latent` -> action f32 [B, A], memory."""
+Mode = Literal["explore", "evaluate"]
+
+
+class Replay(Protocol):
+    """What an agent may ask of replay. Draws are numbered: the same `draw` gives the same rows."""
+
+    def clips(self, n: int, length: int, *, stream: str, draw: int, codes: bool = False) -> TensorDict:
+        """`n` random clips (worldmodel.spec) of `length` frames, never across episodes; batch [n].
+
+        `codes=True` gives `context_codes` and `codes` instead of pixels.
+        """
+        ...
+
+    def __len__(self) -> int:
+        """Stored decisions."""
+        ...
+
+
+class Dream(Protocol):
+    """The world model as an agent sees it."""
+
+    spec: ModelSpec
+
+    def encode(self, clip: TensorDict) -> TensorDict:
+        """A clip -> the dream state after its last frame."""
+        ...
+
+    def rollout(
+        self,
+        policy: Policy,
+        state: TensorDict,
+        memory: Memory,
+        horizon: int,
+        *,
+        stream: str,
+        draw: int,
+        keys: tuple[str, ...] = ("latent",),
+    ) -> TensorDict:
+        """Imagine `horizon` steps under `policy`; trajectory [B, H] (worldmodel.spec), without gradient."""
+        ...
+
+
+class Agent(Protocol):
+    """Acts in the real world and learns, however it likes.
+
+    The loop it is for:
+
+        action, memory = agent.act(td, memory, "explore", step=decisions)
+        ...
+        metrics = agent.learn(replay, update)
+    """
+
+    def act(self, td: TensorDict, memory: Memory, mode: Mode, *, step: int) -> tuple[Tensor, Memory]:
+        """Actions f32 [E, A] in [-1, 1] for the real step `td` [E] (`pixels`, `is_init`).
+
+        `step` counts decisions of this caller: exploration noise and schedules are functions of it alone.
+        """
+        ...
+
+    def learn(self, replay: Replay, update: int) -> Metrics:
+        """Owed update number `update` (0-based); may draw from replay, may dream. {} is fine."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything to be saved, flat, tensors only (weights, optimizer moments, normalisers)."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Inverse of `state_dict`, strict."""
+        ...

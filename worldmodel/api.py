@@ -1,0 +1,70 @@
+"""The WorldModel protocol: what a world model must answer. Everything else about it is its own business."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from worldmodel.spec import ModelSpec, Part
+
+
+class WorldModel(Protocol):
+    """Predicts frames and rewards. Knows nothing of agents, replay or environments.
+
+    TensorDict keys and shapes: `worldmodel.spec`. Methods raise ValueError on shapes that `spec` forbids.
+    """
+
+    spec: ModelSpec
+    version: int
+    """+1 after every weight update; whatever was cached under another version is stale."""
+    tokenizer_version: int
+    """+1 after every update of the tokenizer; codes memoised under another one are stale."""
+
+    def tokenize(self, context_BtCHW: Tensor, frames_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 frames -> (context codes i64 [B, t*N], codes i64 [B, T, K])."""
+        ...
+
+    def encode(self, clip: TensorDict) -> TensorDict:
+        """A clip (pixels or codes, with `action`) -> the dream state after its last frame."""
+        ...
+
+    def imagine(self, state: TensorDict, action_BA: Tensor, generator: torch.Generator | None) -> TensorDict:
+        """Next state; the frame's codes are sampled from `generator`, or are the argmax where it is None."""
+        ...
+
+    def observe(self, state: TensorDict, action_BA: Tensor, frame_BCHW: Tensor) -> TensorDict:
+        """Next state; the frame's codes are read from a real uint8 frame."""
+        ...
+
+    def decode(self, state: TensorDict) -> Tensor:
+        """The state's newest frame, u8 [B, 3, H, W]."""
+        ...
+
+    def losses(self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Losses of one part on a training clip: `loss` with gradient, and detached scalars to log.
+
+        Args:
+            step: updates of this part so far (schedules such as a warm-up without quantisation read it).
+            generator: every random choice of the loss draws from it.
+        """
+        ...
+
+    def parameters_of(self, part: Part) -> dict[str, torch.nn.Parameter]:
+        """Trainable parameters of one part, by name."""
+        ...
+
+    def updated(self, part: Part) -> None:
+        """To be called after each optimizer step: moves `version`; caches made under the old weights are forgotten."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Weights and buffers by name."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Any:
+        """Inverse of `state_dict`, strict."""
+        ...

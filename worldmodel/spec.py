@@ -1,0 +1,71 @@
+"""The data contract: names, dtypes and shapes of every TensorDict that crosses a folder.
+
+Axes: B rows, E environments, T steps of a clip, t context frames, A action, N context codes, K codes of a future frame,
+D latent feature, F frames so far. Frames are uint8 [3, H, W] everywhere outside a network.
+
+* real step, batch [E]: `pixels` u8 [3,H,W], `is_init` bool [1], `action` f32 [A] in [-1, 1], and under `next`: `pixels`,
+  `reward` f32 [1] (summed over the action repeat, plus the protocol's bonus), `terminated`, `truncated`, `done`,
+  `success` bool [1].
+* clip, batch [B]: what a world model reads: t context frames and T frames that follow.
+  `context` u8 [t,3,H,W] and `pixels` u8 [T,3,H,W], or their ids `context_codes` i64 [t*N] and `codes` i64 [T,K];
+  `action` f32 [T,A], the action that led INTO frame j (zero where the episode begins); for training also
+  `reward` f32 [T] received on arriving in frame j, `continue` f32 [T] (0 where the episode terminated in frame j),
+  `first` bool [T] (frame j opens the episode: nothing led into it).
+* dream state, batch [B]: `latent` f32 [D]; `wm`: `context` i64 [t*N], `codes` i64 [F,K], `actions` f32 [F,A],
+  `ticket` i64 [1]; after a step also `reward` f32 [1] (environment units) and `continue` f32 [1] in [0, 1].
+* imagined trajectory, batch [B, H]: `latent`, `action`, (`pixels` if asked) and under `next`: `latent`, `reward` [1],
+  `continue` [1], (`pixels`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Anchor = Literal["segment", "episode"]
+Part = Literal["tokenizer", "dynamics"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """What others may know of a world model.
+
+    Attributes:
+        image: side of the square frames in pixels.
+        context: context frames t.
+        action_dim: A.
+        latent_dim: D, width of the feature that an agent reads.
+        max_frames: future frames that fit behind one context.
+        anchor: `segment`: the context is the t frames just before the clip (the paper); `episode`: the first t frames of
+            the episode, for the whole episode, and the clip's first frame is observed, not predicted.
+        observed: real frames T given after the context when imagination or acting starts (0 is possible with `segment`).
+    """
+
+    image: int
+    context: int
+    action_dim: int
+    latent_dim: int
+    max_frames: int
+    anchor: Anchor
+    observed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvSpec:
+    """What others may know of an environment.
+
+    Attributes:
+        image: side of the square frames in pixels.
+        action_dim: A (one-hot width if `discrete`).
+        discrete: actions are one of A choices, given as a one-hot vector.
+        action_repeat: simulator steps per decision.
+        decisions: decisions per episode before truncation.
+        terminates: whether an episode can end by itself; if not, `continue` is 1 and needs no head.
+    """
+
+    image: int
+    action_dim: int
+    discrete: bool
+    action_repeat: int
+    decisions: int
+    terminates: bool
