@@ -1,0 +1,134 @@
+"""The one optimiser of the project: AdamW on named parameters, clipped by norm, warmed up, saved as flat tensors.
+
+A ground file: it knows parameters and their names and nothing else, so `worldmodel` and `agents` may both import it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Settings of one `Optimizer`.
+
+    Attributes:
+        lr: step size after the warm-up.
+        beta1: decay of the mean gradient, in [0, 1).
+        beta2: decay of the mean squared gradient, in [0, 1).
+        eps: added to the root of the mean squared gradient.
+        weight_decay: decoupled decay (times lr) of weights with two or more axes; biases and gains never decay.
+        clip: the gradients of all parameters together are scaled down to this norm; inf never clips.
+        warmup: updates over which lr rises linearly from lr / warmup to lr; 0 starts at lr.
+    """
+
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    clip: float
+    warmup: int
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "eps", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be > 0 (got {getattr(self, name)})")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1) (got {getattr(self, name)})")
+        for name in ("weight_decay", "warmup"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be >= 0 (got {getattr(self, name)})")
+
+    def build(self, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
+        """An optimiser of `parameters`, which must already lie on their device."""
+        return Optimizer(parameters, self)
+
+
+class Optimizer:
+    """AdamW whose step happens wholly or not at all, and whose state is a flat dict of tensors by parameter name."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> None:
+        if not parameters:
+            raise ValueError("an optimizer needs at least one parameter (got none)")
+        self._parameters = dict(parameters)
+        self._lr, self._clip, self._warmup = config.lr, config.clip, config.warmup
+        self.updates = 0
+        """Steps taken so far."""
+        decayed = [p for p in self._parameters.values() if p.ndim >= 2]
+        plain = [p for p in self._parameters.values() if p.ndim < 2]
+        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        self._adam = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            fused=True,  # one kernel per group instead of a loop over tensors
+        )
+        for parameter in self._parameters.values():
+            # made at once, not at the first gradient, so that what is saved always has every name
+            self._adam.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }
+
+    @property
+    def lr(self) -> float:
+        """Step size of the next step."""
+        return self._lr * min(1.0, (self.updates + 1) / self._warmup) if self._warmup else self._lr
+
+    def step(self, loss: Tensor) -> float | None:
+        """Takes one step down the gradient of a scalar loss.
+
+        Returns: the norm of all gradients before clipping, or None if it or the loss was not finite. Nothing has
+            changed then: parameters, moments and counters are as before. One host sync.
+        """
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self._parameters.values(), self._clip)
+        norm, finite = torch.stack([norm, torch.isfinite(norm) & torch.isfinite(loss.detach())]).tolist()  # sync
+        if finite:
+            for group in self._adam.param_groups:
+                group["lr"] = self.lr
+            self._adam.step()
+            self.updates += 1
+        self._adam.zero_grad(set_to_none=True)
+        return norm if finite else None
+
+    def to(self, device: torch.device | str) -> Optimizer:
+        """Moves the moments after the parameters themselves have been moved."""
+        for state in self._adam.state.values():
+            for name in _MOMENTS:
+                state[name] = state[name].to(device)
+        return self
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """`updates` and, for every parameter, `<name>.step`, `<name>.exp_avg` and `<name>.exp_avg_sq` (not copies)."""
+        flat = {"updates": torch.tensor(self.updates)}
+        for name, parameter in self._parameters.items():
+            flat |= {f"{name}.{moment}": self._adam.state[parameter][moment] for moment in _MOMENTS}
+        return flat
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Inverse of `state_dict`; copies.
+
+        Raises: ValueError if a name is missing, unknown or has another shape; nothing is changed then.
+        """
+        own = self.state_dict()
+        if wrong := own.keys() ^ state.keys():
+            raise ValueError(f"optimizer state must hold the model's own parameters (differs in {sorted(wrong)[:5]})")
+        for name, tensor in own.items():
+            if tensor.shape != state[name].shape:
+                raise ValueError(
+                    f"optimizer state {name} must be {tuple(tensor.shape)} (got {tuple(state[name].shape)})"
+                )
+        self.updates = int(state["updates"])
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
