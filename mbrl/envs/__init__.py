@@ -1,0 +1,1 @@
+"""Real worlds behind one door: `mbrl.envs.make.make_envs`."""

@@ -1,0 +1,139 @@
+"""Meta-World v3 as simulators: all 50 tasks, goals that follow the episode's seed, breakdowns of the physics noticed.
+
+Knows Meta-World's classes; imports them only when worlds are built. Frames come from `pixels`.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mbrl.envs.protocol import ProtocolConfig
+from mbrl.envs.simulator import SimStep, UnknownTask
+
+# As data, so that a config is checked without importing the simulator; a test compares it with Meta-World's own list.
+TASKS = tuple(
+    f"{name}-v3"
+    for name in ["assembly", "basketball", "bin-picking", "box-close", "button-press", "button-press-topdown", "button-press-topdown-wall", "button-press-wall", "coffee-button", "coffee-pull", "coffee-push", "dial-turn", "disassemble", "door-close", "door-lock", "door-open", "door-unlock", "drawer-close", "drawer-open", "faucet-close", "faucet-open", "hammer", "hand-insert", "handle-press", "handle-press-side", "handle-pull", "handle-pull-side", "lever-pull", "peg-insert-side", "peg-unplug-side", "pick-out-of-hole", "pick-place", "pick-place-wall", "plate-slide", "plate-slide-back", "plate-slide-back-side", "plate-slide-side", "push", "push-back", "push-wall", "reach", "reach-wall", "shelf-place", "soccer", "stick-pull", "stick-push", "sweep", "sweep-into", "window-close", "window-open"]
+)
+
+_HORIZON = 500  # Meta-World refuses to step beyond
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaWorldTask:
+    """One of the 50 tasks, by its v3 name. Raises: UnknownTask."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.name not in TASKS:
+            raise UnknownTask("Meta-World", self.name, TASKS)
+
+    def build(self, *, protocol: ProtocolConfig, rows: int) -> list[MetaWorld]:
+        """`rows` worlds that share one compiled model and one painter.
+
+        Raises: ValueError if an episode of the protocol is longer than Meta-World allows; NoRendering.
+        """
+        steps = protocol.decisions * protocol.action_repeat + protocol.zero_action_first
+        if steps > _HORIZON:
+            raise ValueError(
+                f"decisions * action_repeat must be <= {_HORIZON} simulator steps in Meta-World (got {steps} with "
+                f"decisions={protocol.decisions}, action_repeat={protocol.action_repeat})"
+            )
+        import mujoco
+        from metaworld.env_dict import ENV_CLS_MAP
+        from metaworld.policies import ENV_POLICY_MAP
+
+        from mbrl.envs.pixels import Painter
+
+        task = ENV_CLS_MAP[self.name]
+        compiled: list[Any] = []
+
+        class Copied(task):  # type: ignore[valid-type,misc]
+            """The task on a copy of one compiled model: compiling takes 0.1 s, copying 0.005."""
+
+            def _initialize_simulation(self) -> tuple[Any, Any]:
+                if not compiled:
+                    model, data = super()._initialize_simulation()
+                    compiled.append(copy.copy(model))
+                    return model, data
+                model = copy.copy(compiled[0])
+                return model, mujoco.MjData(model)
+
+        worlds = [Copied() for _ in range(rows)]
+        painter = Painter(compiled[0], protocol)
+        settle = int(protocol.zero_action_first)
+        return [MetaWorld(world, painter, ENV_POLICY_MAP[self.name](), settle=settle) for world in worlds]
+
+
+class MetaWorld:
+    """One Meta-World task whose whole episode is a function of its seed and its actions.
+
+    The goal and the objects' places are drawn as Meta-World draws its own lists of goals: one reset with free draws
+    from a generator of the episode's seed, then a reset with that draw held fixed.
+    """
+
+    action_dim = 4
+    discrete = False
+    terminates = False
+
+    def __init__(self, world: Any, painter: Any, policy: Any, *, settle: int) -> None:
+        import mujoco
+
+        self._world, self._painter, self._policy, self._settle = world, painter, policy, settle
+        world._set_task_called = True
+        world.seeded_rand_vec = True
+        world._partially_observable = False  # the experts read the goal
+        world.__dict__.pop("sawyer_observation_space", None)  # it was cached for the hidden goal
+        # the only fields of the model that tasks write to (at reset)
+        self._pristine = {name: getattr(world.model, name).copy() for name in ("body_pos", "site_pos")}
+        kinds = mujoco.mjtWarning
+        self._breakdowns = [int(k) for k in (kinds.mjWARN_BADQPOS, kinds.mjWARN_BADQVEL, kinds.mjWARN_BADQACC)]
+        self._breakdowns.append(int(kinds.mjWARN_BADCTRL))
+        self._observation: NDArray[np.float64] = np.zeros(39)
+
+    def reset(self, seed: int) -> None:
+        """Begins the episode of this seed."""
+        import mujoco
+
+        world = self._world
+        for name, value in self._pristine.items():
+            getattr(world.model, name)[:] = value
+        mujoco.mj_resetData(world.model, world.data)
+        world.seed(seed)
+        world._freeze_rand_vec = False
+        world.reset_model()  # draws
+        world._freeze_rand_vec = True
+        self._observation = world.reset()[0]
+        for _ in range(self._settle):
+            self.step(np.zeros(self.action_dim, np.float32))
+        mujoco.mj_forward(world.model, world.data)  # tasks move bodies after their last forward pass: draw what is
+
+    def step(self, action: NDArray[np.float32]) -> SimStep:
+        """One simulator step (12.5 ms of simulated time)."""
+        data = self._world.data
+        time, warnings = data.time, self._warnings()
+        self._observation, reward, _, _, info = self._world.step(action)
+        # MuJoCo answers a broken state by resetting itself, and Meta-World does not tell
+        unstable = data.time <= time or self._warnings() != warnings
+        return SimStep(float(reward), terminated=False, success=bool(info["success"]), unstable=unstable)
+
+    def _warnings(self) -> int:
+        return sum(self._world.data.warning[kind].number for kind in self._breakdowns)
+
+    def draw(self) -> NDArray[np.uint8]:
+        """u8 [3, H, W]."""
+        return self._painter.draw(self._world.model, self._world.data)
+
+    def expert(self) -> NDArray[np.float32]:
+        """Meta-World's scripted policy for this task, clipped to [-1, 1]."""
+        return np.clip(self._policy.get_action(self._observation), -1, 1).astype(np.float32)
+
+    def close(self) -> None:
+        """Frees the painter, which the worlds of one task share: they end together."""
+        self._painter.close()

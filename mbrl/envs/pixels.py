@@ -1,0 +1,189 @@
+"""Pictures of MuJoCo worlds: finds a GL back end, keeps one GL context per process, draws uint8 frames.
+
+Knows nothing of tasks or rewards. The context belongs to the thread that drew first.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import ctypes.util
+import os
+import platform
+import weakref
+from typing import Any
+
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+from mbrl.envs.protocol import Camera, FreeCamera, NamedCamera, ProtocolConfig
+
+_EGL_PLATFORM_DEVICE = 0x313F
+_MAX_GEOMS = 2000
+
+NO_GL = (
+    "no GL back end to draw MuJoCo frames with: install Mesa's EGL (Debian: apt-get install libegl1 libgl1-mesa-dri) "
+    "or OSMesa (apt-get install libosmesa6); a choice can be forced with MUJOCO_GL=egl or MUJOCO_GL=osmesa"
+)
+
+
+class NoRendering(RuntimeError):
+    """This machine cannot draw frames; the message says what to install."""
+
+
+def _egl_answers() -> bool:
+    """Whether libEGL lists a device that can be initialised.
+
+    Asked through ctypes, because the first import of PyOpenGL fixes its platform for the whole process: a failed
+    attempt with EGL would shut the door to OSMesa.
+    """
+    try:
+        egl = ctypes.CDLL("libEGL.so.1")
+    except OSError:
+        return False
+    egl.eglGetProcAddress.restype = ctypes.c_void_p
+    addresses = [egl.eglGetProcAddress(name) for name in (b"eglQueryDevicesEXT", b"eglGetPlatformDisplayEXT")]
+    if not all(addresses):
+        return False
+    query = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(addresses[0])
+    display_of = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(addresses[1])
+    devices, found = (ctypes.c_void_p * 16)(), ctypes.c_int()
+    if not query(16, devices, ctypes.byref(found)):
+        return False
+    for device in devices[: found.value]:
+        display = display_of(_EGL_PLATFORM_DEVICE, device, None)
+        if display and egl.eglInitialize(ctypes.c_void_p(display), None, None):
+            return True
+    return False
+
+
+def _osmesa_answers() -> bool:
+    name = ctypes.util.find_library("OSMesa")
+    if name is None:
+        return False
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
+
+
+def back_end() -> str:
+    """`egl`, `osmesa` or what MUJOCO_GL says (which is never overruled); `native` where the system has its own.
+
+    Raises: NoRendering with the packages to install.
+    """
+    asked = os.environ.get("MUJOCO_GL", "").lower().strip()
+    if asked in ("disable", "disabled", "off", "false", "0"):
+        raise NoRendering(f"MUJOCO_GL={asked} forbids drawing; unset it, or set it to egl or osmesa")
+    if asked in ("egl", "osmesa"):
+        if not (_egl_answers() if asked == "egl" else _osmesa_answers()):
+            raise NoRendering(f"MUJOCO_GL={asked} does not work here: {NO_GL}")
+        return asked
+    if asked or platform.system() != "Linux":
+        return "native"
+    if _egl_answers():
+        return "egl"
+    if _osmesa_answers():
+        return "osmesa"
+    raise NoRendering(NO_GL)
+
+
+class _Display:
+    """The process's one GL context, made at the first frame and freed at exit before EGL itself shuts down."""
+
+    def __init__(self) -> None:
+        self.context: Any = None
+        self.painters: weakref.WeakSet[Painter] = weakref.WeakSet()
+
+    def make_current(self) -> None:
+        if self.context is None:
+            chosen = back_end()
+            if chosen == "egl":
+                from mujoco.egl import GLContext
+            elif chosen == "osmesa":
+                from mujoco.osmesa import GLContext
+            else:
+                from mujoco.gl_context import GLContext
+            self.context = GLContext(256, 256)
+            atexit.register(self.close)  # runs before the eglTerminate that mujoco.egl registered just now
+        self.context.make_current()
+
+    def close(self) -> None:
+        for painter in list(self.painters):
+            painter.close()
+        if self.context is not None:
+            self.context.free()
+            self.context = None
+
+
+_display = _Display()
+
+
+class Painter:
+    """Draws the worlds of one MuJoCo model (any number of copies of it) as a protocol says.
+
+    Meshes and textures are loaded into GL once; what differs between copies (poses) is given at each frame.
+
+    Raises: ValueError for a camera that the model does not have; NoRendering.
+    """
+
+    def __init__(self, model: mujoco.MjModel, protocol: ProtocolConfig) -> None:
+        self.image, self.flip = protocol.image, protocol.flip
+        self._camera = _camera(model, protocol.camera)
+        fast = protocol.quality == "fast"
+        if fast:  # before the context is made: it allocates these buffers
+            model.vis.quality.offsamples = 0
+            model.vis.quality.shadowsize = 0
+        _display.make_current()
+        model.vis.global_.offwidth = max(model.vis.global_.offwidth, self.image)
+        model.vis.global_.offheight = max(model.vis.global_.offheight, self.image)
+        self._gl: Any = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._gl)
+        self._scene = mujoco.MjvScene(model, maxgeom=_MAX_GEOMS)
+        if fast:
+            self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+            self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        self._option = mujoco.MjvOption()
+        self._rectangle = mujoco.MjrRect(0, 0, self.image, self.image)
+        self._raw_HWC = np.empty((self.image, self.image, 3), np.uint8)
+        _display.painters.add(self)
+
+    def draw(self, model: mujoco.MjModel, data: mujoco.MjData) -> NDArray[np.uint8]:
+        """The frame of this state, u8 [3, H, W], top row first; a new array each time."""
+        assert self._gl is not None, "a closed painter cannot draw"
+        _display.make_current()
+        everything = mujoco.mjtCatBit.mjCAT_ALL.value
+        mujoco.mjv_updateScene(model, data, self._option, None, self._camera, everything, self._scene)
+        mujoco.mjr_render(self._rectangle, self._scene, self._gl)
+        mujoco.mjr_readPixels(self._raw_HWC, None, self._rectangle, self._gl)
+        frame_HWC = self._raw_HWC[::-1]  # GL counts rows from below
+        if self.flip == "vertical":
+            frame_HWC = frame_HWC[::-1]
+        elif self.flip == "rot180":
+            frame_HWC = frame_HWC[::-1, ::-1]
+        return np.ascontiguousarray(frame_HWC.transpose(2, 0, 1))
+
+    def close(self) -> None:
+        """Frees the GL buffers; may be called twice."""
+        if self._gl is not None:
+            _display.make_current()
+            self._gl.free()
+            self._gl = None
+
+
+def _camera(model: mujoco.MjModel, camera: Camera) -> mujoco.MjvCamera:
+    view = mujoco.MjvCamera()
+    if isinstance(camera, FreeCamera):
+        view.type = mujoco.mjtCamera.mjCAMERA_FREE
+        view.lookat[:] = camera.lookat
+        view.distance, view.azimuth, view.elevation = camera.distance, camera.azimuth, camera.elevation
+        return view
+    known = [model.camera(i).name for i in range(model.ncam)]
+    if not isinstance(camera, NamedCamera) or camera.name not in known:
+        asked = camera.name if isinstance(camera, NamedCamera) else camera
+        raise ValueError(f"camera must be a free camera or one of {', '.join(known)} (got {asked})")
+    view.type = mujoco.mjtCamera.mjCAMERA_FIXED
+    view.fixedcamid = known.index(camera.name)
+    return view

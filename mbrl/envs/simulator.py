@@ -1,0 +1,79 @@
+"""What a real world must answer to become rows of an environment, and the errors that its door raises.
+
+Knows numpy only: no TensorDict, no rendering, no particular world.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mbrl.envs.protocol import ProtocolConfig
+
+
+class EnvDataError(ValueError):
+    """A world was given, or gave, a value that must not reach a simulator or a replay."""
+
+
+class UnknownTask(ValueError):
+    """No such task; the message names the nearest ones."""
+
+    def __init__(self, suite: str, name: str, known: Iterable[str]) -> None:
+        known = list(known)
+        nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
+        super().__init__(f"{suite} has no task {name!r} ({len(known)} known); nearest: {', '.join(nearest)}")
+
+
+@dataclass(frozen=True)
+class SimStep:
+    """What one simulator step gave. `unstable`: the physics broke down in this step, nothing else in it is to be used."""
+
+    reward: float
+    terminated: bool
+    success: bool
+    unstable: bool = False
+
+
+class Simulator(Protocol):
+    """One world. The same seed and the same actions give the same episode, bit for bit, whatever happened before."""
+
+    action_dim: int
+    discrete: bool
+    """Actions are one of `action_dim` choices, one-hot."""
+    terminates: bool
+    """Whether an episode can end by itself."""
+
+    def reset(self, seed: int) -> None:
+        """Begins the episode of this seed."""
+        ...
+
+    def step(self, action: NDArray[np.float32]) -> SimStep:
+        """One simulator step with a finite action [action_dim] in [-1, 1]."""
+        ...
+
+    def draw(self) -> NDArray[np.uint8]:
+        """The frame of this moment, u8 [3, H, W]."""
+        ...
+
+    def expert(self) -> NDArray[np.float32]:
+        """What a scripted expert would do now, f32 [action_dim] in [-1, 1]. Does not move the world."""
+        ...
+
+    def close(self) -> None:
+        """Frees what the world holds; may be called twice."""
+        ...
+
+
+class Task(Protocol):
+    """The config of a task: checked when made, built into any number of worlds."""
+
+    name: str
+
+    def build(self, *, protocol: ProtocolConfig, rows: int) -> Sequence[Simulator]:
+        """`rows` worlds of this task, drawn and stepped as `protocol` says."""
+        ...

@@ -1,0 +1,107 @@
+"""A small pixel world that runs anywhere: a red dot is moved to a green goal. Home of the tests and of first runs.
+
+Knows numpy only. Three variants by name: `reach`, `reach-discrete`, `reach-terminal`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mbrl.envs.protocol import ProtocolConfig
+from mbrl.envs.simulator import SimStep, UnknownTask
+
+TASKS = ("reach", "reach-discrete", "reach-terminal")
+
+_STRIDE = 0.12  # of the field's side, per simulator step at full action
+_NEAR = 0.12  # a dot this close to the goal's centre has reached it
+_APART = 0.45  # dot and goal begin at least this far from each other
+_MOVES = np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]], np.float32)  # x to the right, y down
+
+_FIELD = np.array([24, 24, 48], np.float32)
+_GOAL = np.array([40, 220, 60], np.float32)
+_DOT = np.array([250, 60, 50], np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyTask:
+    """A variant of the toy world, by name. Raises: UnknownTask."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.name not in TASKS:
+            raise UnknownTask("the toy world", self.name, TASKS)
+
+    def build(self, *, protocol: ProtocolConfig, rows: int) -> list[Toy]:
+        """`rows` worlds. Raises: ValueError if the protocol names a camera: the toy world has one view of its own."""
+        if protocol.camera is not None or protocol.flip != "none":
+            raise ValueError(
+                "the toy world has one upright view: camera must be null and flip none "
+                f"(got {protocol.camera}, {protocol.flip}); use protocol=toy"
+            )
+        return [Toy(self.name, image=protocol.image) for _ in range(rows)]
+
+
+class Toy:
+    """A dot in the unit square. An episode draws a start and a goal.
+
+    Reward: closeness `1 - tanh(3 d)` in (0, 1], d the distance to the goal after the step; in `reach-terminal`
+    closeness - 1, so that ending early, which success does there, is worth it. Success: d < 0.12.
+    """
+
+    def __init__(self, variant: str, *, image: int) -> None:
+        self.discrete = variant == "reach-discrete"
+        self.terminates = variant == "reach-terminal"
+        self.action_dim = len(_MOVES) if self.discrete else 2
+        self._side = np.arange(image, dtype=np.float32) + 0.5
+        self._image = image
+        self._dot = self._goal = np.zeros(2)
+
+    def reset(self, seed: int) -> None:
+        """Draws the start and the goal."""
+        random = np.random.default_rng(seed)
+        while True:
+            self._dot, self._goal = random.random(2), random.random(2)
+            if self._distance() >= _APART:
+                return
+
+    def _distance(self) -> float:
+        return float(np.linalg.norm(self._goal - self._dot))
+
+    def step(self, action: NDArray[np.float32]) -> SimStep:
+        """Moves the dot by at most 0.12 per axis."""
+        move = _MOVES[int(action.argmax())] if self.discrete else action
+        self._dot = np.clip(self._dot + _STRIDE * move.astype(np.float64), 0, 1)
+        distance = self._distance()
+        success = distance < _NEAR
+        reward = 1 - np.tanh(3 * distance) - self.terminates
+        return SimStep(float(reward), terminated=success and self.terminates, success=success)
+
+    def draw(self) -> NDArray[np.uint8]:
+        """u8 [3, H, W]: the goal is a square, the dot a disc over it; edges are smooth, so small moves can be seen."""
+        unit = self._image / 8  # an eighth of the side: both are a quarter of the picture wide, never cut off
+        goal_x, goal_y = unit + self._goal * (self._image - 2 * unit)
+        dot_x, dot_y = unit + self._dot * (self._image - 2 * unit)
+        across = np.clip(unit + 0.5 - np.abs(self._side - goal_x), 0, 1)
+        down = np.clip(unit + 0.5 - np.abs(self._side - goal_y), 0, 1)
+        square_HW1 = (down[:, None] * across[None, :])[..., None]
+        radius_HW = np.hypot((self._side - dot_y)[:, None], (self._side - dot_x)[None, :])
+        disc_HW1 = np.clip(unit + 0.5 - radius_HW, 0, 1)[..., None]
+        frame_HWC = _FIELD + square_HW1 * (_GOAL - _FIELD)
+        frame_HWC = frame_HWC + disc_HW1 * (_DOT - frame_HWC)
+        return np.ascontiguousarray(frame_HWC.round().astype(np.uint8).transpose(2, 0, 1))
+
+    def expert(self) -> NDArray[np.float32]:
+        """Straight to the goal, then stay."""
+        wanted = (self._goal - self._dot) / _STRIDE
+        if not self.discrete:
+            return np.clip(wanted, -1, 1).astype(np.float32)
+        after = np.clip(self._dot + _STRIDE * _MOVES, 0, 1)
+        best = np.linalg.norm(after - self._goal, axis=1).argmin()
+        return np.eye(len(_MOVES), dtype=np.float32)[best]
+
+    def close(self) -> None:
+        """Holds nothing."""
