@@ -1,0 +1,84 @@
+"""Files that survive a crash: written whole and on disk before anybody can see them, set aside when damaged.
+
+Knows paths and bytes only. Everything ends in `os.write`, `os.fsync` and `os.rename`, so that a test can kill the
+process at each of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+TEMPORARY = ".tmp-"
+"""How the name of everything unfinished begins; whoever owns a folder deletes these when it starts."""
+
+
+class DamagedFile(Exception):  # noqa: N818 - the name says what is the matter
+    """A file is not what was once written (exit code 3); the message names it and says what is wrong."""
+
+
+def sha256(content: bytes | memoryview) -> str:
+    """The hash, in hex, that manifests and listings carry."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def fsync_folder(folder: Path) -> None:
+    """Makes creations and renames inside `folder` durable (a file's own fsync does not)."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_durably(path: Path, content: bytes | memoryview) -> None:
+    """Writes a new file and waits until it is on disk. For a file inside a folder that is not published yet."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        rest = memoryview(content).cast("B")
+        while rest:
+            rest = rest[os.write(handle, rest) :]  # one call may write less than it was given
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Writes or replaces `path`: whatever happens, a reader sees the old content or the new one, never a part.
+
+    Raises: OSError (disk full, no permission); the temporary file is gone then and the old content still there.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
+    try:
+        write_durably(temporary, content)
+        temporary.rename(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def set_aside(path: Path, folder: Path) -> Path:
+    """Moves `path` (file or folder) into `folder` under a free name; nothing is ever overwritten or deleted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target, copies = folder / path.name, 0
+    while target.exists():
+        copies += 1
+        target = folder / f"{path.name}.{copies}"
+    path.rename(target)
+    fsync_folder(folder)
+    fsync_folder(path.parent)
+    return target
+
+
+def clear_temporaries(folder: Path) -> int:
+    """Deletes what a killed writer left unfinished directly inside `folder`; returns how many."""
+    left = list(folder.glob(f"{TEMPORARY}*"))
+    for path in left:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    return len(left)
