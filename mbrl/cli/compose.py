@@ -1,0 +1,283 @@
+"""From a verb's words on the command line to one checked configuration, or to one line that says what is wrong.
+
+Hydra composes the files and the chosen variants; the values are laid on afterwards, key by key, so that every complaint
+can name the key, the value and the mend. Builds nothing and creates no folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+import mbrl
+from mbrl.cli.errors import BadInput, did_you_mean
+
+WORDS: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list like [a,b]",
+    dict: "a group of keys",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """One `key=value` of the command line.
+
+    Attributes:
+        text: what the user typed.
+        key: the dotted key, or the group.
+        value: what stands behind the `=`, read by Hydra's grammar.
+        place: where a variant goes if not to its group's own name (`group@place=variant`).
+    """
+
+    text: str
+    key: str
+    value: Any
+    place: str = ""
+
+
+def packaged_configs() -> Path:
+    """The configurations that came with this installation: `configs/` of a checkout, or package data of a wheel."""
+    package = Path(mbrl.__file__).resolve().parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def compose(root: str, overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
+    """The configuration of a verb.
+
+    Args:
+        root: name of the root file, without `.yaml`.
+        overrides: `group=variant` and `key=value`, in any order; `--config-dir DIR` among them counts as `config_dir`.
+        config_dir: the user's own folder of groups, searched after the packaged one.
+    Raises: BadInput with one line.
+    """
+    words, named = take_config_dir(overrides)
+    folders = [packaged_configs()]
+    own = named or config_dir
+    if own is not None and own.resolve() != folders[0]:
+        if not own.is_dir():
+            raise BadInput(
+                f"--config-dir {own} is not a folder; give the folder that holds your agent/, task/, ... files"
+            )
+        folders.append(own.resolve())
+    places = default_places(folders[0] / f"{root}.yaml")
+    assignments = [parse(word, places) for word in words]
+    variants = [a for a in assignments if a.place or is_group(a.key, folders)]
+    cfg = compose_variants(root, variants, folders, places)
+    known = set(leaves(OmegaConf.to_container(cfg, resolve=False)))
+    for assignment in assignments:
+        if assignment not in variants:
+            assign(cfg, assignment, known)
+    return resolved(cfg)
+
+
+def take_config_dir(words: Sequence[str]) -> tuple[list[str], Path | None]:
+    """Splits `--config-dir DIR` or `--config-dir=DIR` off; any other option is refused."""
+    rest, own, coming = [], None, iter(words)
+    for word in coming:
+        if word == "--config-dir" or word.startswith("--config-dir="):
+            text = word.partition("=")[2] or next(coming, "")
+            if not text:
+                raise BadInput("--config-dir needs a folder: --config-dir DIR")
+            own = Path(text)
+        elif word in ("-m", "--multirun"):
+            raise BadInput(
+                f"{word} is not known here: start one command for each run, or use python -m benchmarks.tasks"
+            )
+        elif word.startswith("-"):
+            raise BadInput(f"unknown option {word}; settings are written key=value, for example seed=2")
+        else:
+            rest.append(word)
+    return rest, own
+
+
+def parse(word: str, places: Mapping[str, str]) -> Assignment:
+    """Reads one override by Hydra's grammar; a leading `+` or `++` creates nothing here, so it is dropped.
+
+    Args:
+        places: place -> group, as the root file's defaults list lays them out.
+    """
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except HydraException as error:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise BadInput(f"{word} is not a setting; write key=value, for example seed=2") from error
+        raise BadInput(
+            f"cannot read {key}={value}; put quotes around special characters: '{key}=\"{value}\"'"
+        ) from error
+    key = override.key_or_group
+    if override.is_delete():
+        raise BadInput(f"{word} would remove {key}; every key is needed, set it to another value instead: {key}=...")
+    if override.is_sweep_override():
+        values = word.partition("=")[2]
+        raise BadInput(
+            f"{key}={values} is several values; give one per command, or a list in brackets: {key}=[{values}]"
+        )
+    place = override.package
+    if place is not None and places.get(place) != key:
+        known = ", ".join(f"{group}@{name}" for name, group in places.items() if name != group)
+        raise BadInput(f"{word} puts {key} where nothing reads it; write {key}=VARIANT, or one of {known}=VARIANT")
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+        raise BadInput(
+            f"{word}: Hydra's own settings have no effect here; leave {key} out (run_dir=DIR names the run's folder)"
+        )
+    if key.rsplit(".", 1)[-1] == "_target_":
+        raise BadInput(f"{word}: classes are chosen by variant files only; put {key} into a file of --config-dir DIR")
+    if places.get(key, key) != key:  # `prefill=scripted` is short for `agent@prefill=scripted`
+        key, place = places[key], key
+    return Assignment(text=word, key=key, value=override.value(), place=place or "")
+
+
+def is_group(key: str, folders: Sequence[Path]) -> bool:
+    """Whether `key` names a folder of variants."""
+    return "." not in key and any((folder / key).is_dir() for folder in folders)
+
+
+def choices(group: str, folders: Sequence[Path]) -> list[str]:
+    """The variants of a group in all folders."""
+    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+
+
+def compose_variants(
+    root: str, variants: Sequence[Assignment], folders: Sequence[Path], places: Mapping[str, str]
+) -> DictConfig:
+    """Lets Hydra merge the root file and the chosen variants; struct mode, `hydra` itself left out."""
+    words = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders[1:])}]"] if folders[1:] else []
+    for variant in variants:
+        known = choices(variant.key, folders)
+        name = variant.value
+        if name is not None and str(name) not in known:
+            hint = did_you_mean(str(name), known)
+            raise BadInput(f"{variant.text}: {variant.key} must be one of {', '.join(known)} (got {shown(name)}){hint}")
+        where = variant.place or variant.key
+        full = variant.key if where == variant.key else f"{variant.key}@{where}"
+        words.append(f"{'' if where in places else '+'}{full}={shown(name)}")
+    try:
+        with initialize_config_dir(config_dir=str(folders[0]), version_base="1.3"):
+            cfg = hydra_compose(config_name=root, overrides=words)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise BadInput(composition_error(error, variants)) from error
+    OmegaConf.set_struct(cfg, True)
+    return cfg
+
+
+def default_places(path: Path) -> dict[str, str]:
+    """Where a root file's defaults list puts which group: `{"task": "task", "prefill": "agent", ...}`."""
+    root = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(root, dict)
+    keys = [
+        str(key).removeprefix("optional ") for entry in root["defaults"] if isinstance(entry, dict) for key in entry
+    ]
+    pairs = [key.strip("/").partition("@") for key in keys]
+    return {place or group: group for group, _, place in pairs}
+
+
+def composition_error(error: Exception, variants: Sequence[Assignment]) -> str:
+    """What Hydra, OmegaConf or the YAML reader complain of, in one line, with the variants that led there."""
+    asked = f"{' '.join(variant.text for variant in variants)}: " if variants else ""
+    words = " ".join(str(error).split()) or type(error).__name__
+    cause = " ".join(str(error.__cause__).split()) if error.__cause__ else ""
+    return f"{asked}the files do not compose: {words}{f' ({cause})' if cause else ''}; mend the file that is named"
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted key of every value in a nested container; lists are values."""
+    for name, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def assign(cfg: DictConfig, assignment: Assignment, known: set[str]) -> None:
+    """Sets one existing key to a value of the kind it has by default; a mapping sets each of its keys.
+
+    Raises: BadInput for an unknown key, also behind `+` or `++`, and for a value of another kind.
+    """
+    key, value = assignment.key, assignment.value
+    nodes = {leaf.rsplit(".", depth)[0] for leaf in known for depth in range(leaf.count(".") + 1)}
+    if key not in nodes:
+        hint = did_you_mean(key, known) or "; the files under configs/ hold every key"
+        raise BadInput(f"unknown key {key} (in {assignment.text}){hint}")
+    if isinstance(value, dict) and key not in known:
+        for name, inner in value.items():
+            assign(cfg, Assignment(text=assignment.text, key=f"{key}.{name}", value=inner), known)
+        return
+    if key not in known:
+        inside = sorted(leaf for leaf in known if leaf.startswith(key + ".") and not leaf.endswith("_target_"))
+        raise BadInput(f"{key} holds several keys (got {value!r}); set one of them: {', '.join(inside[:6])}")
+    OmegaConf.update(cfg, key, of_kind(key, value, default_of(cfg, key)), merge=False)
+
+
+def default_of(cfg: DictConfig, key: str) -> Any:
+    """The value a key has in the files; None when it is null, must be given, or refers to such a key."""
+    parent, name = (OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else cfg), key.rpartition(".")[2]
+    if OmegaConf.is_missing(parent, name):
+        return None
+    value = parent[name]
+    return list(value) if isinstance(value, ListConfig) else value
+
+
+def of_kind(key: str, value: Any, default: Any) -> Any:
+    """`value` as the kind of thing `default` is; whole numbers also serve as numbers and, like numbers, as text.
+
+    Raises: BadInput naming the key, the value and an example.
+    """
+    if default is None or (isinstance(value, str) and "${" in value):
+        return value
+    kind = next(kind for kind in (bool, int, float, str, list, dict) if isinstance(default, kind))
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is float and number:
+        return float(value)
+    if kind is str and number:
+        return str(value)
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        if isinstance(value, list) and default:
+            return [of_kind(f"{key}[{place}]", item, default[0]) for place, item in enumerate(value)]
+        return value
+    example = int(value) if kind is int and number and float(value).is_integer() else shown(default)
+    raise BadInput(f"{key} must be {WORDS[kind]} (got {shown(value)}); for example {key.partition('[')[0]}={example}")
+
+
+def shown(value: Any) -> str:
+    """A value as one would type it."""
+    if isinstance(value, list):
+        return f"[{','.join(map(shown, value))}]"
+    return (
+        {None: "null", True: "true", False: "false"}.get(value, str(value))
+        if not isinstance(value, float)
+        else repr(value)
+    )
+
+
+def resolved(cfg: DictConfig) -> DictConfig:
+    """The configuration without references, nothing missing.
+
+    Raises: BadInput naming what must be given, or the key whose reference leads nowhere.
+    """
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise BadInput(f"{missing[0]} must be given (it has no default); add {missing[0]}=...")
+    try:
+        OmegaConf.resolve(cfg)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "a key"
+        raise BadInput(
+            f"{key} refers to something that is not there: {' '.join(str(error).split())}; set {key}=..."
+        ) from error
+    return cfg

@@ -1,0 +1,97 @@
+"""What a person is told when something goes wrong: one line, and an exit code that scripts can rely on.
+
+Opens no configuration (mbrl/cli/compose.py does) and imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+
+from mbrl.files import DamagedFile
+
+DONE = 0
+BUG = 1
+BAD_INPUT = 2
+DAMAGED = 3
+DIVERGED = 4
+INTERRUPTED = 130  # 128 + SIGINT, as a shell counts
+
+
+class BadInput(ValueError):
+    """What the user typed or pointed at cannot work; the message names the key, the value and the mend."""
+
+
+CODES: tuple[tuple[type[BaseException], int], ...] = (
+    (DamagedFile, DAMAGED),
+    (FloatingPointError, DIVERGED),  # losses, rewards or observations that stopped being numbers
+    (ValueError, BAD_INPUT),
+    (OSError, BUG),  # disk full, no permission: the line says it, a traceback adds nothing
+    (KeyboardInterrupt, INTERRUPTED),
+)
+CODES_BY_NAME = {  # classes whose modules are too heavy to import here; they come before their base classes in CODES
+    "mbrl.envs.simulator.EnvDataError": DIVERGED,  # an action or a reward that is no number
+    "mbrl.envs.pixels.NoRendering": BAD_INPUT,  # its message is the package to install
+}
+
+
+def foreseen(error: BaseException) -> int | None:
+    """The exit code of an error that has one; None for whatever nobody foresaw."""
+    for kind in type(error).__mro__:
+        code = CODES_BY_NAME.get(f"{kind.__module__}.{kind.__qualname__}")
+        if code is not None:
+            return code
+    return next((code for kind, code in CODES if isinstance(error, kind)), None)
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code an error ends the process with."""
+    code = foreseen(error)
+    return BUG if code is None else code
+
+
+def one_line(error: BaseException) -> str:
+    """The error as a person reads it: its words on one line, its type only if it has no words."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def guarded(work: Callable[[], int], *, debug: bool) -> int:
+    """Runs `work` and turns what it raises into a line on stderr and an exit code.
+
+    Foreseen errors show no traceback unless `debug`; an error that nobody foresaw always shows it.
+    """
+    try:
+        return work()
+    except BrokenPipeError:
+        raise  # the reader has gone: there is nobody to tell
+    except Exception as error:
+        if debug or foreseen(error) is None:
+            traceback.print_exc()
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return exit_code(error)
+    except KeyboardInterrupt as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return exit_code(error)
+
+
+def nearest(word: str, known: Iterable[str], n: int = 3) -> list[str]:
+    """Up to `n` of `known` that look like `word`, best first; for dotted keys the last part counts by itself too."""
+    known = sorted(set(known))
+    whole = difflib.get_close_matches(word, known, n=n, cutoff=0.6)
+    last = word.rsplit(".", 1)[-1]
+    tails = {name: name.rsplit(".", 1)[-1] for name in known}
+    close = set(difflib.get_close_matches(last, set(tails.values()), n=n, cutoff=0.75))
+    same_tail = sorted((name for name in known if tails[name] in close), key=lambda name: (tails[name] != last, name))
+    return list(dict.fromkeys(whole + same_tail))[:n]
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean a, b or c?`, or nothing when nothing is near."""
+    names = nearest(word, known)
+    if not names:
+        return ""
+    return "; did you mean " + (names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}") + "?"

@@ -1,0 +1,121 @@
+"""The console script `mbrl`: picks a verb, hands it the rest of the line, and ends with an exit code one can rely on.
+
+Help, a wrong verb and the version are answered from here, so they never wait for torch or Hydra.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mbrl.cli.errors import DONE, BadInput, did_you_mean, guarded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    """One verb: the module whose `run(args) -> int` does it, and what help says of it."""
+
+    module: str
+    summary: str
+    help: str
+
+
+VERBS = {
+    "train": Verb(
+        module="mbrl.cli.train",
+        summary="train an agent inside a world model that it learns itself; continue an interrupted run",
+        help="""usage: mbrl train [key=value ...] [group=variant ...] [--config-dir DIR]
+
+  mbrl train                                     plate-slide-v3 with the CPU presets
+  mbrl train task.name=door-close-v3 seed=2      another task (mbrl tasks lists them), another seed
+  mbrl train run_dir=runs/mine                   a folder of your choice; the same line again continues the run
+  mbrl train agent=mine --config-dir configs.d   your own configs.d/agent/mine.yaml
+
+Groups and their variants are the folders and files under configs/. Ctrl-C saves and leaves (exit code 75).""",
+    ),
+    "eval": Verb(
+        module="mbrl.cli.evaluate",
+        summary="score a trained agent on fresh episodes",
+        help="""usage: mbrl eval RUN_DIR [key=value ...]
+
+  mbrl eval runs/mine                            the newest checkpoint, on episodes that training never saw""",
+    ),
+    "doctor": Verb(
+        module="mbrl.cli.doctor",
+        summary="say what this machine can do: rendering, GPU, memory, versions",
+        help="""usage: mbrl doctor [key=value ...]
+
+Prints one line for each check: ok, warn (it works, but slowly or not everywhere) or fail (something needed is missing).
+The overrides of `mbrl train` are understood, so that memory is counted for the run you mean.
+Exit code 0 unless a line says fail.""",
+    ),
+    "tasks": Verb(
+        module="mbrl.cli.tasks",
+        summary="list the 50 Meta-World tasks",
+        help="usage: mbrl tasks\n\nOne name a line, for task.name=NAME.",
+    ),
+}
+
+HELP = f"""usage: mbrl VERB [...] [--debug]
+
+Model-based reinforcement learning inside token world models.
+
+{chr(10).join(f"  {name:8} {verb.summary}" for name, verb in VERBS.items())}
+
+  mbrl VERB --help   more about a verb
+  --debug            show the traceback of an error
+  --version          print the version
+
+Exit codes: 0 done, 2 bad input, 3 damaged data, 4 diverged, 75 saved and wants to go on, 1 anything else."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line (without the program's name) and returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    return guarded(lambda: dispatch(words), debug=debug)
+
+
+def dispatch(words: list[str]) -> int:
+    """Answers help and version, or runs the verb. Raises: BadInput for a verb that is none."""
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return DONE
+    if words[0] == "--version":
+        print(version())
+        return DONE
+    name, rest = words[0], words[1:]
+    if name not in VERBS:
+        hint = did_you_mean(name, VERBS) or f"; it is one of {', '.join(VERBS)}"
+        raise BadInput(f"unknown verb {name}{hint}")
+    if "-h" in rest or "--help" in rest:
+        print(VERBS[name].help)
+        return DONE
+    code: int = importlib.import_module(VERBS[name].module).run(rest)
+    return code
+
+
+def version() -> str:
+    """The installed version, or a word that says this is a bare checkout."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        return f"tokendream {installed('tokendream')}"
+    except PackageNotFoundError:
+        return "tokendream (not installed: running from a checkout)"
+
+
+def console() -> None:
+    """Entry point of `python -m mbrl`; a reader that closed its end early (`mbrl tasks | head`) is no error."""
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
+        code = DONE
+    raise SystemExit(code)
