@@ -1,0 +1,340 @@
+"""Actor and critic that learn only inside a dream (DreamerV3, arXiv:2301.04104).
+
+Knows a Replay's clips, a Dream's latents and rewards; nothing of tokens, frames or environments.
+
+B starts, H imagined steps, S = H + 1 states, D latent, A action, E environments.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from agents.api import Dream, Memory, Metrics, Mode, Replay
+from agents.distributions import BoundedNormal, LearnedStdConfig, ScheduledStdConfig, TwoHot, check_finite
+from agents.memory import LatentFilter
+from agents.nets import Actor, Critic
+from agents.returns import AdvantageSpreadConfig, ReturnRangeConfig, lambda_returns
+from worldmodel.optim import OptimConfig
+from worldmodel.seeds import Seeds
+from worldmodel.spec import EnvSpec, ModelSpec
+
+PATIENCE = 10  # updates in a row that may fail to be finite
+
+
+@dataclass(frozen=True, kw_only=True)
+class DreamerConfig:
+    """Settings of a `Dreamer`.
+
+    Attributes:
+        starts: imagined trajectories per update.
+        horizon: imagined decisions per start.
+        gamma: discount per decision, in (0, 1).
+        lam: lambda-return mixing, in [0, 1].
+        layers: hidden layers of actor and critic.
+        units: their width.
+        bins: two-hot bins of the critic, odd.
+        limit: the outermost bins are at symexp(+-limit), in environment units.
+        peaked: the critic starts narrowly at value 0; else uniform over its bins (whose mean is 0 too).
+        slow_rate: share of the critic that its slow copy takes over after each update, in (0, 1].
+        slow_scale: weight of the loss that keeps the critic near its slow copy; 0 does without.
+        epochs: optimizer steps on each imagined batch.
+        ratio_clip: how far the probability ratio may leave 1 before its gradient ends (PPO); with one epoch it is 1.
+        entropy: weight of the entropy bonus per nat.
+        unimix: share of uniform probability in discrete policies, in [0, 1).
+        std: who sets the exploration of continuous actions: the actor itself, or a schedule over real decisions.
+        noise_memory: correlation of the exploration noise of successive real decisions, in [0, 1); dreams have none.
+        normaliser: brings advantages to one scale.
+        actor_optim: optimizer of the actor.
+        critic_optim: optimizer of the critic.
+    """
+
+    starts: int
+    horizon: int
+    gamma: float
+    lam: float
+    layers: int
+    units: int
+    bins: int
+    limit: float
+    peaked: bool
+    slow_rate: float
+    slow_scale: float
+    epochs: int
+    ratio_clip: float
+    entropy: float
+    unimix: float
+    std: LearnedStdConfig | ScheduledStdConfig
+    noise_memory: float
+    normaliser: ReturnRangeConfig | AdvantageSpreadConfig
+    actor_optim: OptimConfig
+    critic_optim: OptimConfig
+
+    def __post_init__(self) -> None:
+        for name in ("starts", "horizon", "layers", "units", "epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1 (got {getattr(self, name)})")
+        for name, right, text in (
+            ("gamma", 0 < self.gamma < 1, "in (0, 1)"),
+            ("lam", 0 <= self.lam <= 1, "in [0, 1]"),
+            ("bins", self.bins >= 3 and self.bins % 2 == 1, "odd and >= 3"),
+            ("limit", 0 < self.limit <= 40, "in (0, 40]"),
+            ("slow_rate", 0 < self.slow_rate <= 1, "in (0, 1]"),
+            ("slow_scale", self.slow_scale >= 0, ">= 0"),
+            ("ratio_clip", 0 < self.ratio_clip < 1, "in (0, 1)"),
+            ("entropy", self.entropy >= 0, ">= 0"),
+            ("unimix", 0 <= self.unimix < 1, "in [0, 1)"),
+            ("noise_memory", 0 <= self.noise_memory < 1, "in [0, 1)"),
+        ):
+            if not right:
+                raise ValueError(f"{name} must be {text} (got {getattr(self, name)})")
+
+    def build(self, *, spec: ModelSpec, env_spec: EnvSpec, dream: Dream, seeds: Seeds) -> Dreamer:
+        """A fresh agent on the CPU, its weights drawn from stream `init/agent`; `Dreamer.to` moves it."""
+        return Dreamer(self, spec=spec, env_spec=env_spec, dream=dream, seeds=seeds)
+
+
+class Dreamt(NamedTuple):
+    """One imagined batch and what it teaches; no gradients."""
+
+    latent: Tensor  # [B, H, D]
+    action: Tensor  # [B, H, A]
+    returns: Tensor  # [B, H]
+    advantage: Tensor  # [B, H]
+    slow_value: Tensor | None  # [B, H]
+    weight: Tensor  # [B, H], probability that the episode is still going on in the state
+    metrics: dict[str, Tensor]
+
+
+class Dreamer:
+    """Acts on the latent of the last real frames; learns from imagined trajectories alone."""
+
+    def __init__(
+        self, config: DreamerConfig, *, spec: ModelSpec, env_spec: EnvSpec, dream: Dream, seeds: Seeds
+    ) -> None:
+        if spec.action_dim != env_spec.action_dim:
+            raise ValueError(
+                f"the model has {spec.action_dim} action dimensions, the environment {env_spec.action_dim}"
+            )
+        if spec.observed + config.horizon > spec.max_frames:
+            raise ValueError(
+                f"horizon must be <= {spec.max_frames - spec.observed}, the frames that fit behind the model's context "
+                f"and its {spec.observed} observed ones (got {config.horizon}); lower agent.horizon"
+            )
+        self._dream, self._seeds = dream, seeds
+        self._filter = LatentFilter(dream)
+        self._starts, self._horizon, self._observed = config.starts, config.horizon, spec.observed
+        self._gamma, self._lam, self._action_dim = config.gamma, config.lam, spec.action_dim
+        self._slow_rate, self._slow_scale = config.slow_rate, config.slow_scale
+        self._epochs, self._ratio_clip, self._entropy = config.epochs, config.ratio_clip, config.entropy
+        self._schedule = config.std if isinstance(config.std, ScheduledStdConfig) else None
+        self._noise_memory = config.noise_memory
+
+        generator = seeds.torch("init/agent")
+        size = {"layers": config.layers, "units": config.units}
+        learned = None if isinstance(config.std, ScheduledStdConfig) else config.std
+        self.actor = Actor(
+            spec.latent_dim,
+            spec.action_dim,
+            discrete=env_spec.discrete,
+            std=learned,
+            unimix=config.unimix,
+            **size,
+            generator=generator,
+        )
+        twohot = TwoHot(bins=config.bins, limit=config.limit)
+        self.critic = Critic(spec.latent_dim, twohot, peaked=config.peaked, **size, generator=generator)
+        self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False) if config.slow_scale else None
+        self.normaliser = config.normaliser.build()
+        self.actor_optim = config.actor_optim.build(dict(self.actor.named_parameters()))
+        self.critic_optim = config.critic_optim.build(dict(self.critic.named_parameters()))
+        self._explored = 0  # the newest `step` of explore mode: dreams explore as much as the real world does
+        self._failed = 0  # updates in a row that were not finite
+
+    def to(self, device: torch.device | str) -> Dreamer:
+        """Moves weights and moments; inputs are brought there, actions are given back where the pixels were."""
+        for net in (self.actor, self.critic, *([self.slow_critic] if self.slow_critic else [])):
+            net.to(device)
+        self.actor_optim.to(device)
+        self.critic_optim.to(device)
+        return self
+
+    @torch.no_grad()
+    def act(self, td: TensorDict, memory: Memory, mode: Mode, *, step: int) -> tuple[Tensor, Memory]:
+        """See `agents.api.Agent.act`; mode `evaluate` takes the policy's mode and draws nothing."""
+        before, memory = memory, self._filter.see(td, memory)
+        policy = self.actor(self._filter.latent(memory, device=self._device), self._std_at(step))
+        if mode == "evaluate":
+            noise_EA, action_EA = torch.zeros_like(memory["action"]), policy.mode
+        else:
+            self._explored = step
+            noise_EA = self._noise(td, before, step)
+            action_EA = policy.sample(noise_EA.to(self._device))
+        action_EA = action_EA.to(noise_EA.device)
+        return action_EA, memory.update({"action": action_EA, "noise": noise_EA})
+
+    def learn(self, replay: Replay, update: int) -> Metrics:
+        """One update of actor and critic in imagination.
+
+        An update that is not finite is skipped; `agent/skipped` says so.
+        Raises: FloatingPointError after 10 of them in a row.
+        """
+        begun = time.perf_counter()
+        try:
+            dreamt = self._dreamt(replay, update)
+            imagined = time.perf_counter()
+            scalars = self._fit(dreamt)
+        except FloatingPointError as fault:
+            self._failed += 1
+            if self._failed >= PATIENCE:
+                raise FloatingPointError(
+                    f"{PATIENCE} agent updates in a row were not finite, the last is number {update}: {fault}"
+                ) from fault
+            return {"agent/skipped": 1.0}
+        self._failed = 0
+        values = torch.stack([value.float() for value in scalars.values()]).tolist()  # sync
+        return {
+            **{f"agent/{name}": value for name, value in zip(scalars, values, strict=True)},
+            "agent/skipped": 0.0,
+            "imagined_frames": float(self._starts * self._horizon),
+            "time/imagine_s": imagined - begun,
+            "time/actor_critic_s": time.perf_counter() - imagined,
+        }
+
+    @torch.no_grad()
+    def _dreamt(self, replay: Replay, update: int) -> Dreamt:
+        """Imagines from inside real clips, and judges what was imagined."""
+        clip = replay.clips(self._starts, self._observed, stream="learn", draw=update, codes=True).to(self._device)
+        generator = self._seeds.torch("imagine/policy", update, device=self._device)
+        std = self._std_at(self._explored)
+
+        def policy(td: TensorDict, memory: Memory) -> tuple[Tensor, Memory]:
+            latent_BD = td["latent"]
+            noise_BA = torch.randn(len(latent_BD), self._action_dim, generator=generator, device=latent_BD.device)
+            return self.actor(latent_BD, std).sample(noise_BA), memory
+
+        state = self._dream.encode(clip)
+        path = self._dream.rollout(policy, state, None, self._horizon, stream="imagine", draw=update)
+        latent_BSD = torch.cat([path["latent"][:, :1], path["next", "latent"]], 1)
+        reward_BH, continue_BH = path["next", "reward"][..., 0], path["next", "continue"][..., 0]
+        # a start in which the real episode terminated counts for nothing
+        alive_B = clip["continue"][:, -1] if self._observed else torch.ones_like(reward_BH[:, 0])
+        weight_BH = torch.cat([alive_B[:, None], continue_BH[:, :-1]], 1).cumprod(1)
+
+        value_BS = self.critic.value(latent_BSD)
+        return_BH = lambda_returns(reward_BH, value_BS[:, 1:], self._gamma * continue_BH, self._lam)
+        check_finite("imagined returns", return_BH)
+        surplus_BH = return_BH - value_BS[:, :-1]
+        advantage_BH = self.normaliser(return_BH, surplus_BH)
+        slow_BH = self.slow_critic.value(latent_BSD[:, :-1]) if self.slow_critic else None
+        metrics = {
+            "reward_mean": reward_BH.mean(),
+            "continue_mean": continue_BH.mean(),
+            "value_mean": value_BS.mean(),
+            "return_mean": return_BH.mean(),
+            "advantage_std": surplus_BH.std(),
+            "advantage_scale": self.normaliser.scale(),
+        }
+        return Dreamt(latent_BSD[:, :-1], path["action"], return_BH, advantage_BH, slow_BH, weight_BH, metrics)
+
+    def _fit(self, dreamt: Dreamt) -> dict[str, Tensor]:
+        """`epochs` steps of actor and critic on one imagined batch; scalars of the first epoch."""
+        old_log_prob_BH: Tensor | None = None
+        scalars = dreamt.metrics
+        for epoch in range(self._epochs):
+            policy = self.actor(dreamt.latent, self._std_at(self._explored))
+            log_prob_BH = policy.log_prob(dreamt.action)
+            if old_log_prob_BH is None:
+                old_log_prob_BH = log_prob_BH.detach()
+            entropy_BH = policy.entropy()
+            gain_BH = self._surrogate(log_prob_BH - old_log_prob_BH, dreamt.advantage) + self._entropy * entropy_BH
+            actor_loss = -(dreamt.weight * gain_BH).mean()
+            critic_loss = self._critic_loss(dreamt)
+            actor_norm = self.actor_optim.step(actor_loss)
+            critic_norm = self.critic_optim.step(critic_loss)
+            if actor_norm is None or critic_norm is None:
+                losses = f"actor {actor_loss.item()}, critic {critic_loss.item()}"
+                raise FloatingPointError(f"losses and gradients must be finite (got {losses})")
+            if epoch == 0:
+                scalars = {**scalars, "critic_loss": critic_loss.detach(), "entropy": entropy_BH.detach().mean()}
+                scalars |= {"actor_grad_norm": torch.tensor(actor_norm), "critic_grad_norm": torch.tensor(critic_norm)}
+                if isinstance(policy, BoundedNormal):
+                    scalars["std"] = policy.std.detach().mean()
+        scalars["actor_loss"] = actor_loss.detach()  # the last epoch's: in the first one every ratio is still 1
+        self._follow_slowly()
+        return {name: value.to(dreamt.returns.device) for name, value in scalars.items()}
+
+    def _surrogate(self, log_ratio_BH: Tensor, advantage_BH: Tensor) -> Tensor:
+        """PPO's clipped objective; where the ratio is 1 (the first epoch) its gradient is REINFORCE's."""
+        ratio_BH = log_ratio_BH.exp()
+        clipped_BH = ratio_BH.clamp(1 - self._ratio_clip, 1 + self._ratio_clip)
+        return torch.minimum(ratio_BH * advantage_BH, clipped_BH * advantage_BH)
+
+    def _critic_loss(self, dreamt: Dreamt) -> Tensor:
+        logits = self.critic(dreamt.latent)
+        loss_BH = self.critic.twohot.loss(logits, dreamt.returns)
+        if dreamt.slow_value is not None:
+            loss_BH = loss_BH + self._slow_scale * self.critic.twohot.loss(logits, dreamt.slow_value)
+        return (dreamt.weight * loss_BH).mean()
+
+    @torch.no_grad()
+    def _follow_slowly(self) -> None:
+        if self.slow_critic is not None:
+            for slow, fast in zip(self.slow_critic.parameters(), self.critic.parameters(), strict=True):
+                slow.lerp_(fast, self._slow_rate)
+
+    def _std_at(self, step: int) -> float:
+        return self._schedule.at(step) if self._schedule else 1.0  # read only where it is scheduled
+
+    def _noise(self, td: TensorDict, before: Memory, step: int) -> Tensor:
+        """Standard normal [E, A], correlated with the last decision's except where an episode begins."""
+        fresh_EA = torch.randn(len(td), self._action_dim, generator=self._seeds.torch("explore", step))
+        fresh_EA = fresh_EA.to(td["pixels"].device)
+        if before is None:
+            return fresh_EA
+        kept = self._noise_memory
+        mixed_EA = kept * before["noise"] + (1 - kept**2) ** 0.5 * fresh_EA  # keeps the variance at 1
+        return torch.where(td["is_init"].reshape(-1, 1), fresh_EA, mixed_EA)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.actor.parameters()).device
+
+    def _parts(self) -> dict[str, Mapping[str, Tensor]]:
+        parts = {
+            "actor": self.actor.state_dict(),
+            "critic": self.critic.state_dict(),
+            "actor_optim": self.actor_optim.state_dict(),
+            "critic_optim": self.critic_optim.state_dict(),
+            "normaliser": self.normaliser.state_dict(),
+            "count": {"explored": torch.tensor(self._explored), "failed": torch.tensor(self._failed)},
+        }
+        return parts | ({"slow_critic": self.slow_critic.state_dict()} if self.slow_critic else {})
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Weights, moments, normaliser and counters, flat, by dotted name (not copies)."""
+        return {f"{part}.{name}": tensor for part, held in self._parts().items() for name, tensor in held.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Inverse of `state_dict`; copies.
+
+        Raises: ValueError if a name is missing, unknown or has another shape; nothing is changed then.
+        """
+        own = self.state_dict()
+        if wrong := own.keys() ^ state.keys():
+            raise ValueError(f"the agent's state must hold its own names (differs in {sorted(wrong)[:5]})")
+        for name, tensor in own.items():
+            if tensor.shape != state[name].shape:
+                shapes = f"{tuple(tensor.shape)} (got {tuple(state[name].shape)})"
+                raise ValueError(f"agent state {name} must be {shapes}; was it saved under other sizes?")
+        given = {part: {n: state[f"{part}.{n}"] for n in held} for part, held in self._parts().items()}
+        for part in given.keys() - {"count"}:
+            getattr(self, part).load_state_dict(given[part])
+        self._explored, self._failed = (int(given["count"][name]) for name in ("explored", "failed"))

@@ -1,0 +1,97 @@
+"""What a latent agent carries between real steps: the frames and actions from which the dream state is encoded anew.
+
+Knows a dream's `encode` and its spec; nothing of policies.
+"""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from agents.api import Dream, Memory
+
+
+class LatentFilter:
+    """Turns real frames into the latent that imagination starts from: a clip of the same form, encoded at each step.
+
+    Stateless on purpose: nothing depends on a cache, so a resumed run sees bit-identical features, and a policy meets
+    in the world what it met at the start of its dreams.
+
+    The memory is a TensorDict [E] of plain tensors (t context frames, w = `spec.observed`): `context` u8 [t,3,H,W];
+    `frames` u8 [w,3,H,W], the last real frames; `actions` f32 [w,A], what led into each of them; `filled` i64 [1], how
+    many of the w are there (they sit at the end; the rest repeats the first frame); `action` f32 [A], which leads into
+    the next frame: the agent sets it, and may keep things of its own beside it.
+
+    Where `is_init`, a row starts anew: context and window are the first frame, repeated. Later, the context stays
+    (anchor `episode`) or takes the frames that leave the window (anchor `segment`).
+    """
+
+    def __init__(self, dream: Dream) -> None:
+        spec = dream.spec
+        if spec.anchor == "episode" and spec.observed < 1:
+            raise ValueError("observed must be >= 1 where the context is the episode's first frames (got 0)")
+        self._dream, self._spec = dream, spec
+
+    def see(self, td: TensorDict, memory: Memory) -> TensorDict:
+        """The memory after the real step `td` [E] (`pixels`, `is_init`); `memory` None: every row starts anew."""
+        frame_ECHW = td["pixels"]
+        shape = (3, self._spec.image, self._spec.image)
+        if frame_ECHW.dtype != torch.uint8 or frame_ECHW.ndim != 4 or frame_ECHW.shape[1:] != shape:
+            got = f"{frame_ECHW.dtype} {tuple(frame_ECHW.shape)}"
+            raise ValueError(f"pixels must be uint8 [E, 3, {shape[1]}, {shape[2]}] (got {got})")
+        fresh = self._fresh(frame_ECHW)
+        if memory is None:
+            return fresh
+        if memory.batch_size != fresh.batch_size:
+            rows = f"{memory.batch_size[0]} of memory, {fresh.batch_size[0]} of pixels"
+            raise ValueError(f"memory and pixels must have the same rows (got {rows})")
+        continued = self._continued(frame_ECHW, memory)
+        init_E = td["is_init"].reshape(-1)
+        for key, begun in fresh.items():
+            continued[key] = torch.where(init_E.reshape(-1, *[1] * (begun.ndim - 1)), begun, continued[key])
+        return continued
+
+    def latent(self, memory: TensorDict, *, device: torch.device) -> Tensor:
+        """The latent [E, D] after the newest frame of `memory`, encoded on `device`.
+
+        Rows whose windows are filled alike are encoded together, so a short window is never padded with frames that
+        were not there. All rows of Meta-World fill alike; after a partial reset it is one call for each length.
+        """
+        filled_E = memory["filled"][:, 0]
+        rows_of = [torch.nonzero(filled_E == length)[:, 0] for length in filled_E.unique()]  # sync
+        latents = [self._dream.encode(self._clip(memory[rows]).to(device))["latent"] for rows in rows_of]
+        back_E = torch.cat(rows_of).argsort()
+        return torch.cat(latents)[back_E.to(device)]
+
+    def _fresh(self, frame_ECHW: Tensor) -> TensorDict:
+        spec, rows = self._spec, frame_ECHW.shape[0]
+        repeated = [frame_ECHW[:, None].expand(-1, n, -1, -1, -1).contiguous() for n in (spec.context, spec.observed)]
+        memory = {
+            "context": repeated[0],
+            "frames": repeated[1],
+            "actions": torch.zeros(rows, spec.observed, spec.action_dim, device=frame_ECHW.device),
+            "filled": torch.full((rows, 1), min(1, spec.observed), device=frame_ECHW.device),
+            "action": torch.zeros(rows, spec.action_dim, device=frame_ECHW.device),
+        }
+        return TensorDict(memory, batch_size=[rows])
+
+    def _continued(self, frame_ECHW: Tensor, memory: TensorDict) -> TensorDict:
+        after, t = memory.copy(), self._spec.context
+        history = torch.cat([memory["context"], memory["frames"], frame_ECHW[:, None]], 1)[:, 1:]
+        after["frames"] = history[:, t:].contiguous()
+        if self._spec.anchor == "segment":
+            after["context"] = history[:, :t].contiguous()
+        after["actions"] = torch.cat([memory["actions"], memory["action"][:, None]], 1)[:, 1:].contiguous()
+        after["filled"] = (memory["filled"] + 1).clamp(max=self._spec.observed)
+        return after
+
+    def _clip(self, memory: TensorDict) -> TensorDict:
+        """The clip of rows that are filled alike."""
+        begin = self._spec.observed - int(memory["filled"][0])
+        clip = {
+            "context": memory["context"],
+            "pixels": memory["frames"][:, begin:],
+            "action": memory["actions"][:, begin:],
+        }
+        return TensorDict(clip, batch_size=memory.batch_size)

@@ -1,0 +1,179 @@
+"""An exact little world for the agent's tests: a point on a square that is to be driven to a goal.
+
+Position and goal are drawn as the brightness of four pixels' quarters, so the same state is frame, code and latent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tensordict import TensorDict
+from torch import Tensor
+
+from agents.distributions import LearnedStdConfig, ScheduledStdConfig
+from agents.dreamer import Dreamer, DreamerConfig
+from agents.returns import AdvantageSpreadConfig, ReturnRangeConfig
+from worldmodel.optim import OptimConfig
+from worldmodel.seeds import Seeds
+from worldmodel.spec import Anchor, EnvSpec, ModelSpec
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "agent"
+CLASSES = {
+    f"{kind.__module__}.{kind.__name__}": kind
+    for kind in (
+        DreamerConfig,
+        LearnedStdConfig,
+        ScheduledStdConfig,
+        ReturnRangeConfig,
+        AdvantageSpreadConfig,
+        OptimConfig,
+    )
+}
+IMAGE = 4
+SPEED = 0.3  # of the square's half side, per decision
+
+
+def preset(name: str, **changes: Any) -> DreamerConfig:
+    """configs/agent/<name>.yaml with changes."""
+
+    def made(node: Any) -> Any:
+        if not isinstance(node, dict):
+            return node
+        kind = CLASSES[node.pop("_target_")]
+        return kind(**{key: made(value) for key, value in node.items()})
+
+    return replace(made(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())), **changes)
+
+
+def spec(*, anchor: Anchor = "episode", context: int = 2, observed: int = 2, action_dim: int = 2) -> ModelSpec:
+    return ModelSpec(
+        image=IMAGE,
+        context=context,
+        action_dim=action_dim,
+        latent_dim=6,
+        max_frames=20,
+        anchor=anchor,
+        observed=observed,
+    )
+
+
+def env_spec(*, discrete: bool = False) -> EnvSpec:
+    actions = 4 if discrete else 2
+    return EnvSpec(image=IMAGE, action_dim=actions, discrete=discrete, action_repeat=1, decisions=10, terminates=False)
+
+
+def draw(state_B4: Tensor) -> Tensor:
+    """State (x, y, goal x, goal y) in [-1, 1] -> u8 [B, 3, 4, 4]: one row of pixels for each number."""
+    bytes_B4 = ((state_B4 + 1) * 127.5).round().to(torch.uint8)
+    return bytes_B4[:, None, :, None].expand(-1, 3, -1, IMAGE).contiguous()
+
+
+def read(frame: Tensor) -> Tensor:
+    """Inverse of `draw`; u8 [..., 3, 4, 4] -> f32 [..., 4]."""
+    return frame[..., 0, :, 0].float() / 127.5 - 1
+
+
+def latent(state_B4: Tensor) -> Tensor:
+    return torch.cat([state_B4, state_B4[:, 2:] - state_B4[:, :2]], -1)
+
+
+def moved(state_B4: Tensor, action_BA: Tensor) -> Tensor:
+    if action_BA.shape[1] == 4:  # one-hot: left, right, down, up
+        action_BA = torch.stack([action_BA[:, 1] - action_BA[:, 0], action_BA[:, 3] - action_BA[:, 2]], -1)
+    return torch.cat([(state_B4[:, :2] + SPEED * action_BA).clamp(-1, 1), state_B4[:, 2:]], -1)
+
+
+def reward(state_B4: Tensor) -> Tensor:
+    return -(state_B4[:, :2] - state_B4[:, 2:]).norm(dim=-1, keepdim=True)
+
+
+def states(n: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(n, 4, generator=generator) * 2 - 1
+
+
+@dataclass
+class PointDream:
+    """The true dynamics as a Dream; `clips` and `paths` remember what it was asked."""
+
+    spec: ModelSpec
+    weight: Tensor = field(default_factory=lambda: torch.ones((), requires_grad=True))
+    """Stands for the weights of a model: no gradient may ever reach it."""
+    clips: list[TensorDict] = field(default_factory=list)
+    end: int = 99
+    """Imagined step at which `continue` becomes 0."""
+    poison: float = 0.0
+    """Added to every imagined reward."""
+
+    def encode(self, clip: TensorDict) -> TensorDict:
+        self.clips.append(clip)
+        frames = (
+            clip["codes"][:, -1] if "codes" in clip.keys() else torch.cat([clip["context"], clip["pixels"]], 1)[:, -1]
+        )
+        state = frames if "codes" in clip.keys() else read(frames)
+        return TensorDict({"latent": latent(state) * self.weight, "state": state}, batch_size=[len(state)])
+
+    def rollout(self, policy, start, memory, horizon, *, stream, draw, keys=("latent",)) -> TensorDict:
+        state, seen, steps = start["state"], start["latent"], []
+        for step in range(horizon):
+            action, memory = policy(TensorDict({"latent": seen}, batch_size=[len(seen)]), memory)
+            state = moved(state, action)
+            arrived = {
+                "latent": latent(state) * self.weight,
+                "reward": reward(state) * self.weight + self.poison,
+                "continue": torch.full((len(state), 1), 0.0 if step >= self.end else 1.0),
+            }
+            steps.append(TensorDict({"latent": seen, "action": action, "next": arrived}, batch_size=[len(state)]))
+            seen = arrived["latent"]
+        return torch.stack(steps, 1)
+
+
+@dataclass
+class PointReplay:
+    """Random states as clips; `codes` holds the state itself."""
+
+    observed: int
+    action_dim: int = 2
+    alive: float = 1.0
+
+    def clips(self, n: int, length: int, *, stream: str, draw: int, codes: bool = False) -> TensorDict:
+        assert codes
+        assert length == self.observed
+        state = states(n, Seeds(11).torch(stream, draw))
+        clip = {
+            "context_codes": torch.zeros(n, 3, dtype=torch.int64),
+            "codes": state[:, None].expand(-1, max(1, length), -1),
+            "action": torch.zeros(n, length, self.action_dim),
+            "reward": torch.zeros(n, length),
+            "continue": torch.full((n, length), self.alive),
+        }
+        return TensorDict(clip, batch_size=[n])
+
+    def __len__(self) -> int:
+        return 1000
+
+
+def agent(config: DreamerConfig, *, discrete: bool = False, seed: int = 5, **spec_changes: Any) -> Dreamer:
+    env = env_spec(discrete=discrete)
+    model = spec(action_dim=env.action_dim, **spec_changes)
+    return config.build(spec=model, env_spec=env, dream=PointDream(model), seeds=Seeds(seed))
+
+
+def played(driver: Dreamer | None, *, discrete: bool = False, rows: int = 200, decisions: int = 10) -> float:
+    """Mean reward per decision of a greedy agent (None: uniformly random actions) from fixed random starts."""
+    generator = torch.Generator().manual_seed(17)
+    state, memory, total = states(rows, generator), None, 0.0
+    for step in range(decisions):
+        if driver is not None:
+            td = TensorDict({"pixels": draw(state), "is_init": torch.full((rows, 1), step == 0)}, batch_size=[rows])
+            action, memory = driver.act(td, memory, "evaluate", step=step)
+        elif discrete:
+            action = torch.eye(4)[torch.randint(4, (rows,), generator=generator)]
+        else:
+            action = torch.rand(rows, 2, generator=generator) * 2 - 1
+        state = moved(state, action)
+        total += float(reward(state).mean())
+    return total / decisions
