@@ -1,0 +1,1 @@
+"""Published checkpoints on disk -> our networks."""

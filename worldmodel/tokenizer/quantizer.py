@@ -1,0 +1,116 @@
+"""Two ways to turn latent vectors into codes: nearest code of a book, and rounding of each dimension.
+
+They know vectors only. Both have the same three methods, so the tokenizer does not ask which one it holds.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldmodel.tokenizer.blocks import full_precision
+
+ROWS_AT_ONCE = 8192
+"""Rows whose distances to all codes are held at one time (8192 x 8192 float32 are 256 MiB)."""
+EMA_STEP = 0.1
+"""Weight of the newest batch in the statistics that are used outside training."""
+
+
+class Quantized(NamedTuple):
+    """Vectors [..., D] with straight-through gradient, codes int64 [...], commitment loss (scalar)."""
+
+    vectors: Tensor
+    codes: Tensor
+    commit: Tensor
+
+
+class VectorQuantizer(nn.Module):
+    """Nearest code of a learned book by Euclidean distance (spec 3.4).
+
+    The loss is mean((sg(e) - z)^2) + mean((e - sg(z))^2): no moving average, no revival of dead codes.
+    """
+
+    def __init__(self, codes: int, dim: int):
+        super().__init__()
+        self.embedding = nn.Embedding(codes, dim)
+        nn.init.uniform_(self.embedding.weight, -1 / codes, 1 / codes)
+
+    @torch.no_grad()
+    def codes(self, latents: Tensor) -> Tensor:
+        """[..., D] -> int64 [...]; of two codes equally near, the first."""
+        with full_precision(latents):
+            rows = latents.reshape(-1, latents.shape[-1]).to(self.embedding.weight.dtype)
+            nearest = [torch.cdist(part, self.embedding.weight).argmin(1) for part in rows.split(ROWS_AT_ONCE)]
+        return torch.cat(nearest).view(latents.shape[:-1])
+
+    def vectors(self, codes: Tensor) -> Tensor:
+        """int64 [...] -> [..., D]."""
+        return self.embedding(codes)
+
+    def forward(self, latents: Tensor, *, quantize: bool, generator: torch.Generator | None) -> Quantized:
+        """Quantize [..., D]; with `quantize=False` the latents pass, while the loss still pulls the book to them."""
+        codes = self.codes(latents)
+        vectors = self.vectors(codes)
+        commit = F.mse_loss(latents, vectors.detach()) + F.mse_loss(vectors, latents.detach())
+        passed = latents + (vectors - latents).detach() if quantize else latents
+        return Quantized(passed, codes, commit)
+
+
+class FiniteScalarQuantizer(nn.Module):
+    """Each dimension is normalised over the batch, squashed by tanh and rounded to one of its levels; nothing to learn.
+
+    Without the batch's own statistics all frames of a static scene round to one code, and no gradient leads out of
+    there. In training they are those of the batch; `codes`, and `forward` in eval mode, use their moving averages.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    levels: Tensor
+    places: Tensor
+
+    def __init__(self, levels: tuple[int, ...]):
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(len(levels)))
+        self.register_buffer("running_var", torch.ones(len(levels)))
+        self.register_buffer("levels", torch.tensor(levels), persistent=False)
+        self.register_buffer("places", torch.tensor([prod(levels[:i]) for i in range(len(levels))]), persistent=False)
+
+    def _scaled(self, latents: Tensor, *, batch: bool) -> Tensor:
+        """[..., D] -> positions among the levels, in [0, level - 1]."""
+        with full_precision(latents):
+            rows = latents.reshape(-1, latents.shape[-1]).to(self.running_mean.dtype)
+            normed = F.batch_norm(rows, self.running_mean, self.running_var, training=batch, momentum=EMA_STEP)
+            return ((normed.tanh() + 1) * 0.5 * (self.levels - 1)).view(latents.shape)
+
+    def _codes(self, scaled: Tensor) -> Tensor:
+        return (scaled.round().long() * self.places).sum(-1)
+
+    @torch.no_grad()
+    def codes(self, latents: Tensor) -> Tensor:
+        """[..., D] -> int64 [...]."""
+        return self._codes(self._scaled(latents, batch=False))
+
+    def vectors(self, codes: Tensor) -> Tensor:
+        """int64 [...] -> [..., D] in [-1, 1]."""
+        digits = codes.unsqueeze(-1) // self.places % self.levels
+        return digits.to(self.running_mean.dtype) * 2 / (self.levels - 1) - 1
+
+    def forward(self, latents: Tensor, *, quantize: bool, generator: torch.Generator | None) -> Quantized:
+        """Quantize [..., D]; with `quantize=False` uniform noise of half a level takes the place of rounding.
+
+        Raises: ValueError if noise is asked for without a generator.
+        """
+        scaled = self._scaled(latents, batch=self.training)
+        codes = self._codes(scaled.detach())
+        if quantize:
+            passed = scaled + (scaled.round() - scaled).detach()
+        elif generator is None:
+            raise ValueError("quantize=False adds noise: give the generator that draws it")
+        else:
+            noise = torch.rand(scaled.shape, generator=generator, device=scaled.device, dtype=scaled.dtype)
+            passed = scaled + noise - 0.5
+        return Quantized(passed * 2 / (self.levels - 1) - 1, codes, scaled.new_zeros(()))
