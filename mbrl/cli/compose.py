@@ -65,6 +65,22 @@ def compose(root: str, overrides: Sequence[str], config_dir: Path | None = None)
         config_dir: the user's own folder of groups, searched after the packaged one.
     Raises: BadInput with one line.
     """
+    cfg, values, _ = merged(root, overrides, config_dir)
+    known = set(leaves(OmegaConf.to_container(cfg, resolve=False)))
+    for assignment in values:
+        assign(cfg, assignment, known)
+    return resolved(cfg)
+
+
+def chosen(root: str, overrides: Sequence[str], config_dir: Path | None = None) -> dict[str, str]:
+    """Which variant of each group `compose` takes, e.g. `{"agent": "dreamer_cpu", ...}`; null choices are left out."""
+    return merged(root, overrides, config_dir)[2]
+
+
+def merged(
+    root: str, overrides: Sequence[str], config_dir: Path | None
+) -> tuple[DictConfig, list[Assignment], dict[str, str]]:
+    """The files with the chosen variants, the values that are still to be laid on, and what was chosen."""
     words, named = take_config_dir(overrides)
     folders = [packaged_configs()]
     own = named or config_dir
@@ -77,12 +93,8 @@ def compose(root: str, overrides: Sequence[str], config_dir: Path | None = None)
     places = default_places(folders[0] / f"{root}.yaml")
     assignments = [parse(word, places) for word in words]
     variants = [a for a in assignments if a.place or is_group(a.key, folders)]
-    cfg = compose_variants(root, variants, folders, places)
-    known = set(leaves(OmegaConf.to_container(cfg, resolve=False)))
-    for assignment in assignments:
-        if assignment not in variants:
-            assign(cfg, assignment, known)
-    return resolved(cfg)
+    cfg, picked = compose_variants(root, variants, folders, places)
+    return cfg, [a for a in assignments if a not in variants], picked
 
 
 def take_config_dir(words: Sequence[str]) -> tuple[list[str], Path | None]:
@@ -121,6 +133,8 @@ def parse(word: str, places: Mapping[str, str]) -> Assignment:
             f"cannot read {key}={value}; put quotes around special characters: '{key}=\"{value}\"'"
         ) from error
     key = override.key_or_group
+    if not key:
+        raise BadInput(f"{word} has no key before the =; write key=value, for example seed=2")
     if override.is_delete():
         raise BadInput(f"{word} would remove {key}; every key is needed, set it to another value instead: {key}=...")
     if override.is_sweep_override():
@@ -155,25 +169,31 @@ def choices(group: str, folders: Sequence[Path]) -> list[str]:
 
 def compose_variants(
     root: str, variants: Sequence[Assignment], folders: Sequence[Path], places: Mapping[str, str]
-) -> DictConfig:
+) -> tuple[DictConfig, dict[str, str]]:
     """Lets Hydra merge the root file and the chosen variants; struct mode, `hydra` itself left out."""
     words = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders[1:])}]"] if folders[1:] else []
     for variant in variants:
         known = choices(variant.key, folders)
         name = variant.value
-        if name is not None and str(name) not in known:
+        if str(name) not in known and not (name is None and variant.key == "experiment"):
             hint = did_you_mean(str(name), known)
             raise BadInput(f"{variant.text}: {variant.key} must be one of {', '.join(known)} (got {shown(name)}){hint}")
         where = variant.place or variant.key
-        full = variant.key if where == variant.key else f"{variant.key}@{where}"
-        words.append(f"{'' if where in places else '+'}{full}={shown(name)}")
+        name_in_full = variant.key if where == variant.key else f"{variant.key}@{where}"
+        words.append(f"{'' if where in places else '+'}{name_in_full}={shown(name)}")
     try:
         with initialize_config_dir(config_dir=str(folders[0]), version_base="1.3"):
-            cfg = hydra_compose(config_name=root, overrides=words)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+            full_cfg = hydra_compose(config_name=root, overrides=words, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:  # a file of the user's own that does not fit
         raise BadInput(composition_error(error, variants)) from error
+    picked = {
+        str(name): str(choice)
+        for name, choice in full_cfg.hydra.runtime.choices.items()
+        if choice and "hydra" not in str(name)
+    }
+    cfg = OmegaConf.masked_copy(full_cfg, [key for key in full_cfg if key != "hydra"])
     OmegaConf.set_struct(cfg, True)
-    return cfg
+    return cfg, picked
 
 
 def default_places(path: Path) -> dict[str, str]:
@@ -238,7 +258,11 @@ def of_kind(key: str, value: Any, default: Any) -> Any:
 
     Raises: BadInput naming the key, the value and an example.
     """
-    if default is None or (isinstance(value, str) and "${" in value):
+    if isinstance(value, str) and "${" in value and not isinstance(default, str | None):
+        raise BadInput(
+            f"{key} must be {WORDS[type(default)]} (got the reference {value}); write the value itself: {key}=..."
+        )
+    if default is None:
         return value
     kind = next(kind for kind in (bool, int, float, str, list, dict) if isinstance(default, kind))
     number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -256,13 +280,11 @@ def of_kind(key: str, value: Any, default: Any) -> Any:
 
 def shown(value: Any) -> str:
     """A value as one would type it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):
         return f"[{','.join(map(shown, value))}]"
-    return (
-        {None: "null", True: "true", False: "false"}.get(value, str(value))
-        if not isinstance(value, float)
-        else repr(value)
-    )
+    return str(value) if value != "" else "nothing"
 
 
 def resolved(cfg: DictConfig) -> DictConfig:
