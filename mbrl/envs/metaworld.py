@@ -16,10 +16,20 @@ from mbrl.envs.protocol import ProtocolConfig
 from mbrl.envs.simulator import SimStep, UnknownTask
 
 # As data, so that a config is checked without importing the simulator; a test compares it with Meta-World's own list.
-TASKS = tuple(
-    f"{name}-v3"
-    for name in ["assembly", "basketball", "bin-picking", "box-close", "button-press", "button-press-topdown", "button-press-topdown-wall", "button-press-wall", "coffee-button", "coffee-pull", "coffee-push", "dial-turn", "disassemble", "door-close", "door-lock", "door-open", "door-unlock", "drawer-close", "drawer-open", "faucet-close", "faucet-open", "hammer", "hand-insert", "handle-press", "handle-press-side", "handle-pull", "handle-pull-side", "lever-pull", "peg-insert-side", "peg-unplug-side", "pick-out-of-hole", "pick-place", "pick-place-wall", "plate-slide", "plate-slide-back", "plate-slide-back-side", "plate-slide-side", "push", "push-back", "push-wall", "reach", "reach-wall", "shelf-place", "soccer", "stick-pull", "stick-push", "sweep", "sweep-into", "window-close", "window-open"]
+# fmt: off
+TASKS = (
+    "assembly-v3", "basketball-v3", "bin-picking-v3", "box-close-v3", "button-press-v3",
+    "button-press-topdown-v3", "button-press-topdown-wall-v3", "button-press-wall-v3", "coffee-button-v3",
+    "coffee-pull-v3", "coffee-push-v3", "dial-turn-v3", "disassemble-v3", "door-close-v3", "door-lock-v3",
+    "door-open-v3", "door-unlock-v3", "drawer-close-v3", "drawer-open-v3", "faucet-close-v3", "faucet-open-v3",
+    "hammer-v3", "hand-insert-v3", "handle-press-v3", "handle-press-side-v3", "handle-pull-v3",
+    "handle-pull-side-v3", "lever-pull-v3", "peg-insert-side-v3", "peg-unplug-side-v3", "pick-out-of-hole-v3",
+    "pick-place-v3", "pick-place-wall-v3", "plate-slide-v3", "plate-slide-back-v3", "plate-slide-back-side-v3",
+    "plate-slide-side-v3", "push-v3", "push-back-v3", "push-wall-v3", "reach-v3", "reach-wall-v3",
+    "shelf-place-v3", "soccer-v3", "stick-pull-v3", "stick-push-v3", "sweep-v3", "sweep-into-v3",
+    "window-close-v3", "window-open-v3",
 )
+# fmt: on
 
 _HORIZON = 500  # Meta-World refuses to step beyond
 
@@ -65,10 +75,11 @@ class MetaWorldTask:
                 model = copy.copy(compiled[0])
                 return model, mujoco.MjData(model)
 
+        policy: Any = ENV_POLICY_MAP[self.name]
         worlds = [Copied() for _ in range(rows)]
         painter = Painter(compiled[0], protocol)
         settle = int(protocol.zero_action_first)
-        return [MetaWorld(world, painter, ENV_POLICY_MAP[self.name](), settle=settle) for world in worlds]
+        return [MetaWorld(world, painter, policy(), settle=settle) for world in worlds]
 
 
 class MetaWorld:

@@ -28,7 +28,7 @@ NO_GL = (
 )
 
 
-class NoRendering(RuntimeError):
+class NoRendering(RuntimeError):  # noqa: N818  (the name says it)
     """This machine cannot draw frames; the message says what to install."""
 
 

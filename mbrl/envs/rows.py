@@ -27,8 +27,8 @@ class RowsEnv(EnvBase):
     """Real environments for the loop: all rows step together, rows may be reset one by one.
 
     * Row i's episode k begins from `seeds.integer(stream, i, k)`, however many rows there are.
-    * The time limit gives `truncated`, never `terminated`. So does a breakdown of the physics: the broken simulator step
-      gives no reward and no success, the frame before the decision is repeated, and `breakdowns` counts it.
+    * The time limit gives `truncated`, never `terminated`. So does a breakdown of the physics: the broken simulator
+      step gives no reward and no success, the frame before the decision is repeated, and `breakdowns` counts it.
     * Actions that are not finite or not [E, A] never reach a simulator (EnvDataError); others are clipped to [-1, 1].
     * Rewards and frames that are not finite or mis-shaped never leave (EnvDataError).
     """

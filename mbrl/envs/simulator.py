@@ -20,7 +20,7 @@ class EnvDataError(ValueError):
     """A world was given, or gave, a value that must not reach a simulator or a replay."""
 
 
-class UnknownTask(ValueError):
+class UnknownTask(ValueError):  # noqa: N818  (the name says it)
     """No such task; the message names the nearest ones."""
 
     def __init__(self, suite: str, name: str, known: Iterable[str]) -> None:
@@ -31,7 +31,7 @@ class UnknownTask(ValueError):
 
 @dataclass(frozen=True)
 class SimStep:
-    """What one simulator step gave. `unstable`: the physics broke down in this step, nothing else in it is to be used."""
+    """What one simulator step gave; where `unstable`, the physics broke down in it and nothing else is to be used."""
 
     reward: float
     terminated: bool
