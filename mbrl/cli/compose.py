@@ -191,7 +191,7 @@ def compose_variants(
         for name, choice in full_cfg.hydra.runtime.choices.items()
         if choice and "hydra" not in str(name)
     }
-    cfg = OmegaConf.masked_copy(full_cfg, [key for key in full_cfg if key != "hydra"])
+    cfg = OmegaConf.masked_copy(full_cfg, [str(key) for key in full_cfg if key != "hydra"])
     OmegaConf.set_struct(cfg, True)
     return cfg, picked
 
