@@ -48,7 +48,7 @@ class ToyTask:
 class Toy:
     """A dot in the unit square. An episode draws a start and a goal.
 
-    Reward: closeness `1 - tanh(3 d)` in (0, 1], d the distance to the goal after the step; in `reach-terminal`
+    Reward: closeness `1 - tanh(2 d)` in (0, 1], d the distance to the goal after the step; in `reach-terminal`
     closeness - 1, so that ending early, which success does there, is worth it. Success: d < 0.12.
     """
 
@@ -77,7 +77,7 @@ class Toy:
         self._dot = np.clip(self._dot + _STRIDE * move.astype(np.float64), 0, 1)
         distance = self._distance()
         success = distance < _NEAR
-        reward = 1 - np.tanh(3 * distance) - self.terminates
+        reward = 1 - np.tanh(2 * distance) - self.terminates
         return SimStep(float(reward), terminated=success and self.terminates, success=success)
 
     def draw(self) -> NDArray[np.uint8]:

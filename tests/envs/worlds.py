@@ -1,0 +1,89 @@
+"""Worlds for the tests: a scripted one that records what reaches it, and the protocols from the YAML files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from mbrl.envs.make import make_envs
+from mbrl.envs.protocol import ProtocolConfig
+from mbrl.envs.rows import RowsEnv
+from mbrl.envs.simulator import SimStep
+from mbrl.run.configs import make
+from worldmodel.seeds import Seeds
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def config(group: str, variant: str, /, **changes: Any) -> Any:
+    """The dataclass that configs/<group>/<variant>.yaml describes."""
+    plain = yaml.safe_load((CONFIGS / group / f"{variant}.yaml").read_text())
+    return make(plain | changes, group, trusted=True)
+
+
+@dataclass
+class Recorder:
+    """A world of one counter: each step gives what `script` says for its number, and records the action."""
+
+    script: dict[int, SimStep] = field(default_factory=dict)
+    image: int = 16
+    action_dim: int = 3
+    discrete: bool = False
+    terminates: bool = False
+    seeds: list[int] = field(default_factory=list)
+    actions: list[NDArray[np.float32]] = field(default_factory=list)
+    count: int = 0
+    frame: NDArray[Any] | None = None
+
+    def reset(self, seed: int) -> None:
+        self.seeds.append(seed)
+        self.count = 0
+
+    def step(self, action: NDArray[np.float32]) -> SimStep:
+        self.actions.append(action.copy())
+        self.count += 1
+        return self.script.get(self.count, SimStep(1.0, terminated=False, success=False))
+
+    def draw(self) -> NDArray[Any]:
+        if self.frame is not None:
+            return self.frame
+        return np.full((3, self.image, self.image), self.count, np.uint8)
+
+    def expert(self) -> NDArray[np.float32]:
+        return np.full(self.action_dim, 0.5, np.float32)
+
+    def close(self) -> None:
+        pass
+
+
+def recorded(worlds: list[Recorder], **changes: Any) -> RowsEnv:
+    """Rows over recorders under the toy protocol."""
+    protocol: ProtocolConfig = config("protocol", "toy", image=16, **changes)
+    return RowsEnv(worlds, protocol, task="recorder", seeds=Seeds(7), stream="env")
+
+
+def toy(name: str = "reach", *, rows: int = 3, run: int = 0, stream: str = "env", **changes: Any) -> RowsEnv:
+    """Rows of the toy world."""
+    return make_envs(
+        config("task", "toy", name=name),
+        config("protocol", "toy", **changes),
+        seeds=Seeds(run),
+        stream=stream,
+        rows=rows,
+    )
+
+
+def metaworld(name: str, *, rows: int = 1, protocol: str = "default", run: int = 0, **changes: Any) -> RowsEnv:
+    """Rows of a Meta-World task."""
+    return make_envs(
+        config("task", "metaworld", name=name),
+        config("protocol", protocol, **changes),
+        seeds=Seeds(run),
+        stream="env",
+        rows=rows,
+    )
