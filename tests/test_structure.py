@@ -1,0 +1,294 @@
+"""The shape of the code: imports run downhill, files stay small, nothing opens a pickle, configs fit their classes."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from mbrl.cli.compose import packaged_configs
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("worldmodel", "agents", "mbrl", "benchmarks")
+
+MOST_LINES_OF_A_FILE = 400
+MOST_LINES_OF_A_FUNCTION = 60
+LONG_FUNCTIONS: dict[str, int] = {}
+"""`path::function` -> lines. This list may only shrink: a function that got shorter must be entered anew or leave."""
+
+# From lowest to highest; a module may import what stands strictly lower, or its own folder.
+WORLDMODEL_RANKS = (
+    ("spec", "layout", "seeds"),
+    ("optim", "tokenizer"),
+    ("api", "losses", "transformer", "data"),
+    ("rollout", "toy", "dream", "evaluation"),
+    ("ivideogpt",),
+    ("weights",),
+    ("training",),
+    ("",),  # worldmodel/__init__.py
+)
+STRANGERS = {frozenset(("tokenizer", other)) for other in ("transformer", "rollout", "dream", "training")}
+AGENTS_GROUND = ("api", "nets", "distributions", "returns", "memory")
+AGENTS_MAY_SEE = ("worldmodel.spec", "worldmodel.seeds", "worldmodel.optim")
+MBRL_RANKS = {"envs": 1, "replay": 1, "io": 1, "run": 2, "cli": 3, "__main__": 4}  # other files of mbrl/: 0
+FOREIGN = {  # who may import a library that must not spread; benchmarks may import anything
+    "torchrl": ("worldmodel.spec", "worldmodel.dream.env", "agents.distributions", "agents.planner", "mbrl.envs"),
+    "hydra": ("mbrl.cli",),
+    "omegaconf": ("mbrl.cli",),
+    "metaworld": ("mbrl.envs.metaworld", "mbrl.cli.doctor"),
+    "mujoco": ("mbrl.envs", "mbrl.cli.glinfo"),
+    "wandb": ("mbrl.io",),
+}
+
+
+def sources() -> dict[str, str]:
+    """Module name -> source text, of every Python file of ours outside tests."""
+    found = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = list(path.relative_to(ROOT).with_suffix("").parts)
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text()
+    return found
+
+
+def imports(module: str, text: str, modules: set[str]) -> Iterator[str]:
+    """Every module that `module` imports anywhere, inside functions and `TYPE_CHECKING` too."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively; write the whole name"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in modules else str(node.module)
+
+
+def within(module: str, names: tuple[str, ...]) -> bool:
+    """Whether `module` is one of `names` or inside one."""
+    return any(module == name or module.startswith(name + ".") for name in names)
+
+
+def part(module: str) -> str:
+    """The folder or file below the package: `worldmodel.rollout.engine` -> `rollout`."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def rank(module: str) -> int:
+    """Where a worldmodel module stands; higher ones see lower ones."""
+    return next(i for i, row in enumerate(WORLDMODEL_RANKS) if part(module) in row)
+
+
+def forbidden(module: str, target: str) -> bool:
+    """Whether `module` must not import `target`; both are ours."""
+    home, away = module.split(".")[0], target.split(".")[0]
+    if home == "benchmarks" or (home == away and part(module) == part(target)):
+        return False
+    if (home, away) == ("worldmodel", "worldmodel"):
+        return rank(target) >= rank(module) or frozenset((part(module), part(target))) in STRANGERS
+    if (home, away) == ("agents", "agents"):
+        return part(target) not in AGENTS_GROUND
+    if (home, away) == ("agents", "worldmodel"):
+        return target not in AGENTS_MAY_SEE
+    if (home, away) == ("mbrl", "mbrl"):
+        return MBRL_RANKS.get(part(target), 0) >= MBRL_RANKS.get(part(module), 0)
+    if (home, away) == ("mbrl", "agents"):
+        return target != "agents.api"
+    return (home, away) != ("mbrl", "worldmodel")
+
+
+def uphill(code: dict[str, str], modules: set[str]) -> list[str]:
+    """Every import in `code` that the tables forbid, as `module -> target`; `modules` are the names of all of ours."""
+    wrong = []
+    for module, text in code.items():
+        for target in imports(module, text, modules):
+            top = target.split(".")[0]
+            ours = top in PACKAGES and forbidden(module, target)
+            foreign = top in FOREIGN and not within(module, (*FOREIGN[top], "benchmarks"))
+            if ours or foreign:
+                wrong.append(f"{module} -> {target}")
+    return wrong
+
+
+def test_imports_run_downhill() -> None:
+    code = sources()
+    assert len(code) > 40
+    assert uphill(code, set(code)) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("worldmodel.rollout.engine", "from agents.api import Agent"),
+        ("worldmodel.rollout.engine", "import mbrl.files"),
+        ("worldmodel.rollout.engine", "from worldmodel.ivideogpt import IVideoGPT"),
+        ("worldmodel.transformer.llama", "from worldmodel.tokenizer.compressive import TokenizerConfig"),
+        ("worldmodel.layout", "from worldmodel.losses import LossConfig"),
+        ("worldmodel.losses", "import torchrl.data"),
+        ("agents.dreamer", "from worldmodel.ivideogpt import ModelConfig"),
+        ("agents.dreamer", "from worldmodel import ivideogpt"),
+        ("agents.dreamer", "from agents.baselines import RandomConfig"),
+        ("agents.nets", "from agents.dreamer import DreamerConfig"),
+        ("agents.dreamer", "from mbrl.run.clock import Clock"),
+        ("mbrl.run.train", "from agents.dreamer import DreamerConfig"),
+        ("mbrl.run.train", "import hydra"),
+        ("mbrl.run.train", "from mbrl.cli.errors import BadInput"),
+        ("mbrl.replay.store", "from mbrl.io.checkpoint import Checkpoints"),
+        ("mbrl.envs.rows", "from mbrl.replay.store import EpisodeStore"),
+        ("mbrl.files", "from mbrl.run.clock import Clock"),
+        ("mbrl.cli.main", "import benchmarks.tasks"),
+    ],
+)
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_planted_import_that_runs_uphill_is_found_even_inside_a_function(module: str, line: str, depth: int) -> None:
+    planted = f"{line}\n" if depth == 0 else f"def planted():\n    {line}\n"
+    modules = {module, "worldmodel.ivideogpt"}
+    assert len(uphill({module: planted}, modules)) == 1
+    assert uphill({module: "import torch\n"}, modules) == []
+
+
+def python_files() -> list[Path]:
+    """Every Python file of ours, tests too."""
+    return [path for folder in (*PACKAGES, "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def test_no_file_is_longer_than_four_hundred_lines() -> None:
+    long = {
+        str(p.relative_to(ROOT)): n for p in python_files() if (n := p.read_text().count("\n")) > MOST_LINES_OF_A_FILE
+    }
+    assert long == {}
+
+
+def test_no_function_is_longer_than_sixty_lines_and_the_list_of_exceptions_only_shrinks() -> None:
+    long = {}
+    for path in python_files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if lines > MOST_LINES_OF_A_FUNCTION:
+                    long[f"{path.relative_to(ROOT)}::{node.name}"] = lines
+    assert long == LONG_FUNCTIONS
+
+
+HEAVY = ("tensordict", "torchrl", "hydra", "omegaconf", "metaworld", "mujoco", "gymnasium", "wandb", "agents", "mbrl")
+
+
+def test_the_rollout_engine_needs_torch_only() -> None:
+    code = f"import sys, worldmodel.rollout.engine; print([m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def dangers(text: str) -> list[str]:
+    """What executes foreign bytes: pickle in any form, `torch.load`, `eval`, `exec`, unsafe numpy or YAML loading."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found += [
+                alias.name
+                for alias in node.names
+                if alias.name in ("pickle", "dill", "cloudpickle", "marshal", "shelve")
+            ]
+        elif isinstance(node, ast.ImportFrom) and node.module in ("pickle", "dill", "cloudpickle", "marshal", "shelve"):
+            found.append(node.module)
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if called in ("eval", "exec", "torch.load", "yaml.load", "yaml.unsafe_load", "torch.jit.load"):
+                found.append(called)
+            found += [
+                f"{called}(allow_pickle)"
+                for word in node.keywords
+                if word.arg == "allow_pickle" and not_false(word.value)
+            ]
+    return found
+
+
+def not_false(node: ast.expr) -> bool:
+    """Whether an argument may be anything but False."""
+    return not (isinstance(node, ast.Constant) and node.value is False)
+
+
+def test_opening_a_file_executes_nothing() -> None:
+    assert {module: found for module, text in sources().items() if (found := dangers(text))} == {}
+
+
+@pytest.mark.parametrize(
+    "line", ["import pickle", "from pickle import loads", "torch.load(f)", "eval('1')", "np.load(f, allow_pickle=True)"]
+)
+def test_a_planted_danger_is_found(line: str) -> None:
+    assert dangers(f"def f():\n    {line}\n")
+    assert not dangers("model.eval()\nnp.load(f, allow_pickle=False)\n")
+
+
+def tracked_texts() -> dict[str, str]:
+    """Every text file that git tracks, or, outside a checkout, every file that is no product of a tool."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    names = listed.stdout.splitlines() if listed.returncode == 0 else [str(p.relative_to(ROOT)) for p in python_files()]
+    texts = {}
+    for name in names:
+        path = ROOT / name
+        content = path.read_bytes() if path.is_file() else b""
+        if b"\0" not in content[:8192]:
+            texts[name] = content.decode("utf-8", errors="replace")
+    return texts
+
+
+def test_no_text_names_a_place_on_somebody_s_machine() -> None:
+    places = re.compile(r"(?<![\w.~-])/(?:" + "|".join(("work", "root", "tmp/v", "Users", "home/[a-z]")) + r")/")
+    texts = tracked_texts()
+    assert len(texts) > 40
+    assert {name: found.group() for name, text in texts.items() if (found := places.search(text))} == {}
+
+
+CONFIGS = packaged_configs()
+
+
+def targets(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every node with a `_target_`, and its key."""
+    if isinstance(node, list):
+        for place, item in enumerate(node):
+            yield from targets(item, f"{key}[{place}]")
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield key, node
+        for name, item in node.items():
+            yield from targets(item, f"{key}.{name}")
+
+
+def variants() -> list[Path]:
+    """Every variant file (a root file is a list of them)."""
+    return sorted(CONFIGS.glob("*/**/*.yaml"))
+
+
+@pytest.mark.parametrize("path", variants(), ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_a_variant_file_has_exactly_the_fields_of_its_classes(path: Path) -> None:
+    plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    assert isinstance(plain, dict)
+    nodes = list(targets(plain, path.stem))
+    assert nodes or path.parent.name == "experiment", "a variant file names the class it is for"
+    for key, node in nodes:
+        module, _, name = node["_target_"].rpartition(".")
+        fields = {field.name for field in dataclasses.fields(getattr(importlib.import_module(module), name))}
+        assert set(node) - {"_target_"} == fields, key
+
+
+def test_config_classes_have_no_defaults_in_python() -> None:
+    named = {
+        node["_target_"] for path in variants() for _, node in targets(OmegaConf.to_container(OmegaConf.load(path)), "")
+    }
+    assert named
+    for target in sorted(named):
+        module, _, name = target.rpartition(".")
+        for field in dataclasses.fields(getattr(importlib.import_module(module), name)):
+            nothing = dataclasses.MISSING
+            assert (field.default, field.default_factory) == (nothing, nothing), f"{target}.{field.name}"
