@@ -1,0 +1,58 @@
+"""One process per run folder."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import socket
+from pathlib import Path
+from types import TracebackType
+
+log = logging.getLogger(__name__)
+
+
+class RunInUse(ValueError):
+    """Another process writes to the same run folder (exit code 2)."""
+
+
+class RunLock:
+    """Holds `run.lock` in `folder` from construction until `close` or the end of the process, however it ends.
+
+    Also a context manager. On a file system without locks it warns and goes on.
+
+    Raises: RunInUse with process id and host of the holder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "run.lock"
+        self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._handle, 256, 0).decode(errors="replace").strip() or "another process"
+            self.close()
+            raise RunInUse(f"{folder} is in use by {holder}: wait for it, or choose another run_dir") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                self.close()
+                raise
+            log.warning("%s cannot be locked (%s): do not start a second process on it", folder, error.strerror)
+        os.ftruncate(self._handle, 0)
+        os.pwrite(self._handle, f"pid {os.getpid()} on host {socket.gethostname()}\n".encode(), 0)
+
+    def close(self) -> None:
+        """Lets go. The file stays: deleting it could take the lock from under a process that just opened it."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
