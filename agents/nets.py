@@ -15,7 +15,7 @@ from agents.distributions import BoundedNormal, LearnedStdConfig, OneHot, TwoHot
 
 
 class MLP(nn.Module):
-    """Normalised input, then `layers` x (linear, RMSNorm, SiLU), then a linear output.
+    """Normalised input, then `layers` x (linear, LayerNorm, SiLU), then a linear output.
 
     A latent may join parts of very different size, so its row is divided by its root mean square; the logarithm of that
     divisor is appended as one more feature, so nothing is lost. A row's result never depends on the rest of the batch.
@@ -28,15 +28,16 @@ class MLP(nn.Module):
         super().__init__()
         widths = [inputs + 1, *[units] * layers]
         self.hidden = nn.ModuleList(_linear(a, b, scale=1.0, generator=generator) for a, b in pairwise(widths))
-        self.gains = nn.ParameterList(torch.ones(units) for _ in range(layers))
+        # not RMSNorm: on CPU torch 2.13 has a fused kernel for LayerNorm only, 25 times as fast at these sizes
+        self.norms = nn.ModuleList(nn.LayerNorm(units, eps=1e-3) for _ in range(layers))
         self.out = _linear(widths[-1], outputs, scale=out_scale, generator=generator)
 
     def forward(self, x_BD: Tensor) -> Tensor:
         """float32 [..., inputs] -> [..., outputs]."""
         scale = (x_BD.square().mean(-1, keepdim=True) + 1e-8).sqrt()
         x = torch.cat([x_BD / scale, scale.log()], -1)
-        for linear, gain in zip(self.hidden, self.gains, strict=True):
-            x = F.silu(F.rms_norm(linear(x), gain.shape, gain, eps=1e-4))
+        for linear, norm in zip(self.hidden, self.norms, strict=True):
+            x = F.silu(norm(linear(x)))
         return self.out(x)
 
 

@@ -1,6 +1,6 @@
 """An exact little world for the agent's tests: a point on a square that is to be driven to a goal.
 
-Position and goal are drawn as the brightness of four pixels' quarters, so the same state is frame, code and latent.
+Position and goal are drawn as the brightness of four rows of pixels, so a frame, a code and a latent show one state.
 """
 
 from __future__ import annotations
@@ -110,10 +110,10 @@ class PointDream:
 
     def encode(self, clip: TensorDict) -> TensorDict:
         self.clips.append(clip)
-        frames = (
-            clip["codes"][:, -1] if "codes" in clip.keys() else torch.cat([clip["context"], clip["pixels"]], 1)[:, -1]
+        # the newest frame: the last of the window, or of the context where the window is empty
+        state = (
+            clip["codes"][:, -1] if "codes" in clip else read(torch.cat([clip["context"], clip["pixels"]], 1)[:, -1])
         )
-        state = frames if "codes" in clip.keys() else read(frames)
         return TensorDict({"latent": latent(state) * self.weight, "state": state}, batch_size=[len(state)])
 
     def rollout(self, policy, start, memory, horizon, *, stream, draw, keys=("latent",)) -> TensorDict:
