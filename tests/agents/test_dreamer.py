@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from point_world import PointReplay, agent, draw, env_spec, played, preset, spec, states
 from tensordict import TensorDict
 from torch import Tensor
-from world import PointReplay, agent, draw, env_spec, played, preset, spec, states
 
 from agents.dreamer import DreamerConfig
 from worldmodel.optim import OptimConfig

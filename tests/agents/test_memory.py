@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from point_world import IMAGE, PointDream, draw, spec, states
 from tensordict import TensorDict
 from torch import Tensor
-from world import IMAGE, PointDream, draw, spec, states
 
 from agents.memory import LatentFilter
 from worldmodel.spec import Anchor
