@@ -1,0 +1,166 @@
+"""Config -> objects, in dependency order. Knows roles, never a concrete agent, model or world."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mbrl.envs.make import make_envs
+from mbrl.envs.rows import RowsEnv
+from mbrl.io.checkpoint import Checkpoints
+from mbrl.run.clock import Clock
+from mbrl.run.collect import Collector
+from mbrl.run.configs import make
+from mbrl.run.evaluate import Evaluator
+from mbrl.run.progress import Progress
+from mbrl.run.state import Run
+from mbrl.run.validate import check_together
+from worldmodel.dream.imagine import Dream
+from worldmodel.seeds import Seeds
+
+GROUPS = (
+    "task", "protocol", "tokenizer", "transformer", "worldmodel", "agent", "prefill", "replay", "fit", "schedule",
+    "evaluation", "compute", "logger",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """Where it runs.
+
+    Attributes:
+        device: `cpu`, `cuda` or `cuda:<n>`.
+        threads: torch threads; results are exact for a fixed number of threads only.
+        rows: environments that collect side by side.
+    """
+
+    device: str
+    threads: int
+    rows: int
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1 (got {getattr(self, name)})")
+        kind, _, index = self.device.partition(":")
+        if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+            raise ValueError(f"device must be cpu, cuda or cuda:<n> (got {self.device})")
+        if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"device must be one that is there: cpu or {torch.cuda.device_count()} CUDA devices (got {self.device})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configs:
+    """All config dataclasses of a run, checked one by one and together."""
+
+    seed: int
+    keep: int
+    groups: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any], *, trusted: bool) -> Configs:
+        """From plain containers. Raises: ValueError naming the key."""
+        groups = {name: make(plain[name], name, trusted=trusted) for name in GROUPS}
+        check_together(groups)
+        if not 0 <= plain["seed"] < 2**31:
+            raise ValueError(f"seed must be in [0, 2^31) (got {plain['seed']})")
+        if plain["keep"] < 2:
+            raise ValueError(f"keep must be >= 2: the newest checkpoint may be the damaged one (got {plain['keep']})")
+        return cls(seed=plain["seed"], keep=plain["keep"], groups=groups)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.groups[name]
+        except KeyError as error:
+            raise AttributeError(name) from error
+
+
+@dataclass(kw_only=True)
+class Player:
+    """What it takes to act and to be scored: everything of a run but its learning."""
+
+    model: Any
+    agent: Any
+    prefiller: Any
+    evaluator: Evaluator
+    seeds: Seeds
+
+
+def assemble_player(configs: Configs, collecting: RowsEnv | None) -> Player:
+    """Environments for evaluation, world model, dream and agents.
+
+    Args:
+        collecting: the environments of training, where there are any: an expert must know in which worlds it acts.
+    """
+    torch.set_num_threads(configs.compute.threads)
+    seeds, device = Seeds(configs.seed), configs.compute.device
+    judging = make_envs(configs.task, configs.protocol, seeds=seeds, stream="evaluate", rows=configs.evaluation.rows)
+    env_spec = judging.env_spec
+    model = configs.worldmodel.build(
+        tokenizer=configs.tokenizer,
+        transformer=configs.transformer,
+        action_dim=env_spec.action_dim,
+        terminates=env_spec.terminates,
+        seeds=seeds,
+    ).to(device)
+    worlds = {"explore": collecting, "evaluate": judging}
+    runtime = {
+        "spec": model.spec,
+        "env_spec": env_spec,
+        "dream": Dream(model, seeds=seeds),
+        "seeds": seeds,
+        "expert": lambda mode: worlds[mode].expert_actions(),
+    }
+    agent, prefiller = build(configs.agent, runtime), build(configs.prefill, runtime)
+    return Player(model=model, agent=agent, prefiller=prefiller, evaluator=Evaluator(judging), seeds=seeds)
+
+
+def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any]) -> Run:
+    """The whole run; reading this function top to bottom is reading the object graph."""
+    rows = configs.compute.rows
+    envs = make_envs(configs.task, configs.protocol, seeds=Seeds(configs.seed), stream="env", rows=rows)
+    player = assemble_player(configs, envs)
+    seeds, model = player.seeds, player.model
+    clock, progress = Clock(), Progress()
+    replay = configs.replay.build(
+        folder=folder / "replay",
+        spec=model.spec,
+        seeds=seeds,
+        tokenize=model.tokenize,
+        version=lambda: model.tokenizer_version,
+    )
+    collector = Collector(
+        envs,
+        replay,
+        clock=clock,
+        progress=progress,
+        prefiller=player.prefiller,
+        prefill=configs.schedule.prefill,
+    )
+    return Run(
+        folder=folder,
+        schedule=configs.schedule,
+        evaluation=configs.evaluation,
+        clock=clock,
+        model=model,
+        collector=collector,
+        replay=replay,
+        fitter=configs.fit.build(model=model, seeds=seeds),
+        agent=player.agent,
+        prefiller=player.prefiller,
+        evaluator=player.evaluator,
+        progress=progress,
+        logger=configs.logger.build(folder=folder),
+        checkpoints=Checkpoints(folder / "checkpoints", keep=configs.keep, info=info),
+    )
+
+
+def build(config: Any, runtime: Mapping[str, Any]) -> Any:
+    """`config.build(...)` with those of the run's objects that its signature names."""
+    asked = inspect.signature(config.build).parameters
+    return config.build(**{name: runtime[name] for name in asked})

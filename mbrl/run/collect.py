@@ -1,0 +1,106 @@
+"""One real step: the agent acts, the environments move, finished episodes go to replay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from agents.api import Agent, Memory
+from mbrl.envs.rows import RowsEnv
+from mbrl.replay.clips import ClipReplay
+from mbrl.replay.episode import Episode
+from mbrl.run.clock import Clock
+from mbrl.run.progress import Progress
+
+class Collector:
+    """Steps E environments with an agent; every finished episode is in replay, and on disk, when `step` returns.
+
+    Until `prefill` env steps have passed the `prefiller` acts; the agent takes over where all rows begin an episode.
+    What is open when a run is interrupted is saved as the episodes' numbers and actions: resuming replays them.
+    """
+
+    def __init__(
+        self, env: RowsEnv, replay: ClipReplay, *, clock: Clock, progress: Progress, prefiller: Agent, prefill: int
+    ) -> None:
+        self.env = env
+        self.replay = replay
+        self.clock = clock
+        self.progress = progress
+        self.prefiller = prefiller
+        self.prefill = prefill
+        self.rows = env.batch_size[0]
+        self.memory: Memory = None
+        self.prefilling = True
+        self.open: list[list[TensorDict]] = [[] for _ in range(self.rows)]  # transitions of each row's open episode
+        self.now: TensorDict | None = None  # what the agents see next
+
+    def step(self, agent: Agent) -> None:
+        """One decision in every environment."""
+        if self.now is None:
+            self.now = self.env.reset()
+        if self.prefilling and self.clock.env_steps >= self.prefill and bool(self.now["is_init"].all()):
+            self.prefilling, self.memory = False, None
+        actor = self.prefiller if self.prefilling else agent
+        seen = self.now.select("pixels", "is_init")
+        action_EA, self.memory = actor.act(seen, self.memory, "explore", step=self.clock.decisions // self.rows)
+        stepped, self.now = self.env.step_and_maybe_reset(self.now.set("action", action_EA))
+        self._remember(stepped)
+        self.clock.decisions += self.rows
+        self.clock.env_steps += self.rows * self.env.env_spec.action_repeat
+
+    def _remember(self, stepped: TensorDict) -> None:
+        for row in range(self.rows):
+            self.open[row].append(stepped[row].select("pixels", "action", "next").clone())
+            if bool(stepped["next", "done"][row]):
+                episode = self._episode(row)
+                self.open[row] = []
+                self.replay.append(episode)
+                self.progress.episode(float(episode.reward.sum()), bool(episode.success.any()))
+                self.clock.episodes += 1
+
+    def _episode(self, row: int) -> Episode:
+        steps = self.open[row]
+        frames = [step["pixels"] for step in steps] + [steps[-1]["next", "pixels"]]
+
+        def column(key: str) -> np.ndarray:
+            return torch.stack([step["next", key].reshape(()) for step in steps]).numpy()
+
+        return Episode(
+            pixels=torch.stack(frames).numpy(),
+            action=torch.stack([step["action"] for step in steps]).float().numpy(),
+            reward=column("reward").astype(np.float32),
+            terminated=column("terminated"),
+            truncated=column("truncated"),
+            success=column("success"),
+            env=row,
+            number=self.clock.episodes,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Episode numbers, the open episodes' actions, and the memory of whoever acts."""
+        return {
+            "started": self.now is not None,
+            "prefilling": self.prefilling,
+            "episodes": list(self.env.episodes),
+            "actions": {str(row): torch.stack([s["action"] for s in steps]) for row, steps in enumerate(self.open) if steps},
+            "memory": {} if self.memory is None else dict(self.memory.items(include_nested=False)),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Re-creates the open episodes by repeating their actions in the simulators; exact."""
+        self.prefilling = state["prefilling"]
+        memory = state.get("memory") or {}
+        self.memory = TensorDict(dict(memory), batch_size=[self.rows]) if memory else None
+        self.open, self.now = [[] for _ in range(self.rows)], None
+        if state["started"]:
+            logged = state.get("actions") or {}
+            nothing = torch.zeros(0, self.env.env_spec.action_dim)
+            actions = [logged.get(str(row), nothing) for row in range(self.rows)]
+            for row, steps in enumerate(self.env.replay_actions(state["episodes"], actions)):
+                self.open[row] = [step.select("pixels", "action", "next") for step in steps]
+            self.now = self.env.current()

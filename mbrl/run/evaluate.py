@@ -1,0 +1,129 @@
+"""How good is an agent: whole episodes on seeds that training never sees, scored without touching training's randomness."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from agents.api import Agent
+from mbrl.envs.rows import RowsEnv
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Attributes:
+    episodes: episodes of the first and the last evaluation.
+    interim: episodes of those in between.
+    rows: environments that are stepped side by side.
+    """
+
+    episodes: int
+    interim: int
+    rows: int
+
+    def __post_init__(self) -> None:
+        for name in ("episodes", "interim", "rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1 (got {getattr(self, name)})")
+
+
+@dataclass(frozen=True)
+class Score:
+    """What n episodes gave. `success` follows the protocol's rule, `success_last` looks at the last decision."""
+
+    returns: tuple[float, ...]
+    success: tuple[bool, ...]
+    success_last: tuple[bool, ...]
+    video: Tensor
+    """u8 [T, 3, H, W], the first episode."""
+    rewards: Tensor
+    """f32 [T - 1], its rewards."""
+    actions: Tensor
+    """f32 [T - 1, A], its actions."""
+
+    def metrics(self) -> dict[str, float]:
+        """The row of eval.csv."""
+        low, high = wilson(sum(self.success), len(self.success))
+        return {
+            "episodes": float(len(self.returns)),
+            "return": float(np.mean(self.returns)),
+            "return_std": float(np.std(self.returns)),
+            "success": float(np.mean(self.success)),
+            "success_low": low,
+            "success_high": high,
+            "success_last": float(np.mean(self.success_last)),
+        }
+
+    def __str__(self) -> str:
+        m, n = self.metrics(), len(self.returns)
+        half = 1.96 * m["return_std"] / math.sqrt(n)
+        return (
+            f"success {m['success']:.2f} [{m['success_low']:.2f}, {m['success_high']:.2f}], "
+            f"return {m['return']:.1f} +- {half:.1f} ({n} episodes, 95 % intervals)"
+        )
+
+
+def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's interval of a success rate: it stays inside [0, 1] and is honest at 0 and 1 too.
+
+    >>> tuple(round(x, 2) for x in wilson(10, 20))
+    (0.3, 0.7)
+    """
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+class Evaluator:
+    """Scores agents on the episodes 0, 1, 2, ... of the stream `evaluate`: the same starts and goals each time."""
+
+    def __init__(self, env: RowsEnv) -> None:
+        self.env = env
+        self.rows = env.batch_size[0]
+
+    def score(self, agent: Agent, episodes: int) -> Score:
+        """Plays `episodes` whole episodes in mode `evaluate`, all rows side by side, as many rounds as it takes."""
+        rounds = [self._round(agent, number) for number in range(math.ceil(episodes / self.rows))]
+        steps_ET = [steps for round_ in rounds for steps in round_][:episodes]
+        success = self.env.protocol.success
+        first = steps_ET[0]
+        return Score(
+            returns=tuple(float(steps["next", "reward"].sum()) for steps in steps_ET),
+            success=tuple(solved(steps, success) for steps in steps_ET),
+            success_last=tuple(solved(steps, "last") for steps in steps_ET),
+            video=torch.cat([first["pixels"], first["next", "pixels"][-1:]]),
+            rewards=first["next", "reward"][:, 0],
+            actions=first["action"],
+        )
+
+    @torch.no_grad()
+    def _round(self, agent: Agent, number: int) -> list[TensorDict]:
+        """One episode per row: its real steps, batch [T] (frames are kept for row 0 only)."""
+        self.env.episodes = [number] * self.rows
+        now, memory = self.env.reset(), None
+        playing = [True] * self.rows
+        steps: list[list[TensorDict]] = [[] for _ in range(self.rows)]
+        decision = 0
+        while any(playing):
+            action_EA, memory = agent.act(now.select("pixels", "is_init"), memory, "evaluate", step=decision)
+            stepped, now = self.env.step_and_maybe_reset(now.set("action", action_EA))
+            for row in range(self.rows):
+                if playing[row]:
+                    keys = [("next", "reward"), ("next", "success"), "action"]
+                    kept = [*keys, "pixels", ("next", "pixels")] if row == 0 else keys
+                    steps[row].append(stepped[row].select(*kept).clone())
+                    playing[row] = not bool(stepped["next", "done"][row])
+            decision += 1
+        return [torch.stack(row) for row in steps]
+
+
+def solved(steps: TensorDict, rule: str) -> bool:
+    """Whether an episode counts as a success: at `any` decision, or at the `last`."""
+    success = steps["next", "success"]
+    return bool(success.any() if rule == "any" else success[-1])

@@ -1,0 +1,100 @@
+"""Where the time goes and how far the run is: sums between two rows of metrics.csv, and the line that a person reads."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+PHASES = ("collect", "fit", "imagine", "learn", "evaluate")
+RECENT = 10  # episodes in the running means
+
+
+class Progress:
+    """Accumulates metrics and phase times; deterministic except for what is called `time/` or `perf/`."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, list[float]] = {}  # name -> [sum, count] since the last row
+        self.seconds = dict.fromkeys(PHASES, 0.0)  # since the last row
+        self.total_seconds = dict.fromkeys(PHASES, 0.0)
+        self.recent: deque[tuple[float, float]] = deque(maxlen=RECENT)  # return, success
+        self.imagined_frames = 0
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Adds the body's wall time to a phase."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spend(phase, time.perf_counter() - start)
+
+    def _spend(self, phase: str, seconds: float) -> None:
+        self.seconds[phase] += seconds
+        self.total_seconds[phase] += seconds
+
+    def note(self, values: Mapping[str, Any]) -> None:
+        """Adds one update's scalars; `time/imagine_s` inside learning is moved from `learn` to `imagine`."""
+        for name, value in values.items():
+            if name == "time/imagine_s":
+                self._spend("imagine", float(value))
+                self._spend("learn", -float(value))
+            elif name == "imagined_frames":
+                self.imagined_frames += int(value)
+            else:
+                pair = self.sums.setdefault(name, [0.0, 0.0])
+                pair[0] += float(value)
+                pair[1] += 1.0
+
+    def episode(self, total_reward: float, success: bool) -> None:
+        """Adds one finished training episode."""
+        self.recent.append((total_reward, float(success)))
+        self.note({"train/episode/return": total_reward, "train/episode/success": float(success)})
+
+    def row(self) -> dict[str, float]:
+        """Means since the last row, times included; starts the next."""
+        values = {name: total / count for name, (total, count) in sorted(self.sums.items())}
+        values |= {f"time/{phase}_s": self.seconds[phase] for phase in PHASES}
+        imagine = self.seconds["imagine"]
+        values["perf/imagined_frames_per_s"] = self.imagined_frames / imagine if imagine > 0 else 0.0
+        self.sums, self.imagined_frames = {}, 0
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        return values
+
+    def line(self, row: Mapping[str, float], *, env_steps: int, total: int, episodes: int, left_s: float) -> str:
+        """The progress line."""
+        returns = [r for r, _ in self.recent] or [float("nan")]
+        success = [s for _, s in self.recent] or [float("nan")]
+        spent = sum(self.total_seconds.values()) or 1.0
+        split = " ".join(f"{phase} {100 * self.total_seconds[phase] / spent:.0f}%" for phase in PHASES)
+        return (
+            f"env steps {env_steps:>6}/{total} | episode {episodes:>4} | last {len(self.recent)}: "
+            f"return {sum(returns) / len(returns):8.1f} success {sum(success) / len(success):.2f} | "
+            f"imagined {row['perf/imagined_frames_per_s']:6.0f} frames/s | {split} | {clock_time(left_s)} left"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {
+            "sums": self.sums,
+            "seconds": self.seconds,
+            "total_seconds": self.total_seconds,
+            "recent": [list(pair) for pair in self.recent],
+            "imagined_frames": self.imagined_frames,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.sums = {name: list(pair) for name, pair in state["sums"].items()}
+        self.seconds, self.total_seconds = dict(state["seconds"]), dict(state["total_seconds"])
+        self.recent = deque(((r, s) for r, s in state["recent"]), maxlen=RECENT)
+        self.imagined_frames = state["imagined_frames"]
+
+
+def clock_time(seconds: float) -> str:
+    """`95.0` -> `1m35s`."""
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"

@@ -1,0 +1,208 @@
+"""A run: the objects that the loop moves, and the few verbs the loop speaks. Built by assemble.py."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agents.api import Agent, Metrics
+from mbrl.io.checkpoint import Checkpoints
+from mbrl.io.logger import Logger
+from mbrl.replay.clips import ClipReplay
+from mbrl.run.audit import open_loop
+from mbrl.run.clock import Cadence, Clock
+from mbrl.run.collect import Collector
+from mbrl.run.evaluate import EvaluationConfig, Evaluator, Score
+from mbrl.run.pictures import save_episode, save_open_loop
+from mbrl.run.progress import Progress
+from mbrl.run.stop import Stop
+from worldmodel.api import WorldModel
+from worldmodel.training.fitter import Fitter
+
+log = logging.getLogger("mbrl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """What is owed when, in env steps (simulator steps after action repeat).
+
+    Attributes:
+        total: env steps of the run.
+        prefill: env steps that the prefilling agent collects first.
+        tokenizer: updates of the tokenizer.
+        dynamics: updates of the token model.
+        learn: updates of the agent.
+        evaluate: interim evaluations.
+        log: rows of metrics.csv and progress lines.
+        save: checkpoints.
+    """
+
+    total: int
+    prefill: int
+    tokenizer: Cadence
+    dynamics: Cadence
+    learn: Cadence
+    evaluate: Cadence
+    log: Cadence
+    save: Cadence
+
+    def __post_init__(self) -> None:
+        for name in ("total", "prefill"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1 (got {getattr(self, name)})")
+        if self.prefill > self.total:
+            raise ValueError(f"prefill must be <= total={self.total} (got {self.prefill})")
+        for name in ("tokenizer", "dynamics", "learn"):
+            if getattr(self, name).start < self.prefill:
+                raise ValueError(
+                    f"{name}.start must be >= prefill={self.prefill}: there is no replay before "
+                    f"(got {getattr(self, name).start})"
+                )
+
+
+@dataclass(kw_only=True)
+class Run:
+    """Everything of one run; `parts` is what a checkpoint holds."""
+
+    folder: Path
+    schedule: ScheduleConfig
+    evaluation: EvaluationConfig
+    clock: Clock
+    model: WorldModel
+    collector: Collector
+    replay: ClipReplay
+    fitter: Fitter
+    agent: Agent
+    prefiller: Agent
+    evaluator: Evaluator
+    progress: Progress
+    logger: Logger
+    checkpoints: Checkpoints
+    stop: Stop = field(default_factory=Stop)
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Evaluations to be told at the end: `random`, `final`."""
+
+    def going(self) -> bool:
+        """Whether the loop goes on."""
+        return self.clock.env_steps < self.schedule.total and not self.stop
+
+    def owed(self, name: str) -> Iterator[int]:
+        """The updates of `name` that are owed now; stops between two of them when a stop is asked for."""
+        cadence: Cadence = getattr(self.schedule, name)
+        for number in self.clock.owed(name, cadence):
+            yield number
+            if self.stop:
+                # the body has finished: count it, since the clock's generator will not be resumed
+                self.clock.done[name] = number + 1
+                return
+
+    def timed(self, phase: str) -> AbstractContextManager[None]:
+        """Books the body's time on `collect`, `fit`, `imagine`, `learn` or `evaluate`."""
+        return self.progress.timed(phase)
+
+    def note(self, metrics: Metrics) -> None:
+        """Takes one update's scalars; they reach metrics.csv as means."""
+        self.progress.note(metrics)
+
+    def x(self) -> dict[str, float]:
+        """The x columns of every row."""
+        return {
+            "env_step": self.clock.env_steps,
+            "decision": self.clock.decisions,
+            "update": self.clock.done.get("learn", 0),
+        }
+
+    def measure_random_policy(self) -> None:
+        """Scores the prefilling (random) policy on the evaluation episodes: what learning has to beat."""
+        if "random" not in self.scores:
+            with self.timed("evaluate"):
+                score = self.evaluator.score(self.prefiller, self.evaluation.episodes)
+            self._tell("random", score)
+
+    def evaluate(self, episodes: int, *, name: str = "latest") -> None:
+        """Scores the agent, writes eval.csv, an episode's video and an open-loop clip of the model."""
+        score = self.evaluator.score(self.agent, episodes)
+        horizon = self.model.spec.max_frames - self.model.spec.observed
+        clip = open_loop(self.model, score.video, score.actions, score.rewards, horizon=horizon)
+        self._tell(name, score, clip.metrics())
+        at = f"{self.clock.env_steps:09d}"
+        save_episode(self.folder / "videos" / f"eval_{at}.gif", score)
+        save_open_loop(self.folder / "videos" / f"openloop_{at}.gif", clip)
+
+    def _tell(self, name: str, score: Score, more: dict[str, float] | None = None) -> None:
+        self.scores[name] = score.metrics()
+        self.scores[name]["env_step"] = self.clock.env_steps
+        self.logger.evaluation({**score.metrics(), **(more or {})}, self.x())
+        log.info("%s policy at env step %d: %s", "random" if name == "random" else "greedy", self.clock.env_steps, score)
+
+    def report(self) -> None:
+        """One row of metrics.csv and the progress line."""
+        row = self.progress.row()
+        self.logger.log(row, self.x())
+        log.info(
+            self.progress.line(
+                row,
+                env_steps=self.clock.env_steps,
+                total=self.schedule.total,
+                episodes=self.clock.episodes,
+                left_s=self._left_s(),
+            )
+        )
+
+    def _left_s(self) -> float:
+        """Seconds left, from the pace since this process began (the prefill is faster, the first fits are slower)."""
+        now = time.monotonic()
+        steps = self.clock.env_steps - self._began[1]
+        return (now - self._began[0]) / max(1, steps) * (self.schedule.total - self.clock.env_steps)
+
+    def begin(self) -> None:
+        """Starts the clock that estimates the time left."""
+        self._began = (time.monotonic(), self.clock.env_steps)
+
+    def parts(self, *, counting_save: int = 0) -> dict[str, Any]:
+        """What a checkpoint holds; `counting_save=1` where the save itself is one that the schedule owed."""
+        return {
+            "model": self.model,
+            "fitter": self.fitter,
+            "agent": self.agent,
+            "collector": self.collector,
+            "replay": self.replay,
+            "logger": self.logger,
+            "progress": self.progress,
+            "run": RunState(self, counting_save),
+        }
+
+    def save(self, *, owed: bool = True) -> None:
+        """Writes a checkpoint; nothing in it can be lost from then on."""
+        self.checkpoints.save(self.clock.env_steps, self.parts(counting_save=int(owed)))
+
+    def finish(self) -> None:
+        """The last evaluation (unless a stop was asked for) and the last checkpoint."""
+        if not self.stop and "final" not in self.scores:
+            with self.timed("evaluate"):
+                self.evaluate(self.evaluation.episodes, name="final")
+            self.report()
+        self.save(owed=False)
+
+
+class RunState:
+    """The clock and the told scores as one checkpoint part."""
+
+    def __init__(self, run: Run, counting_save: int) -> None:
+        self.run, self.counting_save = run, counting_save
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        clock = self.run.clock.state_dict()
+        clock["done"]["save"] = clock["done"].get("save", 0) + self.counting_save
+        return {"clock": clock, "scores": self.run.scores}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.run.clock.load_state_dict(state["clock"])
+        self.run.scores = {name: dict(values) for name, values in state["scores"].items()}

@@ -1,0 +1,30 @@
+"""A polite stop: SIGTERM, Ctrl-C or a scheduler's SIGUSR ask the run to save and leave; a second signal leaves at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+SAVED_PLEASE_REQUEUE = 75
+
+
+class Stop:
+    """Truthy once a signal has arrived. The handler only takes note; the loop looks between two updates."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def listen(self) -> None:
+        """Installs the handlers (main thread only)."""
+        for number in SIGNALS:
+            signal.signal(number, self._take_note)
+
+    def _take_note(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            os._exit(128 + number)
+        self.requested = True
+
+    def __bool__(self) -> bool:
+        return self.requested

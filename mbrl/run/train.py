@@ -1,0 +1,28 @@
+"""THE loop. It reads like Algorithm 1 of docs/algorithm.md, whose line numbers it carries; construction is in assemble.py."""
+
+from __future__ import annotations
+
+from mbrl.run.state import Run
+
+
+def train(run: Run) -> None:
+    """Runs until the env steps are used up or a stop is asked for; leaves a checkpoint behind either way."""
+    run.measure_random_policy()
+    while run.going():
+        with run.timed("collect"):  # 1  act in the world, remember it
+            run.collector.step(run.agent)
+        for part in ("tokenizer", "dynamics"):  # 2  fine-tune the world model on replay, each part on its cadence
+            for update in run.owed(part):
+                with run.timed("fit"):
+                    run.note(run.fitter.update(run.replay, part, update))
+        for update in run.owed("learn"):  # 3  the agent learns, in imagination
+            with run.timed("learn"):
+                run.note(run.agent.learn(run.replay, update))
+        for _ in run.owed("evaluate"):  # 4  how good is it?
+            with run.timed("evaluate"):
+                run.evaluate(run.config.evaluation.interim)
+        for _ in run.owed("log"):
+            run.report()
+        for _ in run.owed("save"):  # 5  never lose more than this
+            run.save()
+    run.finish()

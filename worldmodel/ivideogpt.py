@@ -1,0 +1,335 @@
+"""iVideoGPT as a WorldModel: the tokenizer, the token model and the rollout engine put together.
+
+The only file that sees all three. Composition only: networks, losses and the cache live in their own files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+from torch.nn import functional
+
+from worldmodel.losses import AuxiliaryHeads, LossConfig, choose_frames, pixel_l1
+from worldmodel.rollout.engine import Frame, TokenEngine
+from worldmodel.rollout.sampling import SamplingConfig
+from worldmodel.seeds import Seeds
+from worldmodel.spec import Anchor, ModelSpec, Part
+from worldmodel.tokenizer.compressive import CompressiveTokenizer, TokenizerConfig
+from worldmodel.transformer.llama import TransformerConfig
+from worldmodel.transformer.token_model import HeadConfig, TokenModel, symlog
+
+# B rows, t context frames, N codes of a context frame, F future frames, K codes of a future frame, A action, D latent
+
+LATENT_PARTS = ("context", "codes", "hidden")
+CONTEXT_POOL = 4  # the context's code vectors are averaged to a 4x4 grid before an agent reads them
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """How tokenizer and transformer are joined, and what an agent reads of them.
+
+    Attributes:
+        anchor: see `worldmodel.spec.ModelSpec`.
+        observed: real frames given after the context when imagination or acting starts.
+        segment: future frames of a training clip; imagination may not go beyond.
+        latent: what an agent reads, any of `context` (pooled code vectors of the context), `codes` (code vectors of the
+            newest frame), `hidden` (the transformer's state at the newest frame's last code).
+    """
+
+    anchor: Anchor
+    observed: int
+    segment: int
+    latent: tuple[str, ...]
+    heads: HeadConfig
+    losses: LossConfig
+    sampling: SamplingConfig
+
+    def __post_init__(self) -> None:
+        if self.anchor not in ("segment", "episode"):
+            raise ValueError(f"anchor must be segment or episode (got {self.anchor})")
+        least = 1 if self.anchor == "episode" else 0
+        if not least <= self.observed < self.segment:
+            raise ValueError(f"observed must be >= {least} and below segment={self.segment} (got {self.observed})")
+        unknown = [part for part in self.latent if part not in LATENT_PARTS]
+        if unknown or not self.latent:
+            raise ValueError(f"latent must be some of {', '.join(LATENT_PARTS)} (got {list(self.latent)})")
+
+    def build(
+        self, *, tokenizer: TokenizerConfig, transformer: TransformerConfig, action_dim: int, terminates: bool, seeds: Seeds
+    ) -> IVideoGPT:
+        """The model with fresh weights drawn from stream `init/worldmodel`."""
+        generator = seeds.torch("init/worldmodel")
+        with seeded_globally(generator):
+            built = tokenizer.build()
+            return IVideoGPT(
+                self,
+                tokenizer=built,
+                transformer=transformer,
+                action_dim=action_dim,
+                terminates=terminates,
+                generator=generator,
+            )
+
+
+@contextmanager
+def seeded_globally(generator: torch.Generator) -> Iterator[None]:
+    """Torch's global generator, which initialisers and dropout insist on, follows `generator` inside."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        yield
+
+
+class IVideoGPT(nn.Module):
+    """Predicts frames, rewards and continuation from t context frames and actions (worldmodel/api.py)."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        tokenizer: CompressiveTokenizer,
+        transformer: TransformerConfig,
+        action_dim: int,
+        terminates: bool,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.layout = tokenizer.layout
+        if self.layout.length(config.segment) > transformer.positions:
+            raise ValueError(
+                f"segment={config.segment} needs {self.layout.length(config.segment)} positions, "
+                f"the transformer has {transformer.positions}; lower worldmodel.segment or raise transformer.positions"
+            )
+        pooled = min(CONTEXT_POOL, tokenizer.config.side)
+        widths = {
+            "context": tokenizer.vector_dim * pooled**2,
+            "codes": tokenizer.vector_dim * self.layout.codes_future,
+            "hidden": transformer.hidden,
+        }
+        self.tokens = TokenModel(
+            transformer,
+            self.layout,
+            action_dim=action_dim,
+            heads=config.heads,
+            feature_dim=widths["context"] + widths["codes"],
+            continues=terminates,
+            generator=generator,
+        )
+        self.auxiliary = (
+            AuxiliaryHeads(
+                codes=self.layout.codes_future,
+                vector_dim=tokenizer.vector_dim,
+                context_dim=widths["context"],
+                action_dim=action_dim,
+            )
+            if config.losses.auxiliary > 0
+            else None
+        )
+        self.config = config
+        self.pooled = pooled
+        self.spec = ModelSpec(
+            image=tokenizer.config.image,
+            context=self.layout.context,
+            action_dim=action_dim,
+            latent_dim=sum(widths[part] for part in config.latent),
+            max_frames=config.segment,
+            anchor=config.anchor,
+            observed=config.observed,
+        )
+        self.version = 0
+        self.tokenizer_version = 0
+        self._engines: dict[int, TokenEngine] = {}
+
+    # -- what an agent and the dream ask --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def tokenize(self, context_BtCHW: Tensor, frames_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 frames -> (context codes i64 [B, t*N], codes i64 [B, T, K])."""
+        with evaluating(self.tokenizer):
+            context_codes_BtN, codes_BFK = self.tokenizer.tokenize(unit(context_BtCHW), unit(frames_BTCHW))
+        return context_codes_BtN.flatten(1), codes_BFK
+
+    @torch.no_grad()
+    def encode(self, clip: TensorDict) -> TensorDict:
+        """A clip of at least `spec.observed` frames (pixels or codes) -> the dream state after its last frame."""
+        context_BN, codes_BFK = self._codes(clip)
+        actions_BFA = clip["action"]
+        frame = self._engine(len(clip)).prefill(self._per_frame(context_BN), self._ids(codes_BFK), actions_BFA)
+        wm = {"context": context_BN, "pooled": self._pooled(context_BN), "codes": codes_BFK, "actions": actions_BFA}
+        if "context" in clip.keys():
+            wm["frames"] = clip["context"]  # u8 [B, t, 3, H, W]: only `observe` reads them
+        return self._state(wm, frame)
+
+    @torch.no_grad()
+    def imagine(self, state: TensorDict, action_BA: Tensor, generator: torch.Generator | None) -> TensorDict:
+        """Next state; codes sampled from `generator`, or the argmax where it is None."""
+        return self._next(state, action_BA, self._resume(state).sample_frame(action_BA, generator))
+
+    @torch.no_grad()
+    def observe(self, state: TensorDict, action_BA: Tensor, frame_BCHW: Tensor) -> TensorDict:
+        """Next state; codes read from a real uint8 frame. The state must come from pixels (its context is looked at)."""
+        if ("wm", "frames") not in state.keys(include_nested=True):
+            raise ValueError("observe needs the context's pixels: encode a clip with `context` u8, not `context_codes`")
+        _, codes_BFK = self.tokenize(state["wm", "frames"], frame_BCHW[:, None])
+        return self._next(state, action_BA, self._resume(state).force_frame(action_BA, self._ids(codes_BFK)[:, 0]))
+
+    @torch.no_grad()
+    def decode(self, state: TensorDict) -> Tensor:
+        """The state's newest frame, u8 [B, 3, H, W]."""
+        return self.decode_clip(state["wm", "context"], state["wm", "codes"][:, -1:])[:, -1]
+
+    @torch.no_grad()
+    def decode_clip(self, context_BN: Tensor, codes_BFK: Tensor) -> Tensor:
+        """Frames u8 [B, F, 3, H, W] of future codes i64 [B, F, K] behind context codes i64 [B, t*N]."""
+        with evaluating(self.tokenizer):
+            _, frames_BFCHW = self.tokenizer.decode(self._per_frame(context_BN), codes_BFK)
+        return (frames_BFCHW.clamp(0, 1) * 255).round().to(torch.uint8)
+
+    # -- what the fitter asks -------------------------------------------------------------------------------------------
+
+    def losses(self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Losses of one part on a training clip (worldmodel/api.py)."""
+        with seeded_globally(generator):  # dropout
+            if part == "tokenizer":
+                return self._tokenizer_losses(clip, step=step, generator=generator)
+            return self._dynamics_losses(clip, generator)
+
+    def _tokenizer_losses(self, clip: TensorDict, *, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        cfg = self.config.losses
+        spans = self.auxiliary is not None
+        chosen_F = choose_frames(clip["pixels"].shape[1], cfg.future_frames, keep_ends=spans, generator=generator)
+        context, future = unit(clip["context"]), unit(clip["pixels"][:, chosen_F])
+        out = self.tokenizer(context, future, quantize=step >= cfg.warmup, generator=generator)
+        losses = {
+            "future_l1": pixel_l1(out.recon_future.flatten(0, 1), future.flatten(0, 1), cfg.pixel_weight),
+            "context_l1": pixel_l1(out.recon_context.flatten(0, 1), context.flatten(0, 1), cfg.pixel_weight),
+            "commit": cfg.commit * (out.commit_context + out.commit_future),
+        }
+        if self.auxiliary is not None:
+            reward_BF = symlog(clip["reward"]).masked_fill(clip["first"], torch.nan)[:, chosen_F]
+            pooled_BC = functional.adaptive_avg_pool2d(out.vectors_context[:, -1], self.pooled).flatten(1)
+            auxiliary = self.auxiliary(out.vectors_future, pooled_BC, clip["action"][:, 1:], reward_BF)
+            losses["auxiliary"] = cfg.auxiliary * auxiliary
+        metrics = {f"tokenizer/{name}": value.detach() for name, value in losses.items()}
+        metrics["tokenizer/codes_alive"] = torch.tensor(float(out.codes_future.unique().numel()))
+        return {"loss": torch.stack(list(losses.values())).sum(), **metrics}
+
+    def _dynamics_losses(self, clip: TensorDict, generator: torch.Generator) -> dict[str, Tensor]:
+        context_BN, codes_BFK = self._codes(clip)
+        given = 1 if self.config.anchor == "episode" else 0  # the clip's first frame is observed, not predicted
+        losses = self.tokens.losses(
+            self._per_frame(context_BN),
+            codes_BFK,
+            actions_BFA=clip["action"],
+            features_BFE=self._features(self._pooled(context_BN), codes_BFK),
+            reward_BF=clip["reward"],
+            reward_known_BF=~clip["first"],
+            continue_BF=clip["continue"],
+            given=given,
+            generator=generator,
+        )
+        losses["reward"] = self.config.losses.reward * losses["reward"]
+        metrics = {f"dynamics/{name}": value.detach() for name, value in losses.items()}
+        return {"loss": torch.stack(list(losses.values())).sum(), **metrics}
+
+    def parameters_of(self, part: Part) -> dict[str, nn.Parameter]:
+        """Trainable parameters of one part, by name."""
+        prefixes = ("tokenizer.", "auxiliary.") if part == "tokenizer" else ("tokens.",)
+        return {name: p for name, p in self.named_parameters() if name.startswith(prefixes) and p.requires_grad}
+
+    def updated(self, part: Part) -> None:
+        """After an optimizer step: versions move, engines forget what they cached under the old weights."""
+        self.version += 1
+        if part == "tokenizer":
+            self.tokenizer_version += 1
+        for engine in self._engines.values():
+            engine.forget()
+
+    # -- helpers --------------------------------------------------------------------------------------------------------
+
+    def _codes(self, clip: TensorDict) -> tuple[Tensor, Tensor]:
+        if "codes" in clip.keys():
+            return clip["context_codes"], clip["codes"]
+        return self.tokenize(clip["context"], clip["pixels"])
+
+    def _per_frame(self, context_BN: Tensor) -> Tensor:
+        return context_BN.unflatten(1, (self.layout.context, self.layout.codes_context))  # [B, t, N]
+
+    def _ids(self, codes_BFK: Tensor) -> Tensor:
+        return codes_BFK + self.layout.vocab_context
+
+    def _pooled(self, context_BN: Tensor) -> Tensor:
+        """Code vectors of the last context frame on a coarse grid: [B, V * pooled^2]."""
+        vectors_BVss = self.tokenizer.context_vectors(self._per_frame(context_BN)[:, -1:])[:, 0]
+        return functional.adaptive_avg_pool2d(vectors_BVss, self.pooled).flatten(1)
+
+    def _features(self, pooled_BC: Tensor, codes_BFK: Tensor) -> Tensor | None:
+        """What the two-hot head reads beside the hidden state, [B, F, E]; the published head reads nothing else."""
+        if self.config.heads.reward != "twohot":
+            return None
+        vectors_BFE = self.tokenizer.code_vectors(codes_BFK).flatten(2)
+        return torch.cat([pooled_BC[:, None].expand(-1, vectors_BFE.shape[1], -1), vectors_BFE], -1)
+
+    def _engine(self, rows: int) -> TokenEngine:
+        if rows not in self._engines:
+            self._engines[rows] = TokenEngine(
+                self.tokens, rows=rows, frames=self.spec.max_frames, sampling=self.config.sampling
+            )
+        return self._engines[rows]
+
+    def _resume(self, state: TensorDict) -> TokenEngine:
+        """The engine, holding exactly `state`: a rewind if it is resident, else one prefill from its own codes."""
+        engine, wm = self._engine(len(state)), state["wm"]
+        frames = wm["codes"].shape[1]
+        if engine.resident(wm["ticket"], frames):
+            engine.rewind(frames)
+        else:
+            engine.prefill(
+                self._per_frame(wm["context"]), self._ids(wm["codes"]), wm["actions"], tickets_B1=wm["ticket"]
+            )
+        return engine
+
+    def _next(self, state: TensorDict, action_BA: Tensor, frame: Frame) -> TensorDict:
+        # an id of the wrong kind (possible with published sampling) reads as the nearest future code (spec 4.2)
+        codes_BK = (frame.ids_BK - self.layout.vocab_context).clamp(0, self.layout.vocab_future - 1)
+        old = state["wm"]
+        wm = {key: old[key] for key in ("context", "pooled", "frames") if key in old.keys()}
+        wm["codes"] = torch.cat([old["codes"], codes_BK[:, None]], 1)
+        wm["actions"] = torch.cat([old["actions"], action_BA[:, None]], 1)
+        return self._state(wm, frame)
+
+    def _state(self, wm: dict[str, Tensor], frame: Frame) -> TensorDict:
+        codes_BFK, pooled_BC, rows = wm["codes"], wm["pooled"], len(wm["codes"])
+        if codes_BFK.shape[1]:
+            vectors_BE = self.tokenizer.code_vectors(codes_BFK[:, -1:]).flatten(1)
+        else:
+            vectors_BE = pooled_BC.new_zeros(rows, self.layout.codes_future * self.tokenizer.vector_dim)
+        parts = {"context": pooled_BC, "codes": vectors_BE, "hidden": frame.hidden_BD}
+        read_BE = torch.cat([pooled_BC, vectors_BE], -1) if self.config.heads.reward == "twohot" else None
+        state = TensorDict({"wm": {**wm, "ticket": frame.tickets_B1}}, batch_size=[rows])
+        state["latent"] = torch.cat([parts[part] for part in self.config.latent], -1).float()
+        state["reward"] = self.tokens.reward(frame.hidden_BD, read_BE)[:, None]
+        state["continue"] = self.tokens.continues(frame.hidden_BD)[:, None]
+        return state
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """`module` in eval mode inside, as it was afterwards."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
+
+
+def unit(frames: Tensor) -> Tensor:
+    """uint8 frames -> float32 in [0, 1]."""
+    return frames.float() / 255
+

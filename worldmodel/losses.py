@@ -1,0 +1,94 @@
+"""Pure losses of one training clip, and the auxiliary heads that make the codes carry what matters.
+
+Knows tensors only: no tokenizer, no transformer, no replay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+# B clips, F future frames, K codes a frame, V width of a code vector, A action
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights and choices of the world model's losses.
+
+    Attributes:
+        commit: weight of both commitment losses (published: 1).
+        pixel_weight: 0 is the published L1; w > 0 multiplies a pixel's error by 1 + w * min(1, |x - mean image| / 0.25),
+            normalised to mean 1: what moves is a few pixels among thousands.
+        auxiliary: weight of the loss that predicts reward and mean action from the codes alone (published: 0).
+        warmup: tokenizer updates without quantisation at the very start (published: 0).
+        future_frames: future frames of a clip that the tokenizer's loss sees, drawn once per batch; the first and the
+            last are always among them where an auxiliary loss spans them.
+        reward: weight of the reward loss beside the cross-entropy.
+    """
+
+    commit: float
+    pixel_weight: float
+    auxiliary: float
+    warmup: int
+    future_frames: int
+    reward: float
+
+    def __post_init__(self) -> None:
+        for name in ("commit", "pixel_weight", "auxiliary", "warmup", "reward"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0 (got {getattr(self, name)})")
+        if self.future_frames < 1:
+            raise ValueError(f"future_frames must be >= 1 (got {self.future_frames})")
+
+
+def pixel_l1(recon: Tensor, target: Tensor, weight: float) -> Tensor:
+    """Mean absolute error of frames [N, 3, H, W] in [0, 1]; `weight` as `LossConfig.pixel_weight`. Scalar."""
+    error = (recon.float() - target).abs()
+    if weight == 0:
+        return error.mean()
+    unusual = (target - target.mean(0, keepdim=True)).abs().amax(1, keepdim=True)  # [N, 1, H, W]
+    weights = 1 + weight * (unusual / 0.25).clamp(max=1)
+    return (error * (weights / weights.mean())).mean()
+
+
+def choose_frames(frames: int, wanted: int, *, keep_ends: bool, generator: torch.Generator) -> Tensor:
+    """Indices [min(frames, wanted)] of future frames, sorted; with `keep_ends` the first and last are among them."""
+    if wanted >= frames:
+        return torch.arange(frames)
+    if keep_ends:
+        inner = torch.randperm(frames - 2, generator=generator)[: wanted - 2] + 1
+        return torch.cat([torch.tensor([0]), inner.sort().values, torch.tensor([frames - 1])])
+    return torch.randperm(frames, generator=generator)[:wanted].sort().values
+
+
+class AuxiliaryHeads(nn.Module):
+    """Reward of a frame, and the mean action between two frames, read off the codes (training only, no privileged data).
+
+    A pixel loss alone keeps the arm and drops the fingers; what decides reward and what the actions moved must be in the
+    codes for these two to be predictable.
+    """
+
+    def __init__(self, *, codes: int, vector_dim: int, context_dim: int, action_dim: int, hidden: int = 128) -> None:
+        super().__init__()
+        frame = codes * vector_dim + context_dim
+        self.reward = nn.Sequential(nn.Linear(frame, hidden), nn.SiLU(), nn.Linear(hidden, 1))
+        self.action = nn.Sequential(nn.Linear(2 * frame, hidden), nn.SiLU(), nn.Linear(hidden, action_dim))
+
+    def forward(self, vectors_BFKV: Tensor, context_BC: Tensor, action_BFA: Tensor, reward_BF: Tensor) -> Tensor:
+        """Scalar loss.
+
+        Args:
+            vectors_BFKV: straight-through code vectors of all chosen frames, first and last of the span included.
+            context_BC: pooled context vectors.
+            action_BFA: the actions between the first and the last chosen frame, F of them.
+            reward_BF: symlog reward on arriving in the chosen frames; NaN where there is none.
+        """
+        frames = torch.cat([vectors_BFKV.flatten(2), context_BC[:, None].expand(-1, vectors_BFKV.shape[1], -1)], -1)
+        known = ~reward_BF.isnan()
+        reward_error = (self.reward(frames).squeeze(-1) - reward_BF.nan_to_num()) ** 2
+        reward_loss = (reward_error * known).sum() / known.sum().clamp(min=1)
+        action = self.action(torch.cat([frames[:, 0], frames[:, -1]], -1))
+        return reward_loss + 2 * functional.mse_loss(action, action_BFA.mean(1))
