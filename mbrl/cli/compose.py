@@ -292,14 +292,12 @@ def resolved(cfg: DictConfig) -> DictConfig:
 
     Raises: BadInput naming what must be given, or the key whose reference leads nowhere.
     """
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise BadInput(f"{missing[0]} must be given (it has no default); add {missing[0]}=...")
     try:
+        missing = sorted(OmegaConf.missing_keys(cfg))
         OmegaConf.resolve(cfg)
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or "a key"
-        raise BadInput(
-            f"{key} refers to something that is not there: {' '.join(str(error).split())}; set {key}=..."
-        ) from error
+        key, words = getattr(error, "full_key", None) or "a key", str(error).splitlines()[0]
+        raise BadInput(f"{key} refers to something that is not there ({words}); set it: {key}=...") from error
+    if missing:
+        raise BadInput(f"{missing[0]} must be given (it has no default); add {missing[0]}=...")
     return cfg

@@ -1,0 +1,254 @@
+"""`mbrl doctor`: what this machine really does, one line for each check; measures, never guesses from names."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import mbrl
+from mbrl.cli.errors import BUG, DONE, one_line
+
+Level = Literal["ok", "warn", "fail"]
+VERSIONS = ("torch", "tensordict", "torchrl", "numpy", "hydra-core", "gymnasium", "metaworld", "mujoco")
+IMPORTED = ("worldmodel", "agents", "mbrl")
+OUR_NAMES = (*IMPORTED, "benchmarks", "configs")
+DECISIONS = 25  # per speed measurement; enough for two digits, 3 s in the slow mode
+ENOUGH_FRAMES = 40.0  # frames/s below which drawing, not learning, is what one waits for
+MOST_OF_MEMORY = 0.7
+ROWS, ACTION_DIM = 64, 4  # of the rollout that is timed; 4 is Meta-World's
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One printed line; `warn`: it works, but slowly or not everywhere; `fail`: something needed is missing."""
+
+    level: Level
+    text: str
+
+
+def run(args: list[str]) -> int:
+    """Prints every finding; exit code 1 if one says fail. Overrides of `mbrl train` choose the run that is meant."""
+    from omegaconf import OmegaConf
+
+    from mbrl.cli.compose import compose
+
+    plain: dict[str, Any] = OmegaConf.to_container(compose("train", args))  # type: ignore[assignment]
+    worst = DONE
+    for name, check in CHECKS.items():
+        for finding in examined(lambda check=check: check(plain)):  # type: ignore[misc]
+            print(f"{finding.level:4}  {name:9} {finding.text}", flush=True)
+            worst = BUG if finding.level == "fail" else worst
+    return worst
+
+
+def examined(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """The check's findings; one that breaks is itself a finding, and the others still run."""
+    try:
+        yield from check()
+    except Exception as error:  # whatever a driver or a foreign package throws
+        yield Finding("fail", f"{type(error).__name__}: {one_line(error)}")
+
+
+def versions(plain: Mapping[str, Any]) -> Iterator[Finding]:
+    """Python and the packages that results depend on."""
+    found, missing = [f"python {platform.python_version()}"], []
+    for name in VERSIONS:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    yield Finding("ok", ", ".join(found))
+    if missing:
+        yield Finding("fail", f"not installed: {', '.join(missing)}; run make setup")
+
+
+def names(plain: Mapping[str, Any]) -> Iterator[Finding]:
+    """Whether Python finds our packages under our names, or somebody else's."""
+    home = Path(mbrl.__file__).resolve().parents[1]
+    providers, shadowed = metadata.packages_distributions(), False
+    for name in OUR_NAMES:
+        spec = importlib.util.find_spec(name)
+        places = [Path(place).resolve() for place in (spec.submodule_search_locations or [])] if spec else []
+        if places and home / name not in places:
+            shadowed = True
+            needed: Level = "fail" if name in IMPORTED else "warn"
+            yield Finding(
+                needed, f"`import {name}` finds {places[0]}, not ours: remove that package or use an own environment"
+            )
+        others = sorted({other for other in providers.get(name, []) if other.lower() != "tokendream"})
+        if others and name in IMPORTED:  # the other names belong to folders of a checkout, which comes first
+            shadowed = True
+            yield Finding(
+                "warn", f"{name} is also installed by {', '.join(others)}; whichever comes first on sys.path wins"
+            )
+    if not shadowed:
+        yield Finding("ok", f"no foreign package uses our names ({', '.join(OUR_NAMES)})")
+
+
+def threads(plain: Mapping[str, Any]) -> Iterator[Finding]:
+    """Cores that this process may use against the threads that the run asks for."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    asked = plain["compute"]["threads"]
+    text = f"{cores} cores may be used, compute.threads={asked}, torch starts with {torch.get_num_threads()}"
+    if asked > cores:
+        yield Finding("warn", f"{text}: more threads than cores are slower; set compute.threads={cores}")
+    else:
+        yield Finding("ok", f"{text}, {torch.backends.cpu.get_cpu_capability()}")
+
+
+def gpu(plain: Mapping[str, Any]) -> Iterator[Finding]:
+    """CUDA devices, and whether the one that the run asks for is there."""
+    import torch
+
+    count, device = torch.cuda.device_count(), str(plain["compute"]["device"])
+    for index in range(count):
+        at = torch.cuda.get_device_properties(index)
+        yield Finding("ok", f"cuda:{index} {at.name}, {at.total_memory / 2**30:.0f} GiB, compute {at.major}.{at.minor}")
+    if device.startswith("cuda") and int(device.partition(":")[2] or 0) >= count:
+        yield Finding("fail", f"compute.device={device} is not there ({count} CUDA devices); use compute.device=cpu")
+    elif not count:
+        build = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is a CPU build"
+        yield Finding("ok", f"none ({build}); the CPU presets need none")
+
+
+def rollout(plain: Mapping[str, Any]) -> Iterator[Finding]:
+    """How fast the run's own transformer imagines here (random weights), and what could make it faster."""
+    import torch
+
+    from mbrl.run.configs import make
+    from worldmodel.rollout.engine import TokenEngine
+    from worldmodel.transformer.token_model import TokenModel
+
+    parts = {name: make(plain[name], name, trusted=True) for name in ("tokenizer", "transformer", "worldmodel")}
+    layout, device = parts["tokenizer"].layout, "cuda" if torch.cuda.is_available() else "cpu"
+    generator = torch.Generator().manual_seed(0)
+    model = TokenModel(
+        parts["transformer"],
+        layout,
+        action_dim=ACTION_DIM,
+        heads=parts["worldmodel"].heads,
+        feature_dim=1,  # the heads are not used here
+        continues=False,
+        generator=generator,
+    ).to(device)
+    engine = TokenEngine(model, rows=ROWS, frames=parts["worldmodel"].segment, sampling=parts["worldmodel"].sampling)
+    context = torch.zeros(ROWS, layout.context * layout.codes_context, dtype=torch.int64, device=device)
+    action, draws = torch.zeros(ROWS, ACTION_DIM, device=device), torch.Generator(device).manual_seed(0)
+    engine.prefill(
+        context, context.new_zeros(ROWS, 0, layout.codes_future), torch.zeros(ROWS, 0, ACTION_DIM, device=device)
+    )
+    engine.sample_frame(action, draws)  # the first frame allocates
+    frames, begin = parts["worldmodel"].segment - 1, time.perf_counter()
+    for _ in range(frames):
+        last = engine.sample_frame(action, draws)
+    finite = bool(torch.isfinite(last.hidden_BD).all())  # sync
+    rate = ROWS * frames / (time.perf_counter() - begin)
+    yield Finding(
+        "ok" if finite else "fail", f"{rate:.0f} imagined frames/s with {ROWS} rows on {device}, static K/V cache"
+    )
+    if device == "cuda":
+        graphs, why = captured()
+        low = torch.cuda.is_bf16_supported()
+        text = f"CUDA graphs: {'yes' if graphs else why}, bfloat16: {'yes' if low else 'no'}"
+        yield Finding("ok" if graphs and low else "warn", text)
+    else:
+        yield Finding(
+            "ok", "CUDA graphs and bfloat16 need a CUDA device; on the CPU the engine runs eagerly in float32"
+        )
+
+
+def captured() -> tuple[bool, str]:
+    """Whether a small graph can be captured and replayed with the right result, and why not."""
+    import torch
+
+    try:
+        value, side = torch.ones(4, device="cuda"), torch.cuda.Stream()
+        with torch.cuda.stream(side):  # warm-up away from the default stream, as capture demands
+            value * 2
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            doubled = value * 2
+        value.fill_(3.0)
+        graph.replay()
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        return False, one_line(error)[:80]
+    return bool((doubled == 6.0).all()), "a replayed graph gave a wrong result"
+
+
+def memory(plain: Mapping[str, Any]) -> Iterator[Finding]:
+    """What the replay of this run will need, against what is free."""
+    from mbrl.replay.store import available_ram, expected_bytes
+
+    protocol, schedule, replay = plain["protocol"], plain["schedule"], plain["replay"]
+    decisions = schedule["total"] // protocol["action_repeat"]
+    kept, size = min(replay["capacity"], decisions), {"image": protocol["image"], "action_dim": ACTION_DIM}
+    size["episode_decisions"] = protocol["decisions"]
+    ram = expected_bytes(kept, **size).ram
+    disk = expected_bytes(decisions, **size).disk
+    folder = Path(plain["run_dir"] or ".").absolute()
+    while not folder.exists():
+        folder = folder.parent
+    for what, need, free in (("memory", ram, available_ram()), ("disk", disk, shutil.disk_usage(folder).free)):
+        count, mend = (kept, "lower replay.capacity") if what == "memory" else (decisions, "choose another run_dir")
+        side, per = protocol["image"], need / count
+        text = (
+            f"replay: {count} decisions of {side}x{side} x {per:.0f} bytes = {need / 1e9:.2f} GB of {what}, "
+            f"{free / 1e9:.2f} GB are free"
+        )
+        if need > free:
+            yield Finding("fail", f"{text}; {mend}")
+        else:
+            yield Finding("warn" if need > MOST_OF_MEMORY * free else "ok", text)
+
+
+def worlds(plain: Mapping[str, Any]) -> Iterator[Finding]:
+    """Whether Meta-World can be imported."""
+    from metaworld.env_dict import ENV_CLS_MAP
+
+    yield Finding("ok", f"Meta-World {metadata.version('metaworld')} with {len(ENV_CLS_MAP)} tasks")
+
+
+def rendering(plain: Mapping[str, Any]) -> Iterator[Finding]:
+    """Which back end draws, and how fast the run's own task comes in the `fast` and in the `full` quality."""
+    from mbrl.cli.glinfo import drawn_by
+    from mbrl.envs.make import frames_per_second
+    from mbrl.run.configs import make
+
+    yield Finding("ok", drawn_by())
+    task, protocol = (make(plain[name], name, trusted=True) for name in ("task", "protocol"))
+    rates = {
+        quality: frames_per_second(task, dataclasses.replace(protocol, quality=quality), decisions=DECISIONS)
+        for quality in ("fast", "full")
+    }
+    text = (
+        f"{task.name} {protocol.image}x{protocol.image}, action repeat {protocol.action_repeat}: "
+        f"{rates['fast']:.0f} frames/s fast, {rates['full']:.0f} full, ratio {rates['fast'] / rates['full']:.1f}; "
+        f"protocol {protocol.name} draws {protocol.quality}"
+    )
+    slow = rates[protocol.quality] < ENOUGH_FRAMES
+    mend = "; a graphics card's EGL driver or protocol.quality=fast is faster" if slow else ""
+    yield Finding("warn" if slow else "ok", text + mend)
+
+
+CHECKS: dict[str, Callable[[Mapping[str, Any]], Iterator[Finding]]] = {
+    "versions": versions,
+    "names": names,
+    "threads": threads,
+    "gpu": gpu,
+    "rollout": rollout,
+    "memory": memory,
+    "worlds": worlds,
+    "rendering": rendering,
+}
