@@ -6,6 +6,7 @@ Knows Meta-World's classes; imports them only when worlds are built. Frames come
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,13 +129,13 @@ class MetaWorld:
     def step(self, action: NDArray[np.float32]) -> SimStep:
         """One simulator step (12.5 ms of simulated time)."""
         data = self._world.data
-        time, warnings = data.time, self._warnings()
+        time, counted = data.time, self._broken()
         self._observation, reward, _, _, info = self._world.step(action)
         # MuJoCo answers a broken state by resetting itself, and Meta-World does not tell
-        unstable = data.time <= time or self._warnings() != warnings
+        unstable = data.time <= time or self._broken() != counted
         return SimStep(float(reward), terminated=False, success=bool(info["success"]), unstable=unstable)
 
-    def _warnings(self) -> int:
+    def _broken(self) -> int:
         return sum(self._world.data.warning[kind].number for kind in self._breakdowns)
 
     def draw(self) -> NDArray[np.uint8]:
@@ -143,7 +144,10 @@ class MetaWorld:
 
     def expert(self) -> NDArray[np.float32]:
         """Meta-World's scripted policy for this task, clipped to [-1, 1]."""
-        return np.clip(self._policy.get_action(self._observation), -1, 1).astype(np.float32)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the policies warn that they ask for more than 1, which is clipped here
+            action = self._policy.get_action(self._observation)
+        return np.clip(action, -1, 1).astype(np.float32)
 
     def close(self) -> None:
         """Frees the painter, which the worlds of one task share: they end together."""

@@ -28,7 +28,7 @@ NO_GL = (
 )
 
 
-class NoRendering(RuntimeError):  # noqa: N818  (the name says it)
+class NoRendering(RuntimeError):
     """This machine cannot draw frames; the message says what to install."""
 
 
@@ -140,7 +140,6 @@ class Painter:
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, self.image)
         model.vis.global_.offheight = max(model.vis.global_.offheight, self.image)
         self._gl: Any = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._gl)
         self._scene = mujoco.MjvScene(model, maxgeom=_MAX_GEOMS)
         if fast:
             self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
@@ -154,6 +153,7 @@ class Painter:
         """The frame of this state, u8 [3, H, W], top row first; a new array each time."""
         assert self._gl is not None, "a closed painter cannot draw"
         _display.make_current()
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._gl)  # another painter may have bound its own
         everything = mujoco.mjtCatBit.mjCAT_ALL.value
         mujoco.mjv_updateScene(model, data, self._option, None, self._camera, everything, self._scene)
         mujoco.mjr_render(self._rectangle, self._scene, self._gl)

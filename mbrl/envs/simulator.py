@@ -20,7 +20,7 @@ class EnvDataError(ValueError):
     """A world was given, or gave, a value that must not reach a simulator or a replay."""
 
 
-class UnknownTask(ValueError):  # noqa: N818  (the name says it)
+class UnknownTask(ValueError):
     """No such task; the message names the nearest ones."""
 
     def __init__(self, suite: str, name: str, known: Iterable[str]) -> None:
