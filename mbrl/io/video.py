@@ -1,0 +1,144 @@
+"""Frames -> pictures that a person can read: enlarged, labelled, side by side, as GIF or PNG.
+
+Knows nothing of models or environments; rewards are numbers to be written on a picture.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from mbrl.files import write_atomically
+
+SCALE = 4
+"""64-pixel frames are unreadable on a screen; enlarged by repeating pixels, so that nothing is invented."""
+LINE = 14
+"""Pixels of one line of text."""
+GAP = 4
+"""Pixels between two clips."""
+KIND = re.compile(r"[a-z0-9_]+")
+
+
+def difference(truth_TCHW: Tensor, imagined_TCHW: Tensor) -> Tensor:
+    """|truth - imagined| per pixel and channel, u8 [T, 3, H, W]."""
+    return (truth_TCHW.short() - imagined_TCHW.short()).abs().to(torch.uint8)
+
+
+def strip(clips: Mapping[str, Tensor], *, rewards: Mapping[str, Tensor] | None = None) -> NDArray[np.uint8]:
+    """Clips side by side, each under its name, with one line per reward below.
+
+    Args:
+        clips: u8 [T, 3, H, W] by name, all of one shape, such as truth, imagined, difference.
+        rewards: f32 [T] by name, such as true and predicted; written on every frame.
+
+    Returns: u8 [T, height, width, 3].
+    Raises: ValueError if there is no clip or shapes differ.
+    """
+    rewards = rewards or {}
+    shapes = {name: tuple(clip.shape) for name, clip in clips.items()}
+    if (
+        not clips
+        or len(set(shapes.values())) != 1
+        or any(len(s) != 4 or s[1] != 3 or not s[0] for s in shapes.values())
+    ):
+        raise ValueError(f"clips must be u8 [T, 3, H, W] of one shape, at least one (got {shapes})")
+    length = next(iter(shapes.values()))[0]
+    if any(tuple(reward.shape) != (length,) for reward in rewards.values()):
+        raise ValueError(f"rewards must be [{length}] (got { {name: tuple(r.shape) for name, r in rewards.items()} })")
+    large = [_enlarge(clip) for clip in clips.values()]
+    _, height, width, _ = large[0].shape
+    canvas = np.zeros((length, LINE + height + LINE * len(rewards), (width + GAP) * len(large) - GAP, 3), np.uint8)
+    for place, clip in enumerate(large):
+        canvas[:, LINE : LINE + height, (width + GAP) * place : (width + GAP) * place + width] = clip
+    texts = [
+        [((width + GAP) * place + 2, 0, name) for place, name in enumerate(clips)]
+        + [
+            (2, LINE * (1 + row) + height, f"{name} {float(reward[t]):+.3f}")
+            for row, (name, reward) in enumerate(rewards.items())
+        ]
+        for t in range(length)
+    ]
+    return np.stack([_write_texts(picture, text) for picture, text in zip(canvas, texts, strict=True)])
+
+
+def sheet(clips: Mapping[str, Tensor], *, columns: int) -> NDArray[np.uint8]:
+    """One row per clip, at most `columns` of its frames, evenly spread from the first to the last, their index above.
+
+    Args:
+        clips: u8 [T, 3, H, W] by name, all of one shape.
+        columns: pictures per row.
+
+    Returns: u8 [height, width, 3].
+    """
+    if columns < 1:
+        raise ValueError(f"columns must be >= 1 (got {columns})")
+    length = len(next(iter(clips.values()), []))
+    shown = np.unique(np.linspace(0, length - 1, min(columns, length)).round().astype(int))
+    rows = []
+    for name, clip in clips.items():
+        pictures = strip({"": clip[torch.from_numpy(shown)]})
+        labelled = [_write_texts(p, [(2, 0, f"{name} {index}")]) for p, index in zip(pictures, shown, strict=True)]
+        rows.append(np.concatenate([np.pad(picture, ((0, GAP), (0, GAP), (0, 0))) for picture in labelled], axis=1))
+    return np.concatenate(rows)
+
+
+class Videos:
+    """A folder of GIFs and PNGs named `<kind>-<env step>`; only the newest `keep` of each kind stay.
+
+    Args:
+        folder: made when the first file is written.
+        keep: files per kind and format.
+    """
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        if keep < 1:
+            raise ValueError(f"keep must be >= 1 (got {keep})")
+        self.folder = folder
+        self.keep = keep
+
+    def gif(self, kind: str, env_step: int, pictures: NDArray[np.uint8], *, fps: float) -> Path:
+        """Writes pictures u8 [T, H, W, 3], for example of `strip`, as a GIF that repeats."""
+        images = [Image.fromarray(picture) for picture in pictures]
+        return self._write(kind, env_step, ".gif", images, duration=round(1000 / fps), loop=0, save_all=True)
+
+    def png(self, kind: str, env_step: int, picture: NDArray[np.uint8]) -> Path:
+        """Writes one picture u8 [H, W, 3], for example of `sheet`."""
+        return self._write(kind, env_step, ".png", [Image.fromarray(picture)])
+
+    def _write(self, kind: str, env_step: int, suffix: str, images: Sequence[Image.Image], **how: int | bool) -> Path:
+        if not KIND.fullmatch(kind):
+            raise ValueError(f"kind must be of a-z, 0-9 and _ (got {kind!r})")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        stream = io.BytesIO()
+        more = {"append_images": images[1:]} if how else {}
+        images[0].save(stream, format=suffix[1:], **how, **more)
+        path = self.folder / f"{kind}-{env_step:09d}{suffix}"
+        write_atomically(path, stream.getvalue())
+        same = (file for file in self.folder.glob(f"{kind}-*{suffix}") if file.stem.removeprefix(f"{kind}-").isdigit())
+        for old in sorted(same, key=lambda file: int(file.stem.removeprefix(f"{kind}-")), reverse=True)[self.keep :]:
+            old.unlink()
+        return path
+
+
+def _enlarge(clip_TCHW: Tensor) -> NDArray[np.uint8]:
+    """u8 [T, 3, H, W] -> [T, H * SCALE, W * SCALE, 3]."""
+    frames = clip_TCHW.detach().cpu().numpy().astype(np.uint8, copy=False).transpose(0, 2, 3, 1)
+    return frames.repeat(SCALE, axis=1).repeat(SCALE, axis=2)
+
+
+def _write_texts(picture: NDArray[np.uint8], texts: Sequence[tuple[int, int, str]]) -> NDArray[np.uint8]:
+    """White text at (x, y) of u8 [H, W, 3]."""
+    image = Image.fromarray(picture)
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(size=11)
+    for x, y, text in texts:
+        draw.text((x, y), text, fill="white", font=font)
+    return np.asarray(image)

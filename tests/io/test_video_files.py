@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mbrl.io.video import GAP, LINE, Videos, difference, sheet, strip
+
+
+def _clip(length: int, value: int) -> torch.Tensor:
+    clip = torch.full((length, 3, 8, 10), value, dtype=torch.uint8)
+    clip[:, 0, 2, 7] = torch.arange(length, dtype=torch.uint8) * 20  # one red pixel tells the frame
+    return clip
+
+
+def test_a_strip_shows_every_clip_enlarged_at_its_place() -> None:
+    pictures = strip({"truth": _clip(5, 30), "imagined": _clip(5, 90)}, rewards={"true": torch.arange(5.0)})
+    assert pictures.shape == (5, LINE + 32 + LINE, 40 + GAP + 40, 3)
+    for t in range(5):
+        for left, value in ((0, 30), (40 + GAP, 90)):
+            frame = pictures[t, LINE : LINE + 32, left : left + 40]
+            assert (frame[8:12, 28:32] == (20 * t, value, value)).all(), "pixel (2, 7), four times as large"
+            assert (frame[:8] == value).all()
+
+
+def test_names_and_rewards_are_written_on_the_frames() -> None:
+    plain = strip({"": _clip(3, 30)})
+    named = strip({"truth": _clip(3, 30)})
+    rewarded = strip(
+        {"truth": _clip(3, 30)}, rewards={"true": torch.tensor([0.0, 0.0, 5.0]), "predicted": torch.zeros(3)}
+    )
+    assert plain[:, :LINE].max() == 0 and named[:, :LINE].max() > 128
+    below = rewarded[:, LINE + 32 :]
+    assert below.shape[1] == 2 * LINE and (below[0] == below[1]).all() and (below[0] != below[2]).any()
+
+
+def test_difference_is_absolute_and_does_not_wrap_around() -> None:
+    a, b = torch.tensor([[[[3]]]], dtype=torch.uint8), torch.tensor([[[[250]]]], dtype=torch.uint8)
+    assert difference(a, b).item() == difference(b, a).item() == 247
+
+
+def test_a_sheet_has_one_row_per_clip_and_runs_from_the_first_to_the_last_frame() -> None:
+    picture = sheet({"truth": _clip(9, 30), "imagined": _clip(9, 90)}, columns=3)
+    assert picture.shape == (2 * (LINE + 32 + GAP), 3 * (40 + GAP), 3)
+    shown = [picture[LINE + 8, place * (40 + GAP) + 28, 0] for place in range(3)]
+    assert shown == [0, 80, 160]
+    assert sheet({"truth": _clip(2, 30)}, columns=5).shape[1] == 2 * (40 + GAP)
+
+
+def test_a_gif_holds_every_frame_at_its_speed(tmp_path: Path) -> None:
+    path = Videos(tmp_path / "videos", keep=2).gif("eval", 1200, strip({"truth": _clip(6, 30)}), fps=10)
+    assert path.name == "eval-000001200.gif"
+    with Image.open(path) as image:
+        assert (image.n_frames, image.info["duration"], image.size) == (6, 100, (40, LINE + 32))
+        image.seek(4)
+        red = np.asarray(image.convert("RGB"))[LINE + 9, 29]
+    assert np.abs(red.astype(int) - (80, 30, 30)).max() <= 8
+
+
+def test_only_the_newest_files_of_each_kind_stay(tmp_path: Path) -> None:
+    videos = Videos(tmp_path, keep=2)
+    for step in (5, 1_000_000_000, 700):
+        videos.gif("eval", step, strip({"truth": _clip(2, step % 200)}), fps=5)
+        videos.png("eval", step, sheet({"truth": _clip(2, 30)}, columns=2))
+        videos.png("eval_long", step, sheet({"truth": _clip(2, 30)}, columns=2))
+    names = sorted(path.name for path in tmp_path.iterdir())
+    kept = [f"{kind}-{step}{suffix}" for kind, suffix in (("eval", ".gif"), ("eval", ".png"), ("eval_long", ".png"))
+            for step in ("000000700", "1000000000")]  # fmt: skip
+    assert names == sorted(kept)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: strip({}), "at least one"),
+        (lambda: strip({"a": _clip(2, 1), "b": _clip(3, 1)}), "of one shape"),
+        (lambda: strip({"a": _clip(2, 1)}, rewards={"true": torch.zeros(3)}), r"rewards must be \[2\]"),
+        (lambda: sheet({"a": _clip(2, 1)}, columns=0), "columns must be >= 1"),
+        (lambda: Videos(Path(), keep=0), "keep must be >= 1"),
+        (lambda: Videos(Path(), keep=1).png("../evil", 1, np.zeros((2, 2, 3), np.uint8)), "kind must be"),
+    ],
+)
+def test_mistakes_are_named(call, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        call()
