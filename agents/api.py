@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from tensordict import TensorDict
 from torch import Tensor
 
 from worldmodel.spec import ModelSpec
 
-Memory = TensorDict | None
+Memory: TypeAlias = TensorDict | None
 """The agent's own; None at the start. The loop carries and saves it and never looks inside. Tensors only."""
-Metrics = Mapping[str, float | Tensor]
-Policy = Callable[[TensorDict, Memory], tuple[Tensor, Memory]]
+Metrics: TypeAlias = Mapping[str, float | Tensor]
+Policy: TypeAlias = Callable[[TensorDict, Memory], tuple[Tensor, Memory]]
 """td [B] with `latent` -> action f32 [B, A], memory."""
-Mode = Literal["explore", "evaluate"]
+Mode: TypeAlias = Literal["explore", "evaluate"]
 
 
 class Replay(Protocol):

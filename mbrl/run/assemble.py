@@ -13,6 +13,7 @@ import torch
 from mbrl.envs.make import make_envs
 from mbrl.envs.rows import RowsEnv
 from mbrl.io.checkpoint import Checkpoints
+from mbrl.io.video import Videos
 from mbrl.run.clock import Clock
 from mbrl.run.collect import Collector
 from mbrl.run.configs import make
@@ -27,6 +28,8 @@ GROUPS = (
     "task", "protocol", "tokenizer", "transformer", "worldmodel", "agent", "prefill", "replay", "fit", "schedule",
     "evaluation", "compute", "logger",
 )  # fmt: skip
+
+VIDEOS = 5  # files of each kind that stay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +158,8 @@ def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any]) -> Run:
         prefiller=player.prefiller,
         evaluator=player.evaluator,
         progress=progress,
-        logger=configs.logger.build(folder=folder),
+        logger=configs.logger.build(folder=folder, config=info),
+        videos=Videos(folder / "videos", keep=VIDEOS),
         checkpoints=Checkpoints(folder / "checkpoints", keep=configs.keep, info=info),
     )
 

@@ -28,9 +28,10 @@ MAY_CHANGE = ("schedule.total", "schedule.evaluate.", "schedule.log.", "schedule
 
 
 def default_folder(plain: Mapping[str, Any], variants: Mapping[str, str]) -> Path:
-    """runs/<task>/<agent>/seed-<n>/<date-time>."""
+    """runs/<task>/<agent>-<transformer>/seed-<n>/<date-time>."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / plain["task"]["name"] / variants.get("agent", "agent") / f"seed-{plain['seed']}" / stamp
+    method = f"{variants['agent']}-{variants['transformer']}"
+    return Path("runs") / plain["task"]["name"] / method / f"seed-{plain['seed']}" / stamp
 
 
 def holds_run(folder: Path) -> bool:
@@ -65,6 +66,18 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         return
     for name, value in node.items():
         yield from leaves(value, f"{prefix}.{name}" if prefix else str(name))
+
+
+def classes(plain: Mapping[str, Any]) -> set[str]:
+    """The classes that a configuration names."""
+    found: set[str] = set()
+    for key, value in plain.items():
+        if key == "_target_":
+            found.add(str(value))
+        for node in value if isinstance(value, list) else [value]:
+            if isinstance(node, Mapping):
+                found |= classes(node)
+    return found
 
 
 def merge_resumed(stored: dict[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,6 +121,7 @@ def run_info(plain: Mapping[str, Any], *, argv: list[str]) -> dict[str, Any]:
         "seed": plain["seed"],
         "threads": plain["compute"]["threads"],
         "device": device_name(plain["compute"]["device"]),
+        "device_kind": plain["compute"]["device"].partition(":")[0],
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
         "versions": {name: version_of(name) for name in PACKAGES},

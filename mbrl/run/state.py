@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -13,12 +12,13 @@ from typing import Any
 from agents.api import Agent, Metrics
 from mbrl.io.checkpoint import Checkpoints
 from mbrl.io.logger import Logger
+from mbrl.io.video import Videos
 from mbrl.replay.clips import ClipReplay
 from mbrl.run.audit import open_loop
 from mbrl.run.clock import Cadence, Clock
 from mbrl.run.collect import Collector
 from mbrl.run.evaluate import EvaluationConfig, Evaluator, Score
-from mbrl.run.pictures import save_episode, save_open_loop
+from mbrl.run.pictures import draw_episode, draw_open_loop
 from mbrl.run.progress import Progress
 from mbrl.run.stop import Stop
 from worldmodel.api import WorldModel
@@ -82,6 +82,7 @@ class Run:
     evaluator: Evaluator
     progress: Progress
     logger: Logger
+    videos: Videos
     checkpoints: Checkpoints
     stop: Stop = field(default_factory=Stop)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -109,7 +110,7 @@ class Run:
         """Takes one update's scalars; they reach metrics.csv as means."""
         self.progress.note(metrics)
 
-    def x(self) -> dict[str, float]:
+    def x(self) -> dict[str, int]:
         """The x columns of every row."""
         return {
             "env_step": self.clock.env_steps,
@@ -130,9 +131,9 @@ class Run:
         horizon = self.model.spec.max_frames - self.model.spec.observed
         clip = open_loop(self.model, score.video, score.actions, score.rewards, horizon=horizon)
         self._tell(name, score, clip.metrics())
-        at = f"{self.clock.env_steps:09d}"
-        save_episode(self.folder / "videos" / f"eval_{at}.gif", score)
-        save_open_loop(self.folder / "videos" / f"openloop_{at}.gif", clip)
+        step = self.clock.env_steps
+        for path in (draw_episode(self.videos, step, score), draw_open_loop(self.videos, step, clip)):
+            self.logger.video(path.stem.split("-")[0], path, self.x())
 
     def _tell(self, name: str, score: Score, more: dict[str, float] | None = None) -> None:
         self.scores[name] = score.metrics()
@@ -155,14 +156,9 @@ class Run:
         )
 
     def _left_s(self) -> float:
-        """Seconds left, from the pace since this process began (the prefill is faster, the first fits are slower)."""
-        now = time.monotonic()
-        steps = self.clock.env_steps - self._began[1]
-        return (now - self._began[0]) / max(1, steps) * (self.schedule.total - self.clock.env_steps)
-
-    def begin(self) -> None:
-        """Starts the clock that estimates the time left."""
-        self._began = (time.monotonic(), self.clock.env_steps)
+        """Seconds left at the mean pace so far (the first fits are dear, so it begins too high)."""
+        spent = sum(self.progress.total_seconds.values())
+        return spent / max(1, self.clock.env_steps) * (self.schedule.total - self.clock.env_steps)
 
     def parts(self, *, counting_save: int = 0) -> dict[str, Any]:
         """What a checkpoint holds; `counting_save=1` where the save itself is one that the schedule owed."""
@@ -178,8 +174,16 @@ class Run:
         }
 
     def save(self, *, owed: bool = True) -> None:
-        """Writes a checkpoint; nothing in it can be lost from then on."""
-        self.checkpoints.save(self.clock.env_steps, self.parts(counting_save=int(owed)))
+        """Writes a checkpoint; nothing in it can be lost from then on.
+
+        `owed`: the schedule asked for it, so it counts there. Otherwise (a stop, the end) one of the same env step may
+        be there already with less in it; the newer one takes the next free number.
+        """
+        step = self.clock.env_steps
+        while not owed and (self.checkpoints.folder / f"step-{step:09d}").exists():
+            step += 1
+        self.checkpoints.save(step, self.parts(counting_save=int(owed)))
+        self.replay.prune(self.checkpoints.kept("replay"))
 
     def finish(self) -> None:
         """The last evaluation (unless a stop was asked for) and the last checkpoint."""

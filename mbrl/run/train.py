@@ -20,7 +20,7 @@ def train(run: Run) -> None:
                 run.note(run.agent.learn(run.replay, update))
         for _ in run.owed("evaluate"):  # 4  how good is it?
             with run.timed("evaluate"):
-                run.evaluate(run.config.evaluation.interim)
+                run.evaluate(run.evaluation.interim)
         for _ in run.owed("log"):
             run.report()
         for _ in run.owed("save"):  # 5  never lose more than this

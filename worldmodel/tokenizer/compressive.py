@@ -198,16 +198,22 @@ class CompressiveTokenizer(nn.Module):
         self.cond_encoder = ConditionalEncoder(trunk, cross, channels_in=channels_in, side=config.image // config.stem)
         self.encoder = Encoder(trunk, channels_in=RGB, attention=config.mid_attention)
         self.quant_conv = nn.Conv2d(latent, dim, 1)
-        self.quantize = self._quantizer(config.vocab_context, config.fsq_levels_context)
+        self.quantize = self._quantizer(config.vocab_context, config.fsq_levels_context, positions=1)
         self.post_quant_conv = nn.Conv2d(dim, latent, 1)
         self.quant_linear = nn.Linear(patch, dim)
-        self.dynamics_quantize = self._quantizer(config.vocab_future, config.fsq_levels_future)
+        self.dynamics_quantize = self._quantizer(
+            config.vocab_future, config.fsq_levels_future, positions=config.codes_future
+        )
         self.post_quant_linear = nn.Linear(dim, patch)
         self.cond_decoder = ConditionalDecoder(trunk, cross, side=config.side, skip=config.context_skip)
         self.decoder = Decoder(trunk, attention=config.mid_attention)
 
-    def _quantizer(self, vocab: int, levels: tuple[int, ...]) -> VectorQuantizer | FiniteScalarQuantizer:
-        return FiniteScalarQuantizer(levels) if levels else VectorQuantizer(vocab, self.config.code_dim)
+    def _quantizer(
+        self, vocab: int, levels: tuple[int, ...], *, positions: int
+    ) -> VectorQuantizer | FiniteScalarQuantizer:
+        if levels:
+            return FiniteScalarQuantizer(levels, positions=positions)
+        return VectorQuantizer(vocab, self.config.code_dim)
 
     @property
     def vector_dim(self) -> int:

@@ -18,6 +18,8 @@ ROWS_AT_ONCE = 8192
 """Rows whose distances to all codes are held at one time (8192 x 8192 float32 are 256 MiB)."""
 EMA_STEP = 0.1
 """Weight of the newest batch in the statistics that are used outside training."""
+VARIANCE_FLOOR = 1e-8
+"""Far below the usual 1e-5: early in training, frames of a static scene differ by less than that."""
 
 
 class Quantized(NamedTuple):
@@ -65,6 +67,12 @@ class FiniteScalarQuantizer(nn.Module):
 
     Without the batch's own statistics all frames of a static scene round to one code, and no gradient leads out of
     there. In training they are those of the batch; `codes`, and `forward` in eval mode, use their moving averages.
+
+    Args:
+        levels: number of levels of each of the D dimensions.
+        positions: K if each of a frame's K vectors has its own mean, 1 if they share it. Where the constant differences
+            between places are larger than those between frames, a shared mean leaves each place with one code. The
+            variance is always shared: at a place where little happens a batch's own would be noise.
     """
 
     running_mean: Tensor
@@ -72,9 +80,9 @@ class FiniteScalarQuantizer(nn.Module):
     levels: Tensor
     places: Tensor
 
-    def __init__(self, levels: tuple[int, ...]):
+    def __init__(self, levels: tuple[int, ...], *, positions: int):
         super().__init__()
-        self.register_buffer("running_mean", torch.zeros(len(levels)))
+        self.register_buffer("running_mean", torch.zeros(positions, len(levels)))
         self.register_buffer("running_var", torch.ones(len(levels)))
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
         self.register_buffer("places", torch.tensor([prod(levels[:i]) for i in range(len(levels))]), persistent=False)
@@ -82,9 +90,15 @@ class FiniteScalarQuantizer(nn.Module):
     def _scaled(self, latents: Tensor, *, batch: bool) -> Tensor:
         """[..., D] -> positions among the levels, in [0, level - 1]."""
         with full_precision(latents):
-            rows = latents.reshape(-1, latents.shape[-1]).to(self.running_mean.dtype)
-            normed = F.batch_norm(rows, self.running_mean, self.running_var, training=batch, momentum=EMA_STEP)
-            return ((normed.tanh() + 1) * 0.5 * (self.levels - 1)).view(latents.shape)
+            rows_RPD = latents.reshape(-1, *self.running_mean.shape).to(self.running_mean.dtype)
+            mean_PD = rows_RPD.mean(0) if batch else self.running_mean
+            centred_RPD = rows_RPD - mean_PD
+            var_D = centred_RPD.square().mean((0, 1)) if batch else self.running_var
+            if batch:
+                self.running_mean.lerp_(mean_PD.detach(), EMA_STEP)
+                self.running_var.lerp_(var_D.detach(), EMA_STEP)
+            normed_RPD = centred_RPD * (var_D + VARIANCE_FLOOR).rsqrt()
+            return ((normed_RPD.tanh() + 1) * 0.5 * (self.levels - 1)).view(latents.shape)
 
     def _codes(self, scaled: Tensor) -> Tensor:
         return (scaled.round().long() * self.places).sum(-1)

@@ -1,0 +1,26 @@
+"""What a run shows a person: an evaluation episode, and the model's dream beside the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from mbrl.io.video import Videos, difference, strip
+from mbrl.run.audit import OpenLoop
+from mbrl.run.evaluate import Score
+
+FPS = 10.0
+
+
+def draw_episode(videos: Videos, env_step: int, score: Score) -> Path:
+    """The first evaluation episode with its rewards."""
+    reward = torch.cat([torch.zeros(1), score.rewards])
+    return videos.gif("eval", env_step, strip({"episode": score.video}, rewards={"reward": reward}), fps=FPS)
+
+
+def draw_open_loop(videos: Videos, env_step: int, clip: OpenLoop) -> Path:
+    """Truth, imagination and their difference, with true and predicted reward."""
+    clips = {"truth": clip.truth, "imagined": clip.imagined, "difference": difference(clip.truth, clip.imagined)}
+    rewards = {"true reward": clip.reward.flatten(), "imagined reward": clip.imagined_reward.flatten()}
+    return videos.gif("openloop", env_step, strip(clips, rewards=rewards), fps=FPS)
