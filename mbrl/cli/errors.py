@@ -81,12 +81,12 @@ def guarded(work: Callable[[], int], *, debug: bool) -> int:
 def nearest(word: str, known: Iterable[str], n: int = 3) -> list[str]:
     """Up to `n` of `known` that look like `word`, best first; for dotted keys the last part counts by itself too."""
     known = sorted(set(known))
-    whole = difflib.get_close_matches(word, known, n=n, cutoff=0.6)
+    whole = difflib.get_close_matches(word, known, n=n, cutoff=0.7)
     last = word.rsplit(".", 1)[-1]
     tails = {name: name.rsplit(".", 1)[-1] for name in known}
     close = set(difflib.get_close_matches(last, set(tails.values()), n=n, cutoff=0.75))
-    same_tail = sorted((name for name in known if tails[name] in close), key=lambda name: (tails[name] != last, name))
-    return list(dict.fromkeys(whole + same_tail))[:n]
+    exact = [name for name in known if tails[name] == last]
+    return list(dict.fromkeys(exact + whole + [name for name in known if tails[name] in close]))[:n]
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

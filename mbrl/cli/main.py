@@ -39,9 +39,11 @@ Groups and their variants are the folders and files under configs/. Ctrl-C saves
     "eval": Verb(
         module="mbrl.cli.evaluate",
         summary="score a trained agent on fresh episodes",
-        help="""usage: mbrl eval RUN_DIR [key=value ...]
+        help="""usage: mbrl eval run=DIR [episodes=20]
 
-  mbrl eval runs/mine                            the newest checkpoint, on episodes that training never saw""",
+  mbrl eval run=runs/mine episodes=50            the newest checkpoint, on episodes that training never saw
+
+Writes evaluation.json into the run folder and changes nothing else in it.""",
     ),
     "doctor": Verb(
         module="mbrl.cli.doctor",
@@ -95,8 +97,16 @@ def dispatch(words: list[str]) -> int:
     if "-h" in rest or "--help" in rest:
         print(VERBS[name].help)
         return DONE
-    code: int = importlib.import_module(VERBS[name].module).run(rest)
+    code: int = importlib.import_module(VERBS[name].module).run(joined(rest))
     return code
+
+
+def joined(words: list[str]) -> list[str]:
+    """`--config-dir DIR` as the one word `--config-dir=DIR`."""
+    if "--config-dir" not in words[:-1]:
+        return words
+    at = words.index("--config-dir")
+    return joined([*words[:at], f"--config-dir={words[at + 1]}", *words[at + 2 :]])
 
 
 def version() -> str:

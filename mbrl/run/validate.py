@@ -1,6 +1,6 @@
 """What the configs of a run must agree on: one pure rule each, checked before anything heavy is built.
 
-Ranges of single values live beside the values (each dataclass's `__post_init__`); here stand the inequalities between two.
+Ranges of single values live beside the values (each dataclass's `__post_init__`); here stand the rules between two.
 """
 
 from __future__ import annotations
@@ -8,7 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-SUITES = {"toy": "toy", "metaworld": "metaworld"}
+from mbrl.envs.metaworld import MetaWorldTask
+from mbrl.replay.store import available_ram, expected_bytes
+
+ACTION_DIM = 4  # of a Meta-World task; a few bytes of 12 000 per decision
+META_WORLD_STEPS = 500  # Meta-World refuses to step beyond
 
 
 def check_together(groups: Mapping[str, Any]) -> None:
@@ -19,55 +23,115 @@ def check_together(groups: Mapping[str, Any]) -> None:
 
 def complaints(groups: Mapping[str, Any]) -> Iterator[str]:
     """Every disagreement, most basic first."""
-    yield from _images(groups)
-    yield from _lengths(groups)
-    yield from _amounts(groups)
+    yield from worlds(groups)
+    yield from images(groups)
+    yield from positions(groups)
+    yield from horizons(groups)
+    yield from clips(groups)
+    yield from amounts(groups)
 
 
-def _images(groups: Mapping[str, Any]) -> Iterator[str]:
+def worlds(groups: Mapping[str, Any]) -> Iterator[str]:
+    """The protocol fits the world."""
+    protocol = groups["protocol"]
+    if not isinstance(groups["task"], MetaWorldTask):
+        return
+    if protocol.camera is None:
+        yield (
+            f"protocol.camera must be a camera in Meta-World (got null in protocol {protocol.name}); "
+            "choose another protocol, for example protocol=default"
+        )
+    steps = protocol.decisions * protocol.action_repeat + protocol.zero_action_first
+    if steps > META_WORLD_STEPS:
+        yield (
+            f"protocol.decisions={protocol.decisions} x protocol.action_repeat={protocol.action_repeat} must be <= "
+            f"{META_WORLD_STEPS} simulator steps in Meta-World (got {steps}); "
+            f"lower protocol.decisions to {META_WORLD_STEPS // protocol.action_repeat - protocol.zero_action_first}"
+        )
+
+
+def images(groups: Mapping[str, Any]) -> Iterator[str]:
+    """Frames are tokenized as they are drawn."""
     image, tokenizer = groups["protocol"].image, groups["tokenizer"]
     if tokenizer.image != image:
-        yield f"tokenizer.image={tokenizer.image} must equal protocol.image={image}: frames are tokenized as they are drawn"
-
-
-def _lengths(groups: Mapping[str, Any]) -> Iterator[str]:
-    model, layout, agent = groups["worldmodel"], groups["tokenizer"].layout, groups["agent"]
-    needed, positions = layout.length(model.segment), groups["transformer"].positions
-    if needed > positions:
         yield (
-            f"worldmodel.segment={model.segment} needs {needed} token positions, transformer.positions={positions}; "
-            f"lower worldmodel.segment to {layout_frames(layout, positions)} or raise transformer.positions"
+            f"tokenizer.image={tokenizer.image} must equal protocol.image={image}; "
+            f"set protocol.image={tokenizer.image}, or choose another tokenizer"
         )
-    horizon = getattr(agent, "horizon", 0)
+
+
+def positions(groups: Mapping[str, Any]) -> Iterator[str]:
+    """A whole segment of tokens fits into the transformer."""
+    segment, layout = groups["worldmodel"].segment, groups["tokenizer"].layout
+    needed, there = layout.length(segment), groups["transformer"].positions
+    if needed > there:
+        fitting = max(0, (there - layout.prelude) // layout.stride)
+        yield (
+            f"worldmodel.segment={segment} needs {needed} token positions, transformer.positions={there}; "
+            f"lower worldmodel.segment to {fitting} or raise transformer.positions to {needed}"
+        )
+
+
+def horizons(groups: Mapping[str, Any]) -> Iterator[str]:
+    """An agent imagines no further than the world model is trained."""
+    model, horizon = groups["worldmodel"], getattr(groups["agent"], "horizon", 0)
     if model.observed + horizon > model.segment:
         yield (
-            f"agent.horizon={horizon} is beyond what the world model is trained on: worldmodel.observed={model.observed} + "
-            f"horizon must be <= worldmodel.segment={model.segment}; lower agent.horizon to {model.segment - model.observed}"
+            f"agent.horizon={horizon} is further than the world model is trained: "
+            f"worldmodel.observed={model.observed} + horizon must be <= worldmodel.segment={model.segment}; "
+            f"lower agent.horizon to {model.segment - model.observed} "
+            f"or raise worldmodel.segment to {model.observed + horizon}"
         )
-    length = groups["fit"].dynamics.length
-    if length > model.segment:
-        yield f"fit.dynamics.length={length} must be <= worldmodel.segment={model.segment}"
-    longest = groups["protocol"].decisions + 1 - (layout.context if model.anchor == "segment" else 0)
+
+
+def clips(groups: Mapping[str, Any]) -> Iterator[str]:
+    """Training clips are long enough to predict something, and fit into the model and into an episode."""
+    model, protocol, fit = groups["worldmodel"], groups["protocol"], groups["fit"]
+    if fit.dynamics.length > model.segment:
+        yield (
+            f"fit.dynamics.length={fit.dynamics.length} must be <= worldmodel.segment={model.segment}; "
+            f"lower it to {model.segment} or raise worldmodel.segment"
+        )
+    context = groups["tokenizer"].layout.context if model.anchor == "segment" else 0
+    longest = protocol.decisions + 1 - context
     for part in ("tokenizer", "dynamics"):
-        length = getattr(groups["fit"], part).length
+        length = getattr(fit, part).length
         if length > longest:
-            yield f"fit.{part}.length={length} must be <= {longest}, the frames of an episode of protocol.decisions={groups['protocol'].decisions}"
-    if groups["fit"].tokenizer.length < 2:
-        yield f"fit.tokenizer.length={groups['fit'].tokenizer.length} must be >= 2"
+            yield (
+                f"fit.{part}.length={length} must be <= {longest}, the frames of an episode of protocol.decisions="
+                f"{protocol.decisions} behind {context} of context; lower it or raise protocol.decisions"
+            )
+    if fit.tokenizer.length < 2:
+        yield f"fit.tokenizer.length={fit.tokenizer.length} must be >= 2, a frame and the next; for example 5"
+    if fit.dynamics.length <= model.observed:
+        yield (
+            f"fit.dynamics.length={fit.dynamics.length} must be > worldmodel.observed={model.observed}, "
+            f"or no frame is left to predict; for example {model.segment}"
+        )
 
 
-def layout_frames(layout: Any, positions: int) -> int:
-    """Future frames that fit into `positions`."""
-    return max(0, (positions - layout.prelude) // layout.stride)
-
-
-def _amounts(groups: Mapping[str, Any]) -> Iterator[str]:
-    protocol, schedule, rows = groups["protocol"], groups["schedule"], groups["compute"].rows
+def amounts(groups: Mapping[str, Any]) -> Iterator[str]:
+    """There is an episode to learn from when learning begins, and the replay fits into memory."""
+    protocol, schedule, replay = groups["protocol"], groups["schedule"], groups["replay"]
+    rows = groups["compute"].rows
     episode = protocol.decisions * protocol.action_repeat * rows
     if schedule.prefill < episode:
         yield (
             f"schedule.prefill={schedule.prefill} must be >= {episode} env steps, one whole episode "
-            f"({protocol.decisions} decisions x {protocol.action_repeat} x {rows} rows): only finished episodes are learned from"
+            f"({protocol.decisions} decisions x {protocol.action_repeat} x {rows} rows): "
+            f"only finished episodes are learned from; raise it"
         )
-    if groups["replay"].capacity < protocol.decisions:
-        yield f"replay.capacity={groups['replay'].capacity} must be >= protocol.decisions={protocol.decisions}, one episode"
+    if replay.capacity < protocol.decisions:
+        yield (
+            f"replay.capacity={replay.capacity} must be >= protocol.decisions={protocol.decisions}, "
+            "one episode; raise it"
+        )
+    kept = min(replay.capacity, schedule.total // protocol.action_repeat)
+    size = {"image": protocol.image, "action_dim": ACTION_DIM, "episode_decisions": protocol.decisions}
+    needed, free = expected_bytes(kept, **size).ram, available_ram()
+    if needed > free:
+        yield (
+            f"replay.capacity={replay.capacity} needs {needed / 1e9:.2f} GB of memory for "
+            f"schedule.total={schedule.total} env steps, {free / 1e9:.2f} GB are free; "
+            f"lower replay.capacity to {kept * free // needed}"
+        )
