@@ -102,8 +102,6 @@ class MetaWorld:
         world.seeded_rand_vec = True
         world._partially_observable = False  # the experts read the goal
         world.__dict__.pop("sawyer_observation_space", None)  # it was cached for the hidden goal
-        # the only fields of the model that tasks write to (at reset)
-        self._pristine = {name: getattr(world.model, name).copy() for name in ("body_pos", "site_pos")}
         kinds = mujoco.mjtWarning
         self._breakdowns = [int(k) for k in (kinds.mjWARN_BADQPOS, kinds.mjWARN_BADQVEL, kinds.mjWARN_BADQACC)]
         self._breakdowns.append(int(kinds.mjWARN_BADCTRL))
@@ -114,9 +112,6 @@ class MetaWorld:
         import mujoco
 
         world = self._world
-        for name, value in self._pristine.items():
-            getattr(world.model, name)[:] = value
-        mujoco.mj_resetData(world.model, world.data)
         world.seed(seed)
         world._freeze_rand_vec = False
         world.reset_model()  # draws

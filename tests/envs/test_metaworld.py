@@ -58,8 +58,9 @@ def test_an_unknown_task_names_the_three_nearest_without_importing_the_simulator
 
 
 @pytest.mark.metaworld
-def test_every_task_repeats_itself_bit_for_bit_whatever_happened_before(monkeypatch):
+def test_every_task_repeats_itself_bit_for_bit_whatever_happened_before(monkeypatch, tmp_path):
     monkeypatch.setattr(pixels, "Painter", NoPictures)
+    monkeypatch.chdir(tmp_path)  # MuJoCo logs breakdowns into the working directory
     protocol = config("protocol", "default")
     actions = np.random.default_rng(0).uniform(-1, 1, (8, 4)).astype(np.float32)
 
@@ -76,10 +77,23 @@ def test_every_task_repeats_itself_bit_for_bit_whatever_happened_before(monkeypa
         used.reset(11)
         for _ in range(8):
             used.step(used.expert())
+        used._world.data.qpos[:] = np.nan
+        used.step(actions[0])
         assert np.array_equal(episode(fresh, 5), episode(used, 5)), name
         fresh.reset(6)
         used.reset(5)
         assert not np.array_equal(state(fresh), state(used)), f"{name}: another seed, another start or goal"
+
+
+@pytest.mark.metaworld
+def test_an_episodes_goal_is_the_first_draw_of_its_seed_and_stays(monkeypatch):
+    monkeypatch.setattr(pixels, "Painter", NoPictures)
+    (simulator,) = config("task", "metaworld").build(protocol=config("protocol", "default"), rows=1)
+    simulator.reset(42)
+    world = simulator._world
+    low, high = world._random_reset_space.low, world._random_reset_space.high
+    assert np.array_equal(world._last_rand_vec, np.random.default_rng(42).uniform(low, high))
+    assert np.array_equal(world._target_pos, world._last_rand_vec[3:])
 
 
 @pytest.mark.metaworld
@@ -120,7 +134,8 @@ def test_an_open_episode_is_recreated_exactly_in_a_simulator_with_a_past():
 
 @pytest.mark.metaworld
 @pytest.mark.parametrize("field", ["qpos", "qvel"])
-def test_a_simulator_that_resets_itself_is_noticed_and_the_episode_cut(field):
+def test_a_simulator_that_resets_itself_is_noticed_and_the_episode_cut(field, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     env = metaworld("reach-v3", rows=2)
     env.reset()
     good = act(env, [0.2, 0.0, 0.0, 0.0])
@@ -134,7 +149,8 @@ def test_a_simulator_that_resets_itself_is_noticed_and_the_episode_cut(field):
 
 
 @pytest.mark.metaworld
-def test_a_nan_action_is_stopped_before_the_simulator_and_would_have_broken_it():
+def test_a_nan_action_is_stopped_before_the_simulator_and_would_have_broken_it(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     env = metaworld("reach-v3")
     env.reset()
     simulator = env._simulators[0]
