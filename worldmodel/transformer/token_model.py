@@ -153,18 +153,18 @@ class TokenModel(nn.Module):
         self.layout, self.heads, self.action_dim, self.has_continue = layout, heads, action_dim, continues
         hidden = transformer.hidden
         self.llm = transformer.build(vocab=layout.vocab, generator=generator)
-        self.action_linear = _zero(nn.Linear(action_dim, hidden))  # an action-free model starts unchanged
+        self.action_linear = _zero(_Unset(action_dim, hidden))  # an action-free model starts unchanged
         if heads.reward == "scalar":
-            self.reward_linear = _uniform(nn.Linear(hidden, 1), generator)
+            self.reward_linear = _uniform(_Unset(hidden, 1), generator)
         if heads.reward == "twohot":
-            first = _uniform(nn.Linear(hidden + feature_dim, heads.width), generator)
-            last = _zero(nn.Linear(heads.width, heads.bins))
+            first = _uniform(_Unset(hidden + feature_dim, heads.width), generator)
+            last = _zero(_Unset(heads.width, heads.bins))
             self.reward_head = nn.Sequential(first, nn.RMSNorm(heads.width, eps=1e-6), nn.SiLU(), last)
             self.register_buffer("bins", torch.linspace(heads.low, heads.high, heads.bins), persistent=False)
         if continues:
-            self.continue_linear = _zero(nn.Linear(hidden, 1))
+            self.continue_linear = _zero(_Unset(hidden, 1))
         if heads.action_recon:
-            self.action_recon_linear = _uniform(nn.Linear(hidden, action_dim), generator)
+            self.action_recon_linear = _uniform(_Unset(hidden, action_dim), generator)
 
     def embed(self, ids_BN: Tensor, actions_BFA: Tensor | None) -> Tensor:
         """Input embeddings [B, N, D]; actions_BFA[:, j] is added at the `sdf` that opens future frame j.
@@ -291,6 +291,13 @@ def two_hot(x: Tensor, bins_n: Tensor) -> Tensor:
     spacing = bins_n[1] - bins_n[0]
     place = ((x.clamp(bins_n[0], bins_n[-1]) - bins_n[0]) / spacing).unsqueeze(-1)
     return (1 - (place - torch.arange(len(bins_n), device=x.device)).abs()).clamp(min=0)
+
+
+class _Unset(nn.Linear):
+    """A linear layer that draws nothing when made; `_zero` or `_uniform` fills it."""
+
+    def reset_parameters(self) -> None:
+        """Leave weight and bias unset."""
 
 
 def _zero(linear: nn.Linear) -> nn.Linear:
