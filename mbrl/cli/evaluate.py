@@ -25,7 +25,12 @@ def run(args: list[str]) -> int:
     player.agent.load_state_dict(checkpoint.states["agent"])
     score = player.evaluator.score(player.agent, episodes)
     print(f"{configs.task.name}, protocol {configs.protocol.name}, checkpoint {checkpoint.step}: {score}")
-    result = {"checkpoint": checkpoint.step, "protocol": configs.protocol.name, "task": configs.task.name, **score.metrics()}
+    result = {
+        "checkpoint": checkpoint.step,
+        "protocol": configs.protocol.name,
+        "task": configs.task.name,
+        **score.metrics(),
+    }
     path = folder / "evaluation.json"
     path.write_text(json.dumps({**result, "returns": score.returns, "success_each": score.success}, indent=1) + "\n")
     print(f"written to {path}")

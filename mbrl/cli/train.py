@@ -41,7 +41,9 @@ def run(args: list[str]) -> int:
             state.stop.listen()
             train(state)
     if state.stop:
-        log.info("stopped and saved at env step %d; continue with: mbrl train run_dir=%s", state.clock.env_steps, folder)
+        log.info(
+            "stopped and saved at env step %d; continue with: mbrl train run_dir=%s", state.clock.env_steps, folder
+        )
         return SAVED_PLEASE_REQUEUE
     log.info("%s", summary(state.scores, folder))
     return DONE
@@ -90,8 +92,14 @@ def describe(state: Any, info: Mapping[str, Any], resumed: int | None) -> str:
     """What is about to run, in a few lines."""
     from mbrl.run.progress import clock_time
 
-    sizes = {part: sum(p.numel() for p in state.model.parameters_of(part).values()) for part in ("tokenizer", "dynamics")}
-    begun = "new run" if resumed is None else f"continued at env step {state.clock.env_steps}, after {clock_time(state.logger.wall_s)}"
+    sizes = {
+        part: sum(p.numel() for p in state.model.parameters_of(part).values()) for part in ("tokenizer", "dynamics")
+    }
+    begun = (
+        "new run"
+        if resumed is None
+        else f"continued at env step {state.clock.env_steps}, after {clock_time(state.logger.wall_s)}"
+    )
     exact = "bit for bit on this machine, with this many threads" if info["device_kind"] == "cpu" else "not bit for bit"
     return (
         f"{info['task']}, protocol {info['protocol']}, seed {info['seed']}: {begun}\n"

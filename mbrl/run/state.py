@@ -26,6 +26,9 @@ from worldmodel.training.fitter import Fitter
 
 log = logging.getLogger("mbrl")
 
+OWED = ("tokenizer", "dynamics", "learn", "evaluate", "log", "save")
+"""What the schedule owes, in the order of the loop."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
@@ -90,17 +93,19 @@ class Run:
 
     def going(self) -> bool:
         """Whether the loop goes on."""
-        return self.clock.env_steps < self.schedule.total and not self.stop
+        return not self.stop and (self.clock.env_steps < self.schedule.total or self.behind())
+
+    def behind(self) -> bool:
+        """Whether anything is owed still: a run that was stopped between two updates first does the rest of them."""
+        done, now = self.clock.done, self.clock.env_steps
+        return any(getattr(self.schedule, name).owed(now, done.get(name, 0)) for name in OWED)
 
     def owed(self, name: str) -> Iterator[int]:
-        """The updates of `name` that are owed now; stops between two of them when a stop is asked for."""
-        cadence: Cadence = getattr(self.schedule, name)
-        for number in self.clock.owed(name, cadence):
-            yield number
+        """The updates of `name` that are owed now; none any more once a stop is asked for."""
+        for number in self.clock.owed(name, getattr(self.schedule, name)):
             if self.stop:
-                # the body has finished: count it, since the clock's generator will not be resumed
-                self.clock.done[name] = number + 1
                 return
+            yield number
 
     def timed(self, phase: str) -> AbstractContextManager[None]:
         """Books the body's time on `collect`, `fit`, `imagine`, `learn` or `evaluate`."""

@@ -9,8 +9,9 @@ def train(run: Run) -> None:
     """Runs until the env steps are used up or a stop is asked for; leaves a checkpoint behind either way."""
     run.measure_random_policy()
     while run.going():
-        with run.timed("collect"):  # 1  act in the world, remember it
-            run.collector.step(run.agent)
+        if not run.behind():  # (a stopped run first does what was owed when it stopped)
+            with run.timed("collect"):  # 1  act in the world, remember it
+                run.collector.step(run.agent)
         for part in ("tokenizer", "dynamics"):  # 2  fine-tune the world model on replay, each part on its cadence
             for update in run.owed(part):
                 with run.timed("fit"):

@@ -1,0 +1,46 @@
+"""Runs of the whole program in a forked child: real processes that can be killed, without a second's import each."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import mbrl.cli.main
+import mbrl.cli.train  # noqa: F401
+import mbrl.run.train  # noqa: F401 - imported before the fork, so that a child starts at once
+
+Train = Callable[..., int]
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Train:
+    """`train(folder, *overrides, after=None, number=SIGKILL)`: exit code of `mbrl train`; negative: the signal it died of.
+
+    `after` seconds from its start the child gets the signal `number`.
+    """
+    torch.set_num_threads(1)
+
+    def run(folder: Path, *overrides: str, after: float | None = None, number: int = signal.SIGKILL) -> int:
+        child = os.fork()
+        if child == 0:
+            code = 99
+            with contextlib.suppress(BaseException):
+                with (tmp_path / "child.log").open("a") as out:
+                    os.dup2(out.fileno(), 1)
+                    os.dup2(out.fileno(), 2)
+                code = mbrl.cli.main.main(["train", "experiment=debug", f"run_dir={folder}", *overrides])
+            os._exit(code)
+        if after is not None:
+            time.sleep(after)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, number)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    return run

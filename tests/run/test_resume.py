@@ -1,0 +1,80 @@
+"""Killed and resumed equals uninterrupted: weights, optimizer moments, replay, metric rows."""
+
+from __future__ import annotations
+
+import csv
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mbrl.io.checkpoint import read_newest
+
+Train = Callable[..., int]
+
+KILLS = 10
+CLOCKS = ("wall_s", "time/", "perf/")  # columns that tell the time of day, and nothing else
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as lines:
+        return [{k: v for k, v in row.items() if not k.startswith(CLOCKS)} for row in csv.DictReader(lines)]
+
+
+def leaves(node: Any, name: str = "") -> dict[str, Any]:
+    if isinstance(node, dict):
+        return {k: v for key, value in node.items() for k, v in leaves(value, f"{name}/{key}").items()}
+    return {name: node}
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    parts = ("model", "fitter", "agent", "collector", "replay", "run")
+    first, second = (leaves({p: read_newest(run / "checkpoints").states[p] for p in parts}) for run in (one, other))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        same = torch.equal(value, second[name]) if isinstance(value, torch.Tensor) else value == second[name]
+        assert same, name
+    for table in ("metrics.csv", "eval.csv"):
+        assert rows(one / table) == rows(other / table)
+    listing = [sorted(path.name for path in (run / "replay").glob("ep-*.npz")) for run in (one, other)]
+    assert listing[0] == listing[1]
+
+
+@pytest.fixture
+def uninterrupted(tmp_path: Path, train: Train) -> Path:
+    folder = tmp_path / "uninterrupted"
+    assert train(folder) == 0
+    return folder
+
+
+def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path, train: Train, uninterrupted: Path) -> None:
+    folder, moments = tmp_path / "killed", random.Random(7)
+    died = [train(folder, after=moments.uniform(0.2, 2.5)) for _ in range(KILLS)]
+    assert died.count(-signal.SIGKILL) >= KILLS // 2, "most children must have been killed before they were done"
+    assert train(folder) == 0
+    assert_same_run(uninterrupted, folder)
+
+
+def test_a_polite_stop_saves_leaves_with_75_and_goes_on_as_if_nothing_had_been(
+    tmp_path: Path, train: Train, uninterrupted: Path
+) -> None:
+    folder = tmp_path / "stopped"
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+        assert train(folder, after=1.7, number=number) in (75, 0)
+        assert list((folder / "checkpoints").glob("step-*")), "a stop leaves a checkpoint"
+    assert train(folder) == 0
+    # a stop adds checkpoints, so only their numbers may differ
+    assert_same_run(uninterrupted, folder)
+
+
+def test_evaluating_and_logging_more_often_does_not_change_what_is_learned(
+    tmp_path: Path, train: Train, uninterrupted: Path
+) -> None:
+    folder = tmp_path / "watched"
+    assert train(folder, "schedule.evaluate.every=50", "schedule.log.every=25", "evaluation.interim=1") == 0
+    ours, theirs = (read_newest(run / "checkpoints").states["model"] for run in (uninterrupted, folder))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
