@@ -11,7 +11,6 @@ import itertools
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from worldmodel.rollout.fused import FusedTransformer
@@ -111,13 +110,12 @@ class TokenEngine:
         Raises: ValueError if the engine is full or holds nothing.
         """
         fused, cache = self._resumed()
-        head, llm = self._model.llm.lm_head.weight[self._first : self._last], self._model.llm
         x_BTD, drawn = self._opening(action_BA), []
         for _ in range(self._layout.codes_future):
-            logits_BV = F.linear(fused(x_BTD, cache, keep=1)[:, 0], head)
+            logits_BV = fused.logits(fused(x_BTD, cache, keep=1)[:, 0])
             ids_B = draw(logits_BV, self._sampling, generator) + self._first
             drawn.append(ids_B)
-            x_BTD = llm.embed(ids_B.unsqueeze(1))
+            x_BTD = self._model.llm.embed(ids_B.unsqueeze(1))
         return self._named(torch.stack(drawn, 1), fused(x_BTD, cache, keep=1)[:, 0], None)
 
     @torch.no_grad()
@@ -156,7 +154,8 @@ class TokenEngine:
         llm = self._model.llm
         weight, stamp = llm.lm_head.weight, self._weights()
         if self._fused is None or self._stamp != stamp:
-            self._fused, self._stamp = FusedTransformer(llm), stamp
+            fused = FusedTransformer(llm, rows=self._rows, first=self._first, last=self._last)
+            self._fused, self._stamp = fused, stamp
         held = None if self._cache is None else self._cache.k_LBHNC
         if self._cache is None or held is None or held.device != weight.device or held.dtype != weight.dtype:
             self._cache = KVCache(

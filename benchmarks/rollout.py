@@ -1,0 +1,219 @@
+"""How fast the rollout engine is: against a twin that reads the whole prefix again for every frame.
+
+Random weights, no data, no tokenizer. `python -m benchmarks.rollout sizes=tiny,base138m json=out.json`.
+The exit code is 1 if engine and twin do not draw the same codes under argmax.
+"""
+
+# B rows, t context frames, N codes of a context frame, H imagined frames, K codes of a frame, A action, T new positions
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+
+from worldmodel.layout import TokenLayout
+from worldmodel.rollout import SamplingConfig, TokenEngine
+from worldmodel.rollout.kv_cache import KVCache
+from worldmodel.seeds import Seeds
+from worldmodel.transformer import HeadConfig, TokenModel, TransformerConfig, layout_ids
+
+PUBLISHED = TokenLayout(context=2)
+SMALL = TokenLayout(context=1, codes_context=64, codes_future=4, vocab_context=512, vocab_future=512)
+ACTION_DIM = 4
+CONFIGS = Path(__file__).parents[1] / "configs" / "transformer"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured of one size unless the command line says otherwise."""
+
+    layout: TokenLayout
+    rows: int
+    horizon: int
+    repeats: int
+
+
+CASES = {
+    "micro": Case(SMALL, 64, 10, 7),
+    "tiny": Case(SMALL, 64, 10, 7),
+    "s": Case(SMALL, 16, 10, 3),
+    "base138m": Case(PUBLISHED, 4, 4, 3),
+    "medium436m": Case(PUBLISHED, 1, 4, 1),
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row of the table; medians over repeats, whole rollouts include their prefills.
+
+    Attributes:
+        prefill_ms: the engine's one prefill of the context.
+        frame_ms: the engine's time for one imagined frame after the prefill.
+        tokens_per_s: drawn codes of all rows per second of a whole rollout by the engine.
+        engine_ms: whole rollout by the engine.
+        twin_ms: whole rollout by the twin.
+        ratio: twin_ms / engine_ms.
+        equal: whether all codes agree under argmax.
+    """
+
+    size: str
+    rows: int
+    horizon: int
+    threads: int
+    device: str
+    prefill_ms: float
+    frame_ms: float
+    tokens_per_s: float
+    engine_ms: float
+    twin_ms: float
+    ratio: float
+    equal: bool
+
+
+@torch.no_grad()
+def reprefilling_rollout(model: TokenModel, context_BN: Tensor, actions_BHA: Tensor) -> Tensor:
+    """Most likely ids [B, H, K], the published way: per frame one prefill of everything so far, then code by code."""
+    layout, llm, config = model.layout, model.llm, model.llm.config
+    rows, horizon, _ = actions_BHA.shape
+    cache = KVCache(
+        layers=config.layers,
+        rows=rows,
+        heads=config.heads,
+        positions=layout.length(horizon),
+        channels=config.hidden // config.heads,
+        dtype=llm.lm_head.weight.dtype,
+        device=llm.lm_head.weight.device,
+    )
+    nothing_BFK = context_BN.new_empty(rows, 0, layout.codes_future)
+    prefix_BTD = llm.embed(layout_ids(context_BN, nothing_BFK, layout))
+    sdf_B1 = context_BN.new_full((rows, 1), layout.sdf)
+    frames = []
+    for action_BA in actions_BHA.unbind(1):
+        opening_B1D = llm.embed(sdf_B1) + model.action_linear(action_BA).unsqueeze(1)
+        prefix_BTD = torch.cat([prefix_BTD, opening_B1D], 1)
+        cache.rewind(0)
+        hidden_BTD, ids = llm(prefix_BTD, cache=cache), []
+        for _ in range(layout.codes_future):
+            ids.append(llm.logits(hidden_BTD[:, -1]).argmax(-1, keepdim=True))
+            hidden_BTD = llm(llm.embed(ids[-1]), cache=cache)  # the last one gives the reward
+        frames.append(torch.cat(ids, 1))
+        prefix_BTD = torch.cat([prefix_BTD, llm.embed(frames[-1])], 1)
+    return torch.stack(frames, 1)
+
+
+def measure(size: str, case: Case, *, threads: int, device: torch.device) -> Result:
+    """Engine and twin in turn, on the same random model, context and actions."""
+    torch.set_num_threads(threads)
+    seeds, layout = Seeds(0), case.layout
+    transformer = TransformerConfig(**{k: v for k, v in _preset(size).items() if k != "_target_"})
+    heads = HeadConfig(reward="none", bins=0, low=0.0, high=0.0, width=0, action_recon=0.0)
+    draw = seeds.torch("benchmark")
+    model = TokenModel(
+        transformer, layout, action_dim=ACTION_DIM, heads=heads, feature_dim=0, continues=False, generator=draw
+    )
+    torch.nn.init.normal_(model.action_linear.weight, std=0.02, generator=draw)  # else actions would not matter
+    model.to(device).eval()
+    shape = (case.rows, layout.context * layout.codes_context)
+    context_BN = torch.randint(layout.vocab_context, shape, generator=draw).to(device)
+    actions_BHA = (torch.rand(case.rows, case.horizon, ACTION_DIM, generator=draw) * 2 - 1).to(device)
+    greedy = SamplingConfig(temperature=0.0, top_k=0, codes_only=False)
+    engine = TokenEngine(model, rows=case.rows, frames=case.horizon, sampling=greedy)
+    nothing_BFK = context_BN.new_empty(case.rows, 0, layout.codes_future)
+
+    def imagine() -> Tensor:
+        return torch.stack([engine.sample_frame(action_BA, None).ids_BK for action_BA in actions_BHA.unbind(1)], 1)
+
+    times: dict[str, list[float]] = {"prefill": [], "frames": [], "twin": []}
+    equal = True
+    for repeat in range(case.repeats + 1):
+        spent, _ = _timed(lambda: engine.prefill(context_BN, nothing_BFK, None), device)
+        frames, fast_BHK = _timed(imagine, device)
+        twin, slow_BHK = _timed(lambda: reprefilling_rollout(model, context_BN, actions_BHA), device)
+        equal &= torch.equal(fast_BHK, slow_BHK)
+        if repeat:  # the first one warms up
+            for name, value in (("prefill", spent), ("frames", frames), ("twin", twin)):
+                times[name].append(value)
+    prefill_ms, twin_ms = 1e3 * statistics.median(times["prefill"]), 1e3 * statistics.median(times["twin"])
+    engine_ms = 1e3 * statistics.median(a + b for a, b in zip(times["prefill"], times["frames"], strict=True))
+    return Result(
+        size=size,
+        rows=case.rows,
+        horizon=case.horizon,
+        threads=threads,
+        device=str(device),
+        prefill_ms=prefill_ms,
+        frame_ms=1e3 * statistics.median(times["frames"]) / case.horizon,
+        tokens_per_s=fast_BHK.numel() / engine_ms * 1e3,
+        engine_ms=engine_ms,
+        twin_ms=twin_ms,
+        ratio=twin_ms / engine_ms,
+        equal=equal,
+    )
+
+
+def _timed(work: Callable[[], object], device: torch.device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    result = work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start, result
+
+
+def _preset(size: str) -> dict:
+    return yaml.safe_load((CONFIGS / f"{size}.yaml").read_text())
+
+
+def parse(arguments: list[str]) -> dict[str, str]:
+    """`key=value` arguments.
+
+    Raises: ValueError on anything else, or an unknown key or size.
+    """
+    options = {"sizes": "tiny,base138m", "rows": "", "horizon": "", "repeats": "", "threads": "2", "device": "cpu"}
+    options["json"] = ""
+    for argument in arguments:
+        key, separator, value = argument.partition("=")
+        if not separator or key not in options:
+            raise ValueError(f"{argument!r} must be key=value with a key of {', '.join(options)}")
+        options[key] = value
+    for size in options["sizes"].split(","):
+        if size not in CASES:
+            raise ValueError(f"sizes must be some of {','.join(CASES)} (got {size})")
+    return options
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, print a table and, with json=path, write it; 1 if any codes differ."""
+    options, results = parse(arguments), []
+    print(
+        f"{'size':11} {'rows':>4} {'frames':>6} {'prefill ms':>10} {'ms/frame':>9} {'tokens/s':>9}"
+        f" {'engine ms':>10} {'twin ms':>10} {'ratio':>6}  codes equal"
+    )
+    for size in options["sizes"].split(","):
+        default = CASES[size]
+        case = Case(
+            default.layout, *(int(options[key] or getattr(default, key)) for key in ("rows", "horizon", "repeats"))
+        )
+        r = measure(size, case, threads=int(options["threads"]), device=torch.device(options["device"]))
+        results.append(r)
+        print(
+            f"{r.size:11} {r.rows:4d} {r.horizon:6d} {r.prefill_ms:10.1f} {r.frame_ms:9.2f} {r.tokens_per_s:9.0f}"
+            f" {r.engine_ms:10.1f} {r.twin_ms:10.1f} {r.ratio:6.2f}  {'yes' if r.equal else 'NO'}"
+        )
+    if options["json"]:
+        Path(options["json"]).write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+    return 0 if all(result.equal for result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
