@@ -64,12 +64,18 @@ VARIANTS = {
         vocab_future=29,
         fsq_levels_context=(),
         fsq_levels_future=(),
+        fsq_place_means=False,
         future_input="frame",
         context_skip=False,
         context=2,
     ),
     "unequal books": replace(
-        MICRO, vocab_context=60, vocab_future=42, fsq_levels_context=(3, 4, 5), fsq_levels_future=(7, 3, 2)
+        MICRO,
+        vocab_context=60,
+        vocab_future=42,
+        fsq_levels_context=(3, 4, 5),
+        fsq_levels_future=(7, 3, 2),
+        fsq_place_means=False,
     ),
 }
 
@@ -301,6 +307,7 @@ def test_shrinking_the_context_keeps_the_newest_frames_positions_and_growing_is_
         ({"vocab_future": 65}, "fsq_levels_future must be code_dim = 3 numbers >= 2 with product 65"),
         ({"fsq_levels_context": [8, 8]}, "fsq_levels_context must be code_dim = 3 numbers"),
         ({"quantizer": "vq"}, "fsq_levels_context must be empty with quantizer vq"),
+        ({"quantizer": "vq", "fsq_levels_context": [], "fsq_levels_future": []}, "fsq_place_means must be false"),
         ({"quantizer": "lfq"}, "quantizer must be vq or fsq"),
         ({"future_input": "change"}, "future_input must be frame or frame_and_change"),
         ({"cross_dropout": 1.0}, r"cross_dropout must be in \[0, 1\)"),

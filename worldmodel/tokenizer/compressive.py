@@ -53,6 +53,8 @@ class TokenizerConfig:
         vocab_context, vocab_future: number of codes of a context position and of a future one.
         quantizer: `vq`: nearest code of a book (published); `fsq`: rounding of each dimension.
         fsq_levels_context, fsq_levels_future: levels of each of the `code_dim` dimensions; empty for `vq`.
+        fsq_place_means: each future code of a frame is normalised by its own mean over the batch: codes spread from the
+            first steps on; with 8 levels and 32 frames a batch its jitter is felt, and a shared mean ends up better.
         future_input: `frame` (published); `frame_and_change`: and twice its difference from the last context frame.
         context_skip: add the plain decoder's maps of the last context frame to the conditional decoder's.
     """
@@ -75,6 +77,7 @@ class TokenizerConfig:
     quantizer: Literal["vq", "fsq"]
     fsq_levels_context: tuple[int, ...]
     fsq_levels_future: tuple[int, ...]
+    fsq_place_means: bool
     future_input: Literal["frame", "frame_and_change"]
     context_skip: bool
 
@@ -138,6 +141,8 @@ class TokenizerConfig:
                     f"{name} must be code_dim = {self.code_dim} numbers >= 2 with product {vocab}, the number of codes "
                     f"(got {levels} with product {prod(levels)})"
                 )
+        if self.quantizer == "vq" and self.fsq_place_means:
+            raise ValueError("fsq_place_means must be false with quantizer vq (got true): it has no means")
 
     @property
     def side(self) -> int:
@@ -201,9 +206,8 @@ class CompressiveTokenizer(nn.Module):
         self.quantize = self._quantizer(config.vocab_context, config.fsq_levels_context, positions=1)
         self.post_quant_conv = nn.Conv2d(dim, latent, 1)
         self.quant_linear = nn.Linear(patch, dim)
-        self.dynamics_quantize = self._quantizer(
-            config.vocab_future, config.fsq_levels_future, positions=config.codes_future
-        )
+        places = config.codes_future if config.fsq_place_means else 1
+        self.dynamics_quantize = self._quantizer(config.vocab_future, config.fsq_levels_future, positions=places)
         self.post_quant_linear = nn.Linear(dim, patch)
         self.cond_decoder = ConditionalDecoder(trunk, cross, side=config.side, skip=config.context_skip)
         self.decoder = Decoder(trunk, attention=config.mid_attention)

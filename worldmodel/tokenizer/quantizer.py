@@ -71,7 +71,8 @@ class FiniteScalarQuantizer(nn.Module):
     Args:
         levels: number of levels of each of the D dimensions.
         positions: K if each of a frame's K vectors has its own mean, 1 if they share it. Where the constant differences
-            between places are larger than those between frames, a shared mean leaves each place with one code. The
+            between places are larger than those between frames, a shared mean leaves each place with one code until
+            training has undone it; a mean of its own has K times fewer samples, so with small batches codes jitter. The
             variance is always shared: at a place where little happens a batch's own would be noise.
     """
 

@@ -107,6 +107,7 @@ def config_of_published(given: Mapping[str, Any]) -> TokenizerConfig:
         quantizer="vq",
         fsq_levels_context=(),
         fsq_levels_future=(),
+        fsq_place_means=False,
         future_input="frame",
         context_skip=False,
     )
