@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -314,6 +315,28 @@ def test_a_file_that_does_not_fit_is_explained_by_a_table():
         load(DATA / "set_b_ctx1/transformer_action", SETS["set_b_ctx1"], 7, no_heads())
     with pytest.raises(ValueError, match=r"reward_linear\.weight +\(1, 64\) +unknown"):
         load(DATA / "set_b_ctx1/transformer_action", SETS["set_b_ctx1"], 3, no_heads())
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    layout, source = SETS["set_b_ctx1"], DATA / "set_b_ctx1/transformer"
+    with pytest.raises(ValueError, match=r"cannot read .*config\.json"):
+        load(tmp_path, layout, 3, no_heads())
+    config = json.loads((source / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"cannot read .*model\.safetensors"):
+        load(tmp_path, layout, 3, no_heads())
+    for change, message in (
+        ({"num_key_value_heads": 2}, "num_key_value_heads must be 4"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings must be False"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling must be None"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path, layout, 3, no_heads())
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="lacks hidden_size"):
+        load(tmp_path, layout, 3, no_heads())
 
 
 def test_the_published_reward_target_is_one_step_late_and_ours_is_not():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.rollout import main as rollout_benchmark
 from worldmodel.layout import TokenLayout
 from worldmodel.rollout import Frame, SamplingConfig, TokenEngine
 from worldmodel.rollout.kv_cache import KVCache
@@ -296,3 +298,16 @@ def test_a_gpu_imagines_the_same_codes():
         found.append(engine.sample_frame(action.to(device), None))
     assert torch.equal(found[0].ids_BK, found[1].ids_BK.cpu())
     torch.testing.assert_close(found[0].hidden_BD, found[1].hidden_BD.cpu(), atol=1e-10, rtol=0)
+
+
+def test_the_benchmark_measures_finds_equal_codes_and_writes_them_down(tmp_path, capsys):
+    path, threads = tmp_path / "rollout.json", torch.get_num_threads()
+    options = ["sizes=micro", "rows=3", "horizon=2", "repeats=1", f"threads={threads}", f"json={path}"]
+    assert rollout_benchmark(options) == 0
+    (result,) = json.loads(path.read_text())
+    assert result["equal"] and result["rows"] == 3 and result["horizon"] == 2 and result["engine_ms"] > 0
+    assert "micro" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="sizes must be some of"):
+        rollout_benchmark(["sizes=huge"])
+    with pytest.raises(ValueError, match="must be key=value"):
+        rollout_benchmark(["speed=1"])

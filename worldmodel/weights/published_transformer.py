@@ -5,18 +5,18 @@ Our modules carry the published names, so nothing is renamed; it knows nothing o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from worldmodel.layout import TokenLayout
 from worldmodel.transformer.llama import TransformerConfig
 from worldmodel.transformer.token_model import HeadConfig, TokenModel
+from worldmodel.weights.published import read_json
 
 _LLM = "llm."
 # options of the library's config that our transformer does not have, with the one value each may take
@@ -27,6 +27,14 @@ _FIXED = {
     "rope_scaling": None,
     "tie_word_embeddings": False,
 }
+_NEEDED = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "rms_norm_eps",
+)
 
 
 def load_transformer(
@@ -48,10 +56,15 @@ def load_transformer(
         layout: gives the vocabulary; the one in config.json is not used (published configs are wrong there).
         heads, feature_dim, continues: see `TokenModel`; a published file with a reward head needs reward=scalar.
         generator: source of the initial values of what the file does not hold.
-    Raises: ValueError with a table of names and shapes if file and model do not fit, or on an unsupported config.
+    Raises: ValueError with a table of names and shapes if file and model do not fit; also on an
+            unreadable file or an unsupported config.
     """
     config = read_config(directory / "config.json")
-    weights = {name: value.float() for name, value in load_file(directory / "model.safetensors").items()}
+    path = directory / "model.safetensors"
+    try:
+        weights = {name: value.float() for name, value in load_file(path).items()}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
     weights = {name: value for name, value in weights.items() if not name.endswith("rotary_emb.inv_freq")}
     if not any(name.startswith(_LLM) for name in weights):
         weights = {_LLM + name: value for name, value in weights.items()}
@@ -74,7 +87,10 @@ def read_config(path: Path) -> TransformerConfig:
 
     Raises: ValueError if it asks for something that the published models do not have.
     """
-    raw: dict[str, Any] = json.loads(path.read_text())
+    raw = read_json(path)
+    missing = [name for name in _NEEDED if name not in raw]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: it is not the config of an iVideoGPT transformer")
     for name, value in _FIXED.items():
         if raw.get(name, value) != value:
             raise ValueError(f"{path}: {name} must be {value} (got {raw[name]})")
