@@ -82,7 +82,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         trees = json.loads(files["state.json"])
         states = {
-            part: join(tree, safetensors.torch.load(files[name]) if (name := f"{part}.safetensors") in files else {})
+            part: join(tree, _tensors(files[name]) if (name := f"{part}.safetensors") in files else {})
             for part, tree in trees.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
@@ -246,6 +246,15 @@ def _write(folder: Path, *, step: int, info: Any, states: Mapping[str, tuple[Any
     manifest = {"format": FORMAT, "step": step, "info": info, "files": files}
     write_durably(folder / "manifest.json", _canonical(manifest | {"sha256": sha256(_canonical(manifest))}))
     fsync_folder(folder)
+
+
+def _tensors(content: bytes) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, each in memory of its own.
+
+    As loaded they are views into the file's bytes, at any alignment; matrix products may then round differently than
+    with the aligned tensors of the run that was interrupted.
+    """
+    return {name: tensor.clone() for name, tensor in safetensors.torch.load(content).items()}
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
