@@ -26,7 +26,7 @@ def run(args: list[str]) -> int:
 
     from mbrl.io.lock import RunLock
     from mbrl.run.folder import run_info, write_run
-    from mbrl.run.stop import SAVED_PLEASE_REQUEUE
+    from mbrl.run.stop import SAVED_PLEASE_REQUEUE, Stop
     from mbrl.run.train import train
 
     info = run_info(plain, argv=args)
@@ -34,13 +34,14 @@ def run(args: list[str]) -> int:
         write_run(folder, plain, info)
         talk(folder / "console.log")
         log.info("run folder: %s", folder)
-        state = assemble(configs, folder, info=info)
+        stop = Stop()
+        stop.listen()
+        state = assemble(configs, folder, info=info, stop=stop)
         with state.logger:
             resumed = state.checkpoints.load(state.parts())
             log.info("%s", describe(state, info, resumed))
-            state.stop.listen()
             train(state)
-    if state.stop:
+    if stop:
         log.info(
             "stopped and saved at env step %d; continue with: mbrl train run_dir=%s", state.clock.env_steps, folder
         )

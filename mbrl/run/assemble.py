@@ -20,6 +20,7 @@ from mbrl.run.configs import make
 from mbrl.run.evaluate import Evaluator
 from mbrl.run.progress import Progress
 from mbrl.run.state import Run
+from mbrl.run.stop import Stop
 from mbrl.run.validate import check_together
 from worldmodel.dream.imagine import Dream
 from worldmodel.seeds import Seeds
@@ -123,7 +124,7 @@ def assemble_player(configs: Configs, collecting: RowsEnv | None) -> Player:
     return Player(model=model, agent=agent, prefiller=prefiller, evaluator=Evaluator(judging), seeds=seeds)
 
 
-def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any]) -> Run:
+def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: Stop) -> Run:
     """The whole run; reading this function top to bottom is reading the object graph."""
     rows = configs.compute.rows
     envs = make_envs(configs.task, configs.protocol, seeds=Seeds(configs.seed), stream="env", rows=rows)
@@ -161,6 +162,7 @@ def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any]) -> Run:
         logger=configs.logger.build(folder=folder, config=info),
         videos=Videos(folder / "videos", keep=VIDEOS),
         checkpoints=Checkpoints(folder / "checkpoints", keep=configs.keep, info=info),
+        stop=stop,
     )
 
 

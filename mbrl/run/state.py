@@ -87,7 +87,7 @@ class Run:
     logger: Logger
     videos: Videos
     checkpoints: Checkpoints
-    stop: Stop = field(default_factory=Stop)
+    stop: Stop
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     """Evaluations to be told at the end: `random`, `final`."""
 
@@ -125,7 +125,7 @@ class Run:
 
     def measure_random_policy(self) -> None:
         """Scores the prefilling (random) policy on the evaluation episodes: what learning has to beat."""
-        if "random" not in self.scores:
+        if "random" not in self.scores and not self.stop:
             with self.timed("evaluate"):
                 score = self.evaluator.score(self.prefiller, self.evaluation.episodes)
             self._tell("random", score)
