@@ -14,6 +14,7 @@ import mbrl.run.assemble as assembly
 from mbrl.cli.main import main
 from mbrl.cli.train import settle
 from mbrl.run.folder import run_info, write_run
+from mbrl.run.stop import Stop
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     info = run_info(plain, argv=[])
     write_run(folder, plain, info)
-    state = assembly.assemble(assembly.Configs.of(plain, trusted=trusted), folder, info=info)
+    state = assembly.assemble(assembly.Configs.of(plain, trusted=trusted), folder, info=info, stop=Stop())
     with state.logger:
         for steps in (500, 525):
             state.clock.env_steps = steps
