@@ -20,15 +20,16 @@ find_python() {
             return
         fi
     done
-    fail "Python 3.11, 3.12 or 3.13 was not found: install it (Debian: apt-get install python3 python3-venv) or name it: make PYTHON=/path/to/python"
+    fail "Python 3.11, 3.12 or 3.13 was not found: install it (Debian: apt-get install -y python3 python3-venv) or name it: make PYTHON=/path/to/python"
 }
 
 make_venv() {
     python=$(find_python)
     version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    sudo=$([ "$(id -u)" = 0 ] || echo 'sudo ')
     # Debian splits the module that brings pip into a package of its own; without it `-m venv` stops half-way.
     "$python" -c 'import venv, ensurepip' 2>/dev/null ||
-        fail "$python cannot make virtual environments; type: sudo apt-get install -y python$version-venv"
+        fail "$python cannot make virtual environments; type: ${sudo}apt-get update && ${sudo}apt-get install -y python$version-venv"
     say "making $venv with $("$python" --version)"
     "$python" -m venv --clear "$venv"
     touch "$venv/.made"

@@ -23,6 +23,7 @@ def bare_machine(tmp_path: Path, pythons: dict[str, str]) -> dict[str, str]:
     """An environment whose PATH has only the basic tools and these `python` stand-ins (name -> shell script)."""
     tools = tmp_path / "bin"
     tools.mkdir()
+    pythons = pythons | {"id": "echo 1000"}
     for tool in ("sh", "printf", "grep", "touch", "rm", "mkdir"):
         found = shutil.which(tool)
         assert found is not None
@@ -57,9 +58,8 @@ def test_without_ensurepip_one_line_names_debian_s_package(tmp_path: Path) -> No
     script = 'case "$2" in *ensurepip*) exit 1;; *print*) echo 3.12;; esac'
     done = setup("venv", bare_machine(tmp_path, {"python3": script}))
     assert done.returncode == 1
-    assert done.stderr == (
-        "error: python3 cannot make virtual environments; type: sudo apt-get install -y python3.12-venv\n"
-    )
+    wanted = "sudo apt-get update && sudo apt-get install -y python3.12-venv"
+    assert done.stderr == f"error: python3 cannot make virtual environments; type: {wanted}\n"
 
 
 def planned(tmp_path: Path, target: str, *, present: Sequence[str], stale: bool = False) -> str:
