@@ -130,7 +130,9 @@ def test_a_verb_gets_the_rest_of_the_line_and_gives_the_exit_code(monkeypatch: p
 
     monkeypatch.setitem(sys.modules, VERBS["train"].module, SimpleNamespace(run=run))
     assert main(["train", "--debug", "seed=1", "task.name=reach-v3"]) == 75
-    assert seen == [["seed=1", "task.name=reach-v3"]]
+    assert main(["train", "--config-dir", "mine", "seed=1"]) == 75
+    assert main(["train", "--config-dir"]) == 75
+    assert seen == [["seed=1", "task.name=reach-v3"], ["--config-dir=mine", "seed=1"], ["--config-dir"]]
 
 
 def test_errors_of_heavy_modules_have_their_codes_by_name() -> None:
