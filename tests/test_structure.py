@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import importlib
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -231,9 +232,14 @@ def test_a_planted_danger_is_found(line: str) -> None:
 
 
 def tracked_texts() -> dict[str, str]:
-    """Every text file that git tracks, or, outside a checkout, every file that is no product of a tool."""
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
-    names = listed.stdout.splitlines() if listed.returncode == 0 else [str(p.relative_to(ROOT)) for p in python_files()]
+    """Every text file that git tracks, or, without git, every file that is no product of a tool."""
+    if shutil.which("git") and (ROOT / ".git").exists():
+        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+        names = listed.stdout.splitlines()
+    else:
+        folders = (*PACKAGES, "tests", "configs", "docs")
+        found = [path for folder in folders for path in (ROOT / folder).rglob("*") if "__pycache__" not in path.parts]
+        names = [str(path.relative_to(ROOT)) for path in (*found, *ROOT.glob("*.*"))]
     texts = {}
     for name in names:
         path = ROOT / name
