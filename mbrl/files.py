@@ -15,7 +15,7 @@ TEMPORARY = ".tmp-"
 """How the name of everything unfinished begins; whoever owns a folder deletes these when it starts."""
 
 
-class DamagedFile(Exception):  # noqa: N818 - the name says what is the matter
+class DamagedFile(Exception):
     """A file is not what was once written (exit code 3); the message names it and says what is wrong."""
 
 

@@ -60,7 +60,13 @@ class ModelConfig:
             raise ValueError(f"latent must be some of {', '.join(LATENT_PARTS)} (got {list(self.latent)})")
 
     def build(
-        self, *, tokenizer: TokenizerConfig, transformer: TransformerConfig, action_dim: int, terminates: bool, seeds: Seeds
+        self,
+        *,
+        tokenizer: TokenizerConfig,
+        transformer: TransformerConfig,
+        action_dim: int,
+        terminates: bool,
+        seeds: Seeds,
     ) -> IVideoGPT:
         """The model with fresh weights drawn from stream `init/worldmodel`."""
         generator = seeds.torch("init/worldmodel")
@@ -145,7 +151,7 @@ class IVideoGPT(nn.Module):
         self.tokenizer_version = 0
         self._engines: dict[int, TokenEngine] = {}
 
-    # -- what an agent and the dream ask --------------------------------------------------------------------------------
+    # -- what an agent and the dream ask ------------------------------------------------------------------------------
 
     @torch.no_grad()
     def tokenize(self, context_BtCHW: Tensor, frames_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,7 +167,7 @@ class IVideoGPT(nn.Module):
         actions_BFA = clip["action"]
         frame = self._engine(len(clip)).prefill(self._per_frame(context_BN), self._ids(codes_BFK), actions_BFA)
         wm = {"context": context_BN, "pooled": self._pooled(context_BN), "codes": codes_BFK, "actions": actions_BFA}
-        if "context" in clip.keys():
+        if "context" in clip.keys():  # noqa: SIM118 - a TensorDict has no `in`
             wm["frames"] = clip["context"]  # u8 [B, t, 3, H, W]: only `observe` reads them
         return self._state(wm, frame)
 
@@ -172,7 +178,7 @@ class IVideoGPT(nn.Module):
 
     @torch.no_grad()
     def observe(self, state: TensorDict, action_BA: Tensor, frame_BCHW: Tensor) -> TensorDict:
-        """Next state; codes read from a real uint8 frame. The state must come from pixels (its context is looked at)."""
+        """Next state; codes read from a real uint8 frame. The state must come from pixels (its context is needed)."""
         if ("wm", "frames") not in state.keys(include_nested=True):
             raise ValueError("observe needs the context's pixels: encode a clip with `context` u8, not `context_codes`")
         _, codes_BFK = self.tokenize(state["wm", "frames"], frame_BCHW[:, None])
@@ -190,7 +196,7 @@ class IVideoGPT(nn.Module):
             _, frames_BFCHW = self.tokenizer.decode(self._per_frame(context_BN), codes_BFK)
         return (frames_BFCHW.clamp(0, 1) * 255).round().to(torch.uint8)
 
-    # -- what the fitter asks -------------------------------------------------------------------------------------------
+    # -- what the fitter asks -----------------------------------------------------------------------------------------
 
     def losses(self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Losses of one part on a training clip (worldmodel/api.py)."""
@@ -250,10 +256,10 @@ class IVideoGPT(nn.Module):
         for engine in self._engines.values():
             engine.forget()
 
-    # -- helpers --------------------------------------------------------------------------------------------------------
+    # -- helpers ------------------------------------------------------------------------------------------------------
 
     def _codes(self, clip: TensorDict) -> tuple[Tensor, Tensor]:
-        if "codes" in clip.keys():
+        if "codes" in clip.keys():  # noqa: SIM118 - a TensorDict has no `in`
             return clip["context_codes"], clip["codes"]
         return self.tokenize(clip["context"], clip["pixels"])
 
@@ -298,7 +304,7 @@ class IVideoGPT(nn.Module):
         # an id of the wrong kind (possible with published sampling) reads as the nearest future code (spec 4.2)
         codes_BK = (frame.ids_BK - self.layout.vocab_context).clamp(0, self.layout.vocab_future - 1)
         old = state["wm"]
-        wm = {key: old[key] for key in ("context", "pooled", "frames") if key in old.keys()}
+        wm = {key: old[key] for key in ("context", "pooled", "frames") if key in old.keys()}  # noqa: SIM118
         wm["codes"] = torch.cat([old["codes"], codes_BK[:, None]], 1)
         wm["actions"] = torch.cat([old["actions"], action_BA[:, None]], 1)
         return self._state(wm, frame)
@@ -332,4 +338,3 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def unit(frames: Tensor) -> Tensor:
     """uint8 frames -> float32 in [0, 1]."""
     return frames.float() / 255
-

@@ -75,6 +75,7 @@ class TokenLayout:
         frames, rest = divmod(length - self.prelude, self.stride)
         if rest or frames < 0:
             raise ValueError(
-                f"{length} tokens are not {self.prelude} context tokens plus a whole number of {self.stride}-token frames"
+                f"{length} tokens are not {self.prelude} context tokens plus a whole number of "
+                f"{self.stride}-token frames"
             )
         return frames

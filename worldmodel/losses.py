@@ -20,8 +20,8 @@ class LossConfig:
 
     Attributes:
         commit: weight of both commitment losses (published: 1).
-        pixel_weight: 0 is the published L1; w > 0 multiplies a pixel's error by 1 + w * min(1, |x - mean image| / 0.25),
-            normalised to mean 1: what moves is a few pixels among thousands.
+        pixel_weight: 0 is the published L1; w > 0 multiplies a pixel's error by 1 + w * min(1, |x - mean image| /
+            0.25), normalised to mean 1: what moves is a few pixels among thousands.
         auxiliary: weight of the loss that predicts reward and mean action from the codes alone (published: 0).
         warmup: tokenizer updates without quantisation at the very start (published: 0).
         future_frames: future frames of a clip that the tokenizer's loss sees, drawn once per batch; the first and the
@@ -65,10 +65,10 @@ def choose_frames(frames: int, wanted: int, *, keep_ends: bool, generator: torch
 
 
 class AuxiliaryHeads(nn.Module):
-    """Reward of a frame, and the mean action between two frames, read off the codes (training only, no privileged data).
+    """Reward of a frame, and the mean action between two frames, read off the codes (in training only).
 
-    A pixel loss alone keeps the arm and drops the fingers; what decides reward and what the actions moved must be in the
-    codes for these two to be predictable.
+    A pixel loss alone keeps the arm and drops the fingers; what decides reward and what the actions moved must be in
+    the codes for these two to be predictable. No privileged data.
     """
 
     def __init__(self, *, codes: int, vector_dim: int, context_dim: int, action_dim: int, hidden: int = 128) -> None:

@@ -3,9 +3,9 @@
 Axes: B rows, E environments, T steps of a clip, t context frames, A action, N context codes, K codes of a future frame,
 D latent feature, F frames so far. Frames are uint8 [3, H, W] everywhere outside a network.
 
-* real step, batch [E]: `pixels` u8 [3,H,W], `is_init` bool [1], `action` f32 [A] in [-1, 1], and under `next`: `pixels`,
-  `reward` f32 [1] (summed over the action repeat, plus the protocol's bonus), `terminated`, `truncated`, `done`,
-  `success` bool [1].
+* real step, batch [E]: `pixels` u8 [3,H,W], `is_init` bool [1], `action` f32 [A] in [-1, 1], and under `next`:
+  `pixels`, `reward` f32 [1] (summed over the action repeat, plus the protocol's bonus), `terminated`, `truncated`,
+  `done`, `success` bool [1].
 * clip, batch [B]: what a world model reads: t context frames and T frames that follow.
   `context` u8 [t,3,H,W] and `pixels` u8 [T,3,H,W], or their ids `context_codes` i64 [t*N] and `codes` i64 [T,K];
   `action` f32 [T,A], the action that led INTO frame j (zero where the episode begins); for training also
@@ -36,9 +36,10 @@ class ModelSpec:
         action_dim: A.
         latent_dim: D, width of the feature that an agent reads.
         max_frames: future frames that fit behind one context.
-        anchor: `segment`: the context is the t frames just before the clip (the paper); `episode`: the first t frames of
-            the episode, for the whole episode, and the clip's first frame is observed, not predicted.
-        observed: real frames T given after the context when imagination or acting starts (0 is possible with `segment`).
+        anchor: `segment`: the context is the t frames just before the clip (the paper); `episode`: the episode's first
+            frame, t times, for the whole episode, and the clip's first frame is observed, not predicted.
+        observed: real frames T given after the context when imagination or acting starts (0 is possible with
+            `segment`).
     """
 
     image: int

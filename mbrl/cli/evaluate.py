@@ -1,4 +1,4 @@
-"""`mbrl eval run=<dir> episodes=20`: score the newest checkpoint of a run; changes nothing in it but adds a result file."""
+"""`mbrl eval run=<dir> episodes=20`: score the newest checkpoint of a run; only adds a result file to it."""
 
 from __future__ import annotations
 

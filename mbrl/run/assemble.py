@@ -55,7 +55,9 @@ class ComputeConfig:
         if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
             raise ValueError(f"device must be cpu, cuda or cuda:<n> (got {self.device})")
         if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-            raise ValueError(f"device must be one that is there: cpu or {torch.cuda.device_count()} CUDA devices (got {self.device})")
+            raise ValueError(
+                f"device must be one that is there: cpu or {torch.cuda.device_count()} CUDA devices (got {self.device})"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +114,7 @@ def assemble_player(configs: Configs, collecting: RowsEnv | None) -> Player:
         terminates=env_spec.terminates,
         seeds=seeds,
     ).to(device)
-    worlds = {"explore": collecting, "evaluate": judging}
+    worlds = {"evaluate": judging, **({"explore": collecting} if collecting is not None else {})}
     runtime = {
         "spec": model.spec,
         "env_spec": env_spec,

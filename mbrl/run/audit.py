@@ -57,7 +57,9 @@ def open_loop(model: WorldModel, frames: Tensor, actions: Tensor, rewards: Tenso
     seen = spec.observed + (spec.context if spec.anchor == "segment" else 0)  # real frames at the head of a window
     starts = range(0, len(frames) - seen - horizon + 1, horizon)
     if not starts:
-        raise ValueError(f"an episode of {len(frames)} frames has no window of {seen} real and {horizon} imagined frames")
+        raise ValueError(
+            f"an episode of {len(frames)} frames has no window of {seen} real and {horizon} imagined frames"
+        )
     first = torch.zeros_like(actions[:1])
     into = torch.cat([first, actions])  # into[k]: the action that led into frame k
     head = torch.stack([frames[k : k + seen] for k in starts])

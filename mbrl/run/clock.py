@@ -64,7 +64,12 @@ class Clock:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON."""
-        return {"env_steps": self.env_steps, "decisions": self.decisions, "episodes": self.episodes, "done": dict(self.done)}
+        return {
+            "env_steps": self.env_steps,
+            "decisions": self.decisions,
+            "episodes": self.episodes,
+            "done": dict(self.done),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""

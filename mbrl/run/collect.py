@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from tensordict import TensorDict
-from torch import Tensor
 
 from agents.api import Agent, Memory
 from mbrl.envs.rows import RowsEnv
@@ -16,6 +15,7 @@ from mbrl.replay.clips import ClipReplay
 from mbrl.replay.episode import Episode
 from mbrl.run.clock import Clock
 from mbrl.run.progress import Progress
+
 
 class Collector:
     """Steps E environments with an agent; every finished episode is in replay, and on disk, when `step` returns.
@@ -87,7 +87,9 @@ class Collector:
             "started": self.now is not None,
             "prefilling": self.prefilling,
             "episodes": list(self.env.episodes),
-            "actions": {str(row): torch.stack([s["action"] for s in steps]) for row, steps in enumerate(self.open) if steps},
+            "actions": {
+                str(row): torch.stack([s["action"] for s in steps]) for row, steps in enumerate(self.open) if steps
+            },
             "memory": {} if self.memory is None else dict(self.memory.items(include_nested=False)),
         }
 

@@ -1,4 +1,4 @@
-"""How good is an agent: whole episodes on seeds that training never sees, scored without touching training's randomness."""
+"""How good is an agent: whole episodes on seeds that training never sees; training's randomness is not touched."""
 
 from __future__ import annotations
 

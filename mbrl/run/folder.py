@@ -1,9 +1,9 @@
 """The run folder: what it holds, how a new one begins, and how an old one is read as data.
 
-    config.yaml   the whole composed configuration        run.json     versions, protocol, camera, threads, device, commit
-    metrics.csv   training, one row per log interval      eval.csv     every evaluation
-    checkpoints/  step-*: verified before they are read   replay/      one file per finished episode
-    videos/       evaluation episodes, open-loop clips    console.log  what was printed
+config.yaml   the whole composed configuration        run.json     versions, protocol, camera, threads, device, commit
+metrics.csv   training, one row per log interval      eval.csv     every evaluation
+checkpoints/  step-*: verified before they are read   replay/      one file per finished episode
+videos/       evaluation episodes, open-loop clips    console.log  what was printed
 """
 
 from __future__ import annotations
@@ -23,7 +23,16 @@ import yaml
 from mbrl.files import write_atomically
 
 PACKAGES = ("tokendream", "torch", "torchrl", "tensordict", "metaworld", "mujoco", "gymnasium", "numpy", "hydra-core")
-MAY_CHANGE = ("schedule.total", "schedule.evaluate.", "schedule.log.", "schedule.save.", "evaluation.", "logger.", "keep", "run_dir")
+MAY_CHANGE = (
+    "schedule.total",
+    "schedule.evaluate.",
+    "schedule.log.",
+    "schedule.save.",
+    "evaluation.",
+    "logger.",
+    "keep",
+    "run_dir",
+)
 """Keys (or beginnings of keys) that a continued run may be given anew: none of them changes what was learned so far."""
 
 
@@ -46,7 +55,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.yaml"
     if not path.is_file():
-        raise ValueError(f"{folder} is not a run folder: it has no config.yaml; `mbrl train run_dir={folder}` makes one")
+        raise ValueError(
+            f"{folder} is not a run folder: it has no config.yaml; `mbrl train run_dir={folder}` makes one"
+        )
     try:
         plain = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -55,7 +66,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a configuration: task and seed are missing")
     for key, value in leaves(plain):
         if isinstance(value, str) and "${" in value:
-            raise ValueError(f"{path}: {key} holds a reference ({value}); a stored configuration holds plain values only")
+            raise ValueError(
+                f"{path}: {key} holds a reference ({value}); a stored configuration holds plain values only"
+            )
     return plain
 
 
@@ -135,7 +148,11 @@ def device_name(device: str) -> str:
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] if cpuinfo.exists() else []
+    names = (
+        [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        if cpuinfo.exists()
+        else []
+    )
     return f"{names[0] if names else platform.machine()} ({len(names) or '?'} cores seen)"
 
 
@@ -153,8 +170,12 @@ def commit() -> str:
     if not (root / ".git").exists():
         return ""
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=True)
-        dirty = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, timeout=10, check=True)
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=True
+        )
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
     return head.stdout.strip() + ("-dirty" if dirty.stdout.strip() else "")

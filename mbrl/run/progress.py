@@ -1,4 +1,4 @@
-"""Where the time goes and how far the run is: sums between two rows of metrics.csv, and the line that a person reads."""
+"""Where the time goes and how far the run is: sums between two rows of metrics.csv, and the line for a person."""
 
 from __future__ import annotations
 

@@ -144,7 +144,9 @@ class Run:
         self.scores[name] = score.metrics()
         self.scores[name]["env_step"] = self.clock.env_steps
         self.logger.evaluation({**score.metrics(), **(more or {})}, self.x())
-        log.info("%s policy at env step %d: %s", "random" if name == "random" else "greedy", self.clock.env_steps, score)
+        log.info(
+            "%s policy at env step %d: %s", "random" if name == "random" else "greedy", self.clock.env_steps, score
+        )
 
     def report(self) -> None:
         """One row of metrics.csv and the progress line."""

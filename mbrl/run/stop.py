@@ -1,4 +1,4 @@
-"""A polite stop: SIGTERM, Ctrl-C or a scheduler's SIGUSR ask the run to save and leave; a second signal leaves at once."""
+"""A polite stop: SIGTERM, Ctrl-C or a scheduler's SIGUSR ask the run to save and leave; a second one leaves at once."""
 
 from __future__ import annotations
 

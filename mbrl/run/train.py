@@ -1,4 +1,4 @@
-"""THE loop. It reads like Algorithm 1 of docs/algorithm.md, whose line numbers it carries; construction is in assemble.py."""
+"""THE loop, as in docs/algorithm.md, whose line numbers it carries; construction is in assemble.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every agent preset against the Agent protocol, on the toy world and a small world model: a new YAML is tested at once."""
+"""Every agent preset against the Agent protocol, on the toy world: a new YAML is tested at once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,12 @@ class Rig:
     """A player, its training environments and a replay with a few episodes."""
 
     def __init__(self, folder: Path, agent: str) -> None:
-        words = ["experiment=debug", "evaluation.rows=2", f"agent={agent}", *(SMALL if agent.startswith("dreamer") else ())]
+        words = [
+            "experiment=debug",
+            "evaluation.rows=2",
+            f"agent={agent}",
+            *(SMALL if agent.startswith("dreamer") else ()),
+        ]
         plain: Any = OmegaConf.to_container(compose("train", words))
         configs = Configs.of(plain, trusted=True)
         self.envs = make_envs(configs.task, configs.protocol, seeds=Seeds(0), stream="env", rows=2)

@@ -13,15 +13,15 @@ import pytest
 import torch
 
 import mbrl.cli.main
-import mbrl.cli.train  # noqa: F401
-import mbrl.run.train  # noqa: F401 - imported before the fork, so that a child starts at once
+import mbrl.cli.train
+import mbrl.run.train
 
 Train = Callable[..., int]
 
 
 @pytest.fixture
 def train(tmp_path: Path) -> Train:
-    """`train(folder, *overrides, after=None, number=SIGKILL)`: exit code of `mbrl train`; negative: the signal it died of.
+    """`train(folder, *overrides, after=None, number=SIGKILL)`: its exit code; negative: died of that signal.
 
     `after` seconds from its start the child gets the signal `number`.
     """

@@ -40,7 +40,9 @@ def build(*overrides: str, terminates: bool = False) -> IVideoGPT:
 SEGMENT = ("worldmodel.anchor=segment", "worldmodel.observed=1")
 
 
-@pytest.fixture(scope="module", params=[(), SEGMENT, (*SEGMENT, "tokenizer.context=2")], ids=["episode", "segment", "two"])
+@pytest.fixture(
+    scope="module", params=[(), SEGMENT, (*SEGMENT, "tokenizer.context=2")], ids=["episode", "segment", "two"]
+)
 def model(request: pytest.FixtureRequest) -> IVideoGPT:
     return build(*request.param)
 
@@ -91,9 +93,7 @@ def test_imagining_is_observing_what_was_imagined(model: IVideoGPT) -> None:
     dreamt = model.imagine(state, whole["action"][:, 2], torch.Generator().manual_seed(0))
     codes = dreamt["wm", "codes"]
     again = model.encode(
-        TensorDict(
-            {"context_codes": state["wm", "context"], "codes": codes, "action": whole["action"]}, batch_size=[B]
-        )
+        TensorDict({"context_codes": state["wm", "context"], "codes": codes, "action": whole["action"]}, batch_size=[B])
     )
     close(dreamt, again)
 

@@ -12,7 +12,6 @@ from typing import Any, Literal, Protocol
 
 import torch
 from tensordict import TensorDict
-from torch import Tensor
 
 from worldmodel.api import WorldModel
 from worldmodel.optim import OptimConfig, Optimizer
@@ -123,5 +122,3 @@ class Fitter:
         self.skipped = state["skipped"]
         for part in PARTS:
             self.optimizers[part].load_state_dict(state[part])
-
-
