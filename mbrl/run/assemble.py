@@ -14,6 +14,7 @@ from mbrl.envs.make import make_envs
 from mbrl.envs.rows import RowsEnv
 from mbrl.io.checkpoint import Checkpoints
 from mbrl.io.video import Videos
+from mbrl.replay.store import expected_bytes
 from mbrl.run.clock import Clock
 from mbrl.run.collect import Collector
 from mbrl.run.configs import make
@@ -132,6 +133,13 @@ def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: S
     envs = make_envs(configs.task, configs.protocol, seeds=Seeds(configs.seed), stream="env", rows=rows)
     player = assemble_player(configs, envs)
     seeds, model = player.seeds, player.model
+    stored = min(configs.replay.capacity, configs.schedule.total // configs.protocol.action_repeat)
+    expected_bytes(
+        stored,
+        image=configs.protocol.image,
+        action_dim=envs.env_spec.action_dim,
+        episode_decisions=configs.protocol.decisions,
+    ).require_room(folder)
     clock, progress = Clock(), Progress()
     replay = configs.replay.build(
         folder=folder / "replay",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.api import Agent, Metrics
-from mbrl.io.checkpoint import Checkpoints
+from mbrl.io.checkpoint import Checkpoints, NotSaved
 from mbrl.io.logger import Logger
 from mbrl.io.video import Videos
 from mbrl.replay.clips import ClipReplay
@@ -28,6 +28,8 @@ log = logging.getLogger("mbrl")
 
 OWED = ("tokenizer", "dynamics", "learn", "evaluate", "log", "save")
 """What the schedule owes, in the order of the loop."""
+PATIENCE = 3
+"""Checkpoints in a row that may fail (disk full) before the run gives up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,8 @@ class Run:
     videos: Videos
     checkpoints: Checkpoints
     stop: Stop
+    unsaved: int = 0
+    """Checkpoints in a row that the disk refused."""
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     """Evaluations to be told at the end: `random`, `final`."""
 
@@ -189,7 +193,15 @@ class Run:
         step = self.clock.env_steps
         while not owed and (self.checkpoints.folder / f"step-{step:09d}").exists():
             step += 1
-        self.checkpoints.save(step, self.parts(counting_save=int(owed)))
+        try:
+            self.checkpoints.save(step, self.parts(counting_save=int(owed)))
+        except NotSaved as error:
+            self.unsaved += 1
+            if self.unsaved >= PATIENCE or not owed:
+                raise
+            log.warning("%s; training goes on", error)
+            return
+        self.unsaved = 0
         self.replay.prune(self.checkpoints.kept("replay"))
 
     def finish(self) -> None:
