@@ -96,9 +96,9 @@ class DreamerConfig:
             if not right:
                 raise ValueError(f"{name} must be {text} (got {getattr(self, name)})")
 
-    def build(self, *, spec: ModelSpec, env_spec: EnvSpec, dream: Dream, seeds: Seeds) -> Dreamer:
-        """A fresh agent on the CPU, its weights drawn from stream `init/agent`; `Dreamer.to` moves it."""
-        return Dreamer(self, spec=spec, env_spec=env_spec, dream=dream, seeds=seeds)
+    def build(self, *, spec: ModelSpec, env_spec: EnvSpec, dream: Dream, seeds: Seeds, device: str) -> Dreamer:
+        """A fresh agent on `device`, its weights drawn from stream `init/agent`."""
+        return Dreamer(self, spec=spec, env_spec=env_spec, dream=dream, seeds=seeds).to(device)
 
 
 class Dreamt(NamedTuple):

@@ -14,7 +14,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.nn import functional
 
-from worldmodel.losses import AuxiliaryHeads, LossConfig, choose_frames, pixel_l1
+from worldmodel.losses import AuxiliaryHeads, LossConfig, choose_frames, pixel_l1, reward_targets
 from worldmodel.rollout.engine import Frame, TokenEngine
 from worldmodel.rollout.sampling import SamplingConfig
 from worldmodel.seeds import Seeds
@@ -156,13 +156,15 @@ class IVideoGPT(nn.Module):
     @torch.no_grad()
     def tokenize(self, context_BtCHW: Tensor, frames_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 frames -> (context codes i64 [B, t*N], codes i64 [B, T, K])."""
+        frames = (unit(context_BtCHW.to(self.device)), unit(frames_BTCHW.to(self.device)))
         with evaluating(self.tokenizer):
-            context_codes_BtN, codes_BFK = self.tokenizer.tokenize(unit(context_BtCHW), unit(frames_BTCHW))
+            context_codes_BtN, codes_BFK = self.tokenizer.tokenize(*frames)
         return context_codes_BtN.flatten(1), codes_BFK
 
     @torch.no_grad()
     def encode(self, clip: TensorDict) -> TensorDict:
         """A clip of at least `spec.observed` frames (pixels or codes) -> the dream state after its last frame."""
+        clip = clip.to(self.device)
         context_BN, codes_BFK = self._codes(clip)
         actions_BFA = clip["action"]
         frame = self._engine(len(clip)).prefill(self._per_frame(context_BN), self._ids(codes_BFK), actions_BFA)
@@ -174,6 +176,7 @@ class IVideoGPT(nn.Module):
     @torch.no_grad()
     def imagine(self, state: TensorDict, action_BA: Tensor, generator: torch.Generator | None) -> TensorDict:
         """Next state; codes sampled from `generator`, or the argmax where it is None."""
+        action_BA = action_BA.to(self.device)
         return self._next(state, action_BA, self._resume(state).sample_frame(action_BA, generator))
 
     @torch.no_grad()
@@ -181,6 +184,7 @@ class IVideoGPT(nn.Module):
         """Next state; codes read from a real uint8 frame. The state must come from pixels (its context is needed)."""
         if ("wm", "frames") not in state.keys(include_nested=True):
             raise ValueError("observe needs the context's pixels: encode a clip with `context` u8, not `context_codes`")
+        action_BA = action_BA.to(self.device)
         _, codes_BFK = self.tokenize(state["wm", "frames"], frame_BCHW[:, None])
         return self._next(state, action_BA, self._resume(state).force_frame(action_BA, self._ids(codes_BFK)[:, 0]))
 
@@ -200,17 +204,19 @@ class IVideoGPT(nn.Module):
 
     def losses(self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Losses of one part on a training clip (worldmodel/api.py)."""
-        with seeded_globally(generator):  # dropout
+        clip = clip.to(self.device)
+        with seeded_globally(generator):  # the tokenizer's dropout
             if part == "tokenizer":
                 return self._tokenizer_losses(clip, step=step, generator=generator)
-            return self._dynamics_losses(clip, generator)
+            return self._dynamics_losses(clip, moved(generator, self.device))
 
     def _tokenizer_losses(self, clip: TensorDict, *, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         cfg = self.config.losses
         spans = self.auxiliary is not None
         chosen_F = choose_frames(clip["pixels"].shape[1], cfg.future_frames, keep_ends=spans, generator=generator)
+        noise = moved(generator, self.device)
         context, future = unit(clip["context"]), unit(clip["pixels"][:, chosen_F])
-        out = self.tokenizer(context, future, quantize=step >= cfg.warmup, generator=generator)
+        out = self.tokenizer(context, future, quantize=step >= cfg.warmup, generator=noise)
         losses = {
             "future_l1": pixel_l1(out.recon_future.flatten(0, 1), future.flatten(0, 1), cfg.pixel_weight),
             "context_l1": pixel_l1(out.recon_context.flatten(0, 1), context.flatten(0, 1), cfg.pixel_weight),
@@ -228,13 +234,14 @@ class IVideoGPT(nn.Module):
     def _dynamics_losses(self, clip: TensorDict, generator: torch.Generator) -> dict[str, Tensor]:
         context_BN, codes_BFK = self._codes(clip)
         given = 1 if self.config.anchor == "episode" else 0  # the clip's first frame is observed, not predicted
+        reward_BF, known_BF = reward_targets(clip["reward"], clip["first"], self.config.losses.reward_target)
         losses = self.tokens.losses(
             self._per_frame(context_BN),
             codes_BFK,
             actions_BFA=clip["action"],
             features_BFE=self._features(self._pooled(context_BN), codes_BFK),
-            reward_BF=clip["reward"],
-            reward_known_BF=~clip["first"],
+            reward_BF=reward_BF,
+            reward_known_BF=known_BF,
             continue_BF=clip["continue"],
             given=given,
             generator=generator,
@@ -257,6 +264,11 @@ class IVideoGPT(nn.Module):
             engine.forget()
 
     # -- helpers ------------------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; inputs are brought there."""
+        return self.tokens.action_linear.weight.device
 
     def _codes(self, clip: TensorDict) -> tuple[Tensor, Tensor]:
         if "codes" in clip.keys():  # noqa: SIM118 - a TensorDict has no `in`
@@ -322,6 +334,12 @@ class IVideoGPT(nn.Module):
         state["reward"] = self.tokens.reward(frame.hidden_BD, read_BE)[:, None]
         state["continue"] = self.tokens.continues(frame.hidden_BD)[:, None]
         return state
+
+
+def moved(generator: torch.Generator, device: torch.device) -> torch.Generator:
+    """A generator on `device` whose numbers follow from `generator`, which lives on the CPU."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return torch.Generator(device).manual_seed(seed)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ Knows tensors only: no tokenizer, no transformer, no replay.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ class LossConfig:
         future_frames: future frames of a clip that the tokenizer's loss sees, drawn once per batch; the first and the
             last are always among them where an auxiliary loss spans them.
         reward: weight of the reward loss beside the cross-entropy.
+        reward_target: which reward frame j predicts: `arriving`, the one received on arriving in it; `published`, the
+            next one (QUIRK 14 of the published code, for going on with checkpoints that were trained so).
     """
 
     commit: float
@@ -35,11 +38,14 @@ class LossConfig:
     warmup: int
     future_frames: int
     reward: float
+    reward_target: Literal["arriving", "published"]
 
     def __post_init__(self) -> None:
         for name in ("commit", "pixel_weight", "auxiliary", "warmup", "reward"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0 (got {getattr(self, name)})")
+        if self.reward_target not in ("arriving", "published"):
+            raise ValueError(f"reward_target must be arriving or published (got {self.reward_target})")
         if self.future_frames < 1:
             raise ValueError(f"future_frames must be >= 1 (got {self.future_frames})")
 
@@ -52,6 +58,22 @@ def pixel_l1(recon: Tensor, target: Tensor, weight: float) -> Tensor:
     unusual = (target - target.mean(0, keepdim=True)).abs().amax(1, keepdim=True)  # [N, 1, H, W]
     weights = 1 + weight * (unusual / 0.25).clamp(max=1)
     return (error * (weights / weights.mean())).mean()
+
+
+def reward_targets(clip_reward_BF: Tensor, first_BF: Tensor, target: str) -> tuple[Tensor, Tensor]:
+    """What each frame's reward head is to predict, and where that is known: f32 and bool [B, F].
+
+    >>> reward_targets(torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[True, False, False]]), "arriving")[1].tolist()
+    [[False, True, True]]
+    >>> reward, known = reward_targets(torch.tensor([[0.0, 1.0, 2.0]]), torch.zeros(1, 3).bool(), "published")
+    >>> reward[known].tolist()
+    [1.0, 2.0]
+    """
+    if target == "arriving":
+        return clip_reward_BF, ~first_BF
+    known_BF = torch.ones_like(first_BF)
+    known_BF[:, -1] = False  # the reward of leaving the last frame is not in the clip
+    return clip_reward_BF.roll(-1, 1), known_BF
 
 
 def choose_frames(frames: int, wanted: int, *, keep_ends: bool, generator: torch.Generator) -> Tensor:

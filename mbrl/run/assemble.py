@@ -121,6 +121,7 @@ def assemble_player(configs: Configs, collecting: RowsEnv | None) -> Player:
         "env_spec": env_spec,
         "dream": Dream(model, seeds=seeds),
         "seeds": seeds,
+        "device": device,
         "expert": lambda mode: worlds[mode].expert_actions(),
     }
     agent, prefiller = build(configs.agent, runtime), build(configs.prefill, runtime)

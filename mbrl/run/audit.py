@@ -78,4 +78,4 @@ def open_loop(model: WorldModel, frames: Tensor, actions: Tensor, rewards: Tenso
         imagined_reward.append(state["reward"][:, 0])
     truth = torch.cat([frames[k + seen : k + seen + horizon] for k in starts])
     reward = torch.stack([rewards[k + seen - 1 : k + seen - 1 + horizon] for k in starts])
-    return OpenLoop(truth, torch.stack(imagined, 1).flatten(0, 1), reward, torch.stack(imagined_reward, 1))
+    return OpenLoop(truth, torch.stack(imagined, 1).flatten(0, 1).cpu(), reward, torch.stack(imagined_reward, 1).cpu())

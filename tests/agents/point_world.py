@@ -159,7 +159,7 @@ class PointReplay:
 def agent(config: DreamerConfig, *, discrete: bool = False, seed: int = 5, **spec_changes: Any) -> Dreamer:
     env = env_spec(discrete=discrete)
     model = spec(action_dim=env.action_dim, **spec_changes)
-    return config.build(spec=model, env_spec=env, dream=PointDream(model), seeds=Seeds(seed))
+    return config.build(spec=model, env_spec=env, dream=PointDream(model), seeds=Seeds(seed), device="cpu")
 
 
 def played(driver: Dreamer | None, *, discrete: bool = False, rows: int = 200, decisions: int = 10) -> float:

@@ -291,4 +291,4 @@ def test_a_horizon_that_does_not_fit_and_foreign_actions_are_named() -> None:
         agent(small(horizon=19))
     model = spec(action_dim=2)
     with pytest.raises(ValueError, match=r"2 action dimensions, the environment 4"):
-        replace(small()).build(spec=model, env_spec=env_spec(discrete=True), dream=None, seeds=None)  # type: ignore[arg-type]
+        replace(small()).build(spec=model, env_spec=env_spec(discrete=True), dream=None, seeds=None, device="cpu")  # type: ignore[arg-type]

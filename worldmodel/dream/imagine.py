@@ -49,7 +49,7 @@ class Dream:
             keys: what the trajectory holds of each state, besides reward and continue: `latent`, `pixels`.
         Returns: trajectory [B, horizon] (worldmodel.spec); no gradient enters the model.
         """
-        generator = self.seeds.torch(stream, draw)
+        generator = self.seeds.torch(stream, draw, device=state["latent"].device)
         seen = self._view(state, keys)
         steps = []
         for _ in range(horizon):

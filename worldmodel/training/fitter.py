@@ -93,7 +93,7 @@ class Fitter:
         config = self.parts[part]
         clip = replay.clips(config.batch, config.length, stream=part, draw=number, codes=part == "dynamics")
         generator = self.seeds.torch(f"loss/{part}", number)
-        with self._autocast(clip):
+        with self._autocast(part):
             losses = self.model.losses(clip, part, step=number, generator=generator)
         grad_norm = self.optimizers[part].step(losses["loss"])
         if grad_norm is None:
@@ -108,10 +108,11 @@ class Fitter:
         named = {name if "/" in name else f"{part}/{name}": value for name, value in zip(names, scalars, strict=True)}
         return {**named, f"{part}/grad_norm": grad_norm}
 
-    def _autocast(self, clip: TensorDict) -> contextlib.AbstractContextManager[Any]:
+    def _autocast(self, part: Part) -> contextlib.AbstractContextManager[Any]:
         if self.config.precision == "float32":
             return contextlib.nullcontext()
-        return torch.autocast(clip["action"].device.type, torch.bfloat16)
+        weight = next(iter(self.model.parameters_of(part).values()))
+        return torch.autocast(weight.device.type, torch.bfloat16)
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizer moments by part, and the count of skipped updates."""
