@@ -48,6 +48,9 @@ class DreamerConfig:
         epochs: optimizer steps on each imagined batch.
         ratio_clip: how far the probability ratio may leave 1 before its gradient ends (PPO); with one epoch it is 1.
         entropy: weight of the entropy bonus per nat.
+        restraint: weight of the squared output before the squashing tanh of continuous policies; 0 in DreamerV3. Where
+            advantages are mostly noise the output drifts outwards, and beyond 2 its gradient is gone: the policy then
+            takes one and the same extreme action in every state, for good.
         unimix: share of uniform probability in discrete policies, in [0, 1).
         std: who sets the exploration of continuous actions: the actor itself, or a schedule over real decisions.
         noise_memory: correlation of the exploration noise of successive real decisions, in [0, 1); dreams have none.
@@ -70,6 +73,7 @@ class DreamerConfig:
     epochs: int
     ratio_clip: float
     entropy: float
+    restraint: float
     unimix: float
     std: LearnedStdConfig | ScheduledStdConfig
     noise_memory: float
@@ -90,6 +94,7 @@ class DreamerConfig:
             ("slow_scale", self.slow_scale >= 0, ">= 0"),
             ("ratio_clip", 0 < self.ratio_clip < 1, "in (0, 1)"),
             ("entropy", self.entropy >= 0, ">= 0"),
+            ("restraint", self.restraint >= 0, ">= 0"),
             ("unimix", 0 <= self.unimix < 1, "in [0, 1)"),
             ("noise_memory", 0 <= self.noise_memory < 1, "in [0, 1)"),
         ):
@@ -133,7 +138,8 @@ class Dreamer:
         self._starts, self._horizon, self._observed = config.starts, config.horizon, spec.observed
         self._gamma, self._lam, self._action_dim = config.gamma, config.lam, spec.action_dim
         self._slow_rate, self._slow_scale = config.slow_rate, config.slow_scale
-        self._epochs, self._ratio_clip, self._entropy = config.epochs, config.ratio_clip, config.entropy
+        self._epochs, self._ratio_clip = config.epochs, config.ratio_clip
+        self._entropy, self._restraint = config.entropy, config.restraint
         self._schedule = config.std if isinstance(config.std, ScheduledStdConfig) else None
         self._noise_memory = config.noise_memory
 
@@ -254,7 +260,8 @@ class Dreamer:
             if old_log_prob_BH is None:
                 old_log_prob_BH = log_prob_BH.detach()
             entropy_BH = policy.entropy()
-            gain_BH = self._surrogate(log_prob_BH - old_log_prob_BH, dreamt.advantage) + self._entropy * entropy_BH
+            gain_BH = self._surrogate(log_prob_BH - old_log_prob_BH, dreamt.advantage)
+            gain_BH = gain_BH + self._entropy * entropy_BH - self._restraint * policy.strain
             actor_loss = -(dreamt.weight * gain_BH).mean()
             critic_loss = self._critic_loss(dreamt)
             actor_norm = self.actor_optim.step(actor_loss)
@@ -267,6 +274,7 @@ class Dreamer:
                 scalars |= {"actor_grad_norm": torch.tensor(actor_norm), "critic_grad_norm": torch.tensor(critic_norm)}
                 if isinstance(policy, BoundedNormal):
                     scalars["std"] = policy.std.detach().mean()
+                    scalars["saturation"] = policy.mode.detach().abs().mean()
         scalars["actor_loss"] = actor_loss.detach()  # the last epoch's: in the first one every ratio is still 1
         self._follow_slowly()
         return {name: value.to(dreamt.returns.device) for name, value in scalars.items()}

@@ -67,12 +67,14 @@ class Actor(nn.Module):
         raw = self.mlp(latent_BD.float())
         if self._discrete:
             return OneHot(raw, unimix=self._unimix)
-        mean = torch.tanh(raw[..., : self._action_dim])
+        unsquashed = raw[..., : self._action_dim]
+        mean = torch.tanh(unsquashed)
         if self._std is None:
-            return BoundedNormal(mean, torch.full_like(mean, std))
+            return BoundedNormal(mean, torch.full_like(mean, std), strain=unsquashed.square().sum(-1))
         # +2: the policy starts near the upper end of its range
         share = torch.sigmoid(raw[..., self._action_dim :] + 2.0)
-        return BoundedNormal(mean, self._std.low + (self._std.high - self._std.low) * share)
+        spread = self._std.low + (self._std.high - self._std.low) * share
+        return BoundedNormal(mean, spread, strain=unsquashed.square().sum(-1))
 
 
 class Critic(nn.Module):

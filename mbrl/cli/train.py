@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,18 +26,24 @@ def run(args: list[str]) -> int:
     configs = Configs.of(plain, trusted=trusted)
 
     from mbrl.io.lock import RunLock
-    from mbrl.run.folder import run_info, write_run
+    from mbrl.run.folder import holds_run, run_info, write_run
     from mbrl.run.stop import SAVED_PLEASE_REQUEUE, Stop
     from mbrl.run.train import train
 
     info = run_info(plain, argv=args)
+    new = not holds_run(folder)
     with RunLock(folder):
         write_run(folder, plain, info)
         talk(folder / "console.log")
         log.info("run folder: %s", folder)
         stop = Stop()
         stop.listen()
-        state = assemble(configs, folder, info=info, stop=stop)
+        try:
+            state = assemble(configs, folder, info=info, stop=stop)
+        except Exception:
+            if new:  # nothing has begun: the corrected command may use the same folder
+                shutil.rmtree(folder)
+            raise
         with state.logger:
             resumed = state.checkpoints.load(state.parts())
             log.info("%s", describe(state, info, resumed))

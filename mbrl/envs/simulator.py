@@ -26,7 +26,9 @@ class UnknownTask(ValueError):
     def __init__(self, suite: str, name: str, known: Iterable[str]) -> None:
         known = list(known)
         nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
-        super().__init__(f"{suite} has no task {name!r} ({len(known)} known); nearest: {', '.join(nearest)}")
+        super().__init__(
+            f"name must be one of the {len(known)} tasks of {suite} (got {name!r}); nearest: {', '.join(nearest)}"
+        )
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ protocol.image=20                                | protocol.image must be a mult
 protocol.action_repeat=0                         | protocol.action_repeat must be >= 1 (got 0)
 protocol.quality=best                            | protocol.quality must be one of fast, full | (got 'best')
 protocol.success_bonus=-1                        | protocol.success_bonus must be >= 0 (got -1.0)
-schedule.prefill=3                               | schedule.prefill=3 must be >= 25 env steps, one whole episode
+schedule.prefill=3                               | schedule.prefill=3 must be >= 250 env steps
 schedule.prefill=99999                           | schedule.prefill must be <= total= | (got 99999)
 schedule.learn.start=0                           | schedule.learn.start must be >= prefill= | (got 0)
 schedule.save.every=-5                           | schedule.save.every must be >= 0 (got -5)
