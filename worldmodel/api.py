@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -55,6 +55,10 @@ class WorldModel(Protocol):
 
     def parameters_of(self, part: Part) -> dict[str, torch.nn.Parameter]:
         """Trainable parameters of one part, by name."""
+        ...
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """What a loss may move without an optimizer: running statistics, by name."""
         ...
 
     def updated(self, part: Part) -> None:

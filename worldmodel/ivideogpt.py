@@ -26,6 +26,7 @@ from worldmodel.transformer.token_model import HeadConfig, TokenModel, symlog
 # B rows, t context frames, N codes of a context frame, F future frames, K codes of a future frame, A action, D latent
 
 LATENT_PARTS = ("context", "codes", "hidden")
+ENGINES = 4  # row counts (acting, evaluating, dreaming, auditing) whose caches are kept
 CONTEXT_POOL = 4  # the context's code vectors are averaged to a 4x4 grid before an agent reads them
 
 
@@ -281,11 +282,13 @@ class IVideoGPT(nn.Module):
     def _ids(self, codes_BFK: Tensor) -> Tensor:
         return codes_BFK + self.layout.vocab_context
 
+    @torch.no_grad()  # an agent and the reward head read the codebooks; they do not move them
     def _pooled(self, context_BN: Tensor) -> Tensor:
         """Code vectors of the last context frame on a coarse grid: [B, V * pooled^2]."""
         vectors_BVss = self.tokenizer.context_vectors(self._per_frame(context_BN)[:, -1:])[:, 0]
         return functional.adaptive_avg_pool2d(vectors_BVss, self.pooled).flatten(1)
 
+    @torch.no_grad()
     def _features(self, pooled_BC: Tensor, codes_BFK: Tensor) -> Tensor | None:
         """What the two-hot head reads beside the hidden state, [B, F, E]; the published head reads nothing else."""
         if self.config.heads.reward != "twohot":
@@ -295,6 +298,8 @@ class IVideoGPT(nn.Module):
 
     def _engine(self, rows: int) -> TokenEngine:
         if rows not in self._engines:
+            if len(self._engines) >= ENGINES:
+                del self._engines[next(iter(self._engines))]  # each holds a cache; a state that comes back is rebuilt
             self._engines[rows] = TokenEngine(
                 self.tokens, rows=rows, frames=self.spec.max_frames, sampling=self.config.sampling
             )

@@ -12,6 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from worldmodel.api import WorldModel
+from worldmodel.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,16 @@ class OpenLoop:
         }
 
 
+def longest_horizon(spec: ModelSpec, frames: int) -> int:
+    """Frames that can be imagined and compared in an episode of `frames` frames; 0 if it is too short for any."""
+    return max(0, min(spec.max_frames - spec.observed, frames - real_frames(spec)))
+
+
+def real_frames(spec: ModelSpec) -> int:
+    """Real frames at the head of a window."""
+    return spec.observed + (spec.context if spec.anchor == "segment" else 0)
+
+
 @torch.no_grad()
 def open_loop(model: WorldModel, frames: Tensor, actions: Tensor, rewards: Tensor, *, horizon: int) -> OpenLoop:
     """Imagines `horizon` frames with the true actions from several real moments of one episode.
@@ -54,7 +65,7 @@ def open_loop(model: WorldModel, frames: Tensor, actions: Tensor, rewards: Tenso
     Raises: ValueError if the episode is too short for one window.
     """
     spec = model.spec
-    seen = spec.observed + (spec.context if spec.anchor == "segment" else 0)  # real frames at the head of a window
+    seen = real_frames(spec)
     starts = range(0, len(frames) - seen - horizon + 1, horizon)
     if not starts:
         raise ValueError(

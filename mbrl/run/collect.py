@@ -43,8 +43,8 @@ class Collector:
         """One decision in every environment."""
         if self.now is None:
             self.now = self.env.reset()
-        if self.prefilling and self.clock.env_steps >= self.prefill and bool(self.now["is_init"].all()):
-            self.prefilling, self.memory = False, None
+        if self.prefilling and self.clock.env_steps >= self.prefill:
+            self._hand_over()
         actor = self.prefiller if self.prefilling else agent
         seen = self.now.select("pixels", "is_init")
         action_EA, self.memory = actor.act(seen, self.memory, "explore", step=self.clock.decisions // self.rows)
@@ -52,6 +52,13 @@ class Collector:
         self._remember(stepped)
         self.clock.decisions += self.rows
         self.clock.env_steps += self.rows * self.env.env_spec.action_repeat
+
+    def _hand_over(self) -> None:
+        """The agent takes over where all rows begin an episode; rows that are out of step are made to begin one."""
+        if len({len(steps) for steps in self.open}) > 1:
+            self.open, self.now = [[] for _ in range(self.rows)], self.env.reset()
+        if not any(self.open):
+            self.prefilling, self.memory = False, None
 
     def _remember(self, stepped: TensorDict) -> None:
         for row in range(self.rows):

@@ -111,7 +111,8 @@ class Evaluator:
         steps: list[list[TensorDict]] = [[] for _ in range(self.rows)]
         decision = 0
         while any(playing):
-            action_EA, memory = agent.act(now.select("pixels", "is_init"), memory, "evaluate", step=decision)
+            step = number * self.env.env_spec.decisions + decision  # each round draws its own numbers
+            action_EA, memory = agent.act(now.select("pixels", "is_init"), memory, "evaluate", step=step)
             stepped, now = self.env.step_and_maybe_reset(now.set("action", action_EA))
             for row in range(self.rows):
                 if playing[row]:

@@ -14,7 +14,7 @@ from mbrl.io.checkpoint import Checkpoints, NotSaved
 from mbrl.io.logger import Logger
 from mbrl.io.video import Videos
 from mbrl.replay.clips import ClipReplay
-from mbrl.run.audit import open_loop
+from mbrl.run.audit import longest_horizon, open_loop
 from mbrl.run.clock import Cadence, Clock
 from mbrl.run.collect import Collector
 from mbrl.run.evaluate import EvaluationConfig, Evaluator, Score
@@ -137,11 +137,13 @@ class Run:
     def evaluate(self, episodes: int, *, name: str = "latest") -> None:
         """Scores the agent, writes eval.csv, an episode's video and an open-loop clip of the model."""
         score = self.evaluator.score(self.agent, episodes)
-        horizon = self.model.spec.max_frames - self.model.spec.observed
-        clip = open_loop(self.model, score.video, score.actions, score.rewards, horizon=horizon)
-        self._tell(name, score, clip.metrics())
-        step = self.clock.env_steps
-        for path in (draw_episode(self.videos, step, score), draw_open_loop(self.videos, step, clip)):
+        videos = [draw_episode(self.videos, self.clock.env_steps, score)]
+        horizon = longest_horizon(self.model.spec, len(score.video))
+        if horizon:
+            clip = open_loop(self.model, score.video, score.actions, score.rewards, horizon=horizon)
+            videos.append(draw_open_loop(self.videos, self.clock.env_steps, clip))
+        self._tell(name, score, clip.metrics() if horizon else {})
+        for path in videos:
             self.logger.video(path.stem.split("-")[0], path, self.x())
 
     def _tell(self, name: str, score: Score, more: dict[str, float] | None = None) -> None:
@@ -206,7 +208,7 @@ class Run:
 
     def finish(self) -> None:
         """The last evaluation (unless a stop was asked for) and the last checkpoint."""
-        if not self.stop and "final" not in self.scores:
+        if not self.stop and self.scores.get("final", {}).get("env_step") != self.clock.env_steps:
             with self.timed("evaluate"):
                 self.evaluate(self.evaluation.episodes, name="final")
             self.report()

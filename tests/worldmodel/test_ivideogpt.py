@@ -175,3 +175,56 @@ def test_every_worldmodel_preset_composes(tmp_path: Path) -> None:
     for name in ("cpu", "toy", "ivideogpt"):
         plain: Any = OmegaConf.to_container(compose("train", [f"worldmodel={name}"]))
         assert make(plain["worldmodel"], "worldmodel", trusted=True).latent
+
+
+def codebook_model() -> IVideoGPT:
+    words = ["tokenizer.quantizer=vq", "tokenizer.fsq_levels_context=[]", "tokenizer.fsq_levels_future=[]"]
+    return build(*words, "tokenizer.fsq_place_means=false")
+
+
+def test_what_reads_the_codebooks_does_not_move_them() -> None:
+    model = codebook_model()
+    model.losses(clip(model, 5), "dynamics", step=0, generator=torch.Generator().manual_seed(0))["loss"].backward()
+    assert all(p.grad is None for name, p in model.named_parameters() if name.startswith("tokenizer."))
+
+
+class Acted:
+    """Clips of a world whose reward is the first action: on arriving in frame j, the action that led into it."""
+
+    def __init__(self, model: IVideoGPT) -> None:
+        self.model = model
+
+    def clips(self, n: int, length: int, *, stream: str, draw: int, codes: bool = False) -> TensorDict:
+        generator = Seeds(2).torch(stream, draw)
+        layout = self.model.layout
+        action = torch.rand(n, length, A, generator=generator) * 2 - 1
+        return TensorDict(
+            {
+                "context_codes": torch.zeros(n, layout.codes_context, dtype=torch.int64),
+                "codes": torch.randint(layout.vocab_future, (n, length, layout.codes_future), generator=generator),
+                "action": action,
+                "reward": action[..., 0],
+                "continue": torch.ones(n, length),
+                "first": torch.zeros(n, length, dtype=torch.bool),
+            },
+            batch_size=[n],
+        )
+
+
+@pytest.mark.parametrize(("target", "right"), [("arriving", True), ("published", False)])
+def test_an_imagined_reward_belongs_to_the_action_that_was_just_taken(target: str, right: bool) -> None:
+    model = build(f"worldmodel.losses.reward_target={target}")
+    world = Acted(model)
+    optimizer = torch.optim.Adam(model.parameters_of("dynamics").values(), lr=3e-3)
+    for draw in range(120):
+        batch = world.clips(16, 6, stream="train", draw=draw)
+        loss = model.losses(batch, "dynamics", step=draw, generator=Seeds(1).torch("loss", draw))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.updated("dynamics")
+    held_out = world.clips(64, 2, stream="test", draw=0)
+    action = torch.rand(64, A, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    reward = model.imagine(model.encode(held_out), action, torch.Generator().manual_seed(4))["reward"][:, 0]
+    error = float((reward - action[:, 0]).square().mean() / action[:, 0].var())
+    assert (error < 0.5) is right, error

@@ -93,10 +93,13 @@ class Fitter:
         config = self.parts[part]
         clip = replay.clips(config.batch, config.length, stream=part, draw=number, codes=part == "dynamics")
         generator = self.seeds.torch(f"loss/{part}", number)
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}  # batch statistics
         with self._autocast(part):
             losses = self.model.losses(clip, part, step=number, generator=generator)
         grad_norm = self.optimizers[part].step(losses["loss"])
         if grad_norm is None:
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(buffers[name])
             self.skipped += 1
             if self.skipped >= PATIENCE:
                 raise FloatingPointError(f"{part}: {PATIENCE} non-finite losses in a row at update {number}")

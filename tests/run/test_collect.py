@@ -1,0 +1,60 @@
+"""From real steps to replay: who acts when, and what is remembered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from mbrl.cli.compose import compose
+from mbrl.cli.main import main
+from mbrl.envs.make import make_envs
+from mbrl.run.assemble import Configs, assemble_player
+from mbrl.run.clock import Clock
+from mbrl.run.collect import Collector
+from mbrl.run.progress import Progress
+from worldmodel.seeds import Seeds
+
+
+def collector(folder: Path, *overrides: str, prefill: int, rows: int) -> tuple[Collector, Any]:
+    plain: Any = OmegaConf.to_container(compose("train", ["experiment=debug", *overrides]))
+    configs = Configs.of(plain, trusted=True)
+    envs = make_envs(configs.task, configs.protocol, seeds=Seeds(0), stream="env", rows=rows)
+    player = assemble_player(configs, envs)
+    model = player.model
+    replay = configs.replay.build(
+        folder=folder, spec=model.spec, seeds=Seeds(0), tokenize=model.tokenize, version=lambda: 0
+    )
+    made = Collector(envs, replay, clock=Clock(), progress=Progress(), prefiller=player.prefiller, prefill=prefill)
+    return made, player.agent
+
+
+def test_the_agent_takes_over_at_the_first_start_of_an_episode_after_the_prefill(tmp_path: Path) -> None:
+    made, agent = collector(tmp_path, prefill=60, rows=2)
+    while made.prefilling:
+        made.step(agent)
+    assert made.clock.env_steps == 102  # two whole rounds of 2 x 25 steps, and the agent's first
+    assert len(made.replay) == 100
+
+
+def test_rows_that_fell_out_of_step_do_not_keep_the_agent_waiting(tmp_path: Path) -> None:
+    made, agent = collector(tmp_path, "task.name=reach-terminal", "prefill=scripted", prefill=200, rows=3)
+    while made.clock.env_steps < 230:
+        made.step(agent)
+    assert not made.prefilling
+
+
+def test_an_episode_too_short_for_a_clip_of_the_dream_is_judged_without_one(tmp_path: Path) -> None:
+    words = ["protocol.decisions=3", "fit.tokenizer.length=3", "fit.dynamics.length=4", "worldmodel.segment=4"]
+    words += ["agent.horizon=2", "schedule.prefill=24", "schedule.total=40"]
+    words += [f"schedule.{name}.start=24" for name in ("tokenizer", "dynamics", "learn", "evaluate", "save")]
+    assert main(["train", "experiment=debug", f"run_dir={tmp_path / 'run'}", *words, "protocol.decisions=3"]) == 0
+
+
+def test_a_finished_run_that_is_made_longer_is_judged_again_at_its_new_end(tmp_path: Path) -> None:
+    folder = f"run_dir={tmp_path / 'run'}"
+    assert main(["train", "experiment=debug", folder, "schedule.total=150"]) == 0
+    assert main(["train", folder, "schedule.total=200"]) == 0
+    last = (tmp_path / "run" / "eval.csv").read_text().splitlines()[-1]
+    assert last.startswith("200,") and last.split(",")[4] == "3.0"
