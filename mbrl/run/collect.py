@@ -67,7 +67,10 @@ class Collector:
                 episode = self._episode(row)
                 self.open[row] = []
                 self.replay.append(episode)
-                self.progress.episode(float(episode.reward.sum()), bool(episode.success.any()))
+                self.progress.episode(
+                    float(episode.reward.sum()),
+                    bool(episode.success.any() if self.env.protocol.success == "any" else episode.success[-1]),
+                )
                 self.clock.episodes += 1
 
     def _episode(self, row: int) -> Episode:
