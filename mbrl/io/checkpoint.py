@@ -207,9 +207,11 @@ class Checkpoints:
 
     def _compare(self, found: Checkpoint) -> None:
         """Says what is no longer as it was: the same numbers are promised for the same versions and threads only."""
-        for key in sorted(set(found.info) | set(self.info)):
+        for key in sorted((set(found.info) | set(self.info)) - {"argv"}):  # what was typed shows in what it set
             was, now = found.info.get(key), self.info.get(key)
-            if was != now:
+            # `-dirty` may mean a note or a result beside the code: no difference between two processes of one commit
+            same = str(was).removesuffix("-dirty") == str(now).removesuffix("-dirty") if key == "commit" else was == now
+            if not same:
                 self._say(f"{key} was {was!r} and is {now!r}: the resumed run may differ from an uninterrupted one")
 
     def _say(self, message: str, *, level: int = logging.WARNING) -> None:

@@ -169,6 +169,17 @@ def test_another_environment_is_said_aloud(tmp_path: Path, caplog: pytest.LogCap
     assert "threads was 1 and is 2" in caplog.text
 
 
+def test_what_was_typed_and_notes_beside_the_code_are_no_other_environment(tmp_path: Path) -> None:
+    Checkpoints(tmp_path, keep=2, info={"argv": ["a"], "commit": "c0ffee"}).save(1, {"model": Part(_state(1))})
+    other = Checkpoints(tmp_path, keep=2, info={"argv": ["b"], "commit": "c0ffee-dirty"})
+    other.load({"model": Part()})
+    assert len(other.messages) == 1, "only where it resumed"
+    assert read_newest(tmp_path).info == {"argv": ["a"], "commit": "c0ffee"}, "recorded all the same"
+    moved = Checkpoints(tmp_path, keep=2, info={"argv": ["b"], "commit": "decaf"})
+    moved.load({"model": Part()})
+    assert "commit was 'c0ffee' and is 'decaf'" in moved.messages[0]
+
+
 def test_those_who_only_look_move_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step in (1, 2):
