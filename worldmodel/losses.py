@@ -48,6 +48,11 @@ class LossConfig:
             raise ValueError(f"reward_target must be arriving or published (got {self.reward_target})")
         if self.future_frames < 1:
             raise ValueError(f"future_frames must be >= 1 (got {self.future_frames})")
+        if self.auxiliary > 0 and self.future_frames < 2:
+            raise ValueError(
+                f"future_frames must be >= 2 with auxiliary={self.auxiliary}, which spans a first and a last frame "
+                f"(got {self.future_frames}); raise it or set auxiliary to 0"
+            )
 
 
 def pixel_l1(recon: Tensor, target: Tensor, weight: float) -> Tensor:

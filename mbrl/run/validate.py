@@ -9,10 +9,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mbrl.envs.metaworld import MetaWorldTask
+from mbrl.envs.protocol import NamedCamera
+from mbrl.envs.toy import ToyTask
 from mbrl.replay.store import available_ram, expected_bytes
 
 ACTION_DIM = 4  # of a Meta-World task; a few bytes of 12 000 per decision
 META_WORLD_STEPS = 500  # Meta-World refuses to step beyond
+META_WORLD_CAMERAS = ("corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
+"""As data, so that a config is checked without importing the simulator; a test compares them with its models."""
 
 
 def check_together(groups: Mapping[str, Any]) -> None:
@@ -26,20 +30,31 @@ def complaints(groups: Mapping[str, Any]) -> Iterator[str]:
     yield from worlds(groups)
     yield from images(groups)
     yield from positions(groups)
-    yield from horizons(groups)
     yield from clips(groups)
+    yield from horizons(groups)
+    yield from rewards(groups)
     yield from amounts(groups)
 
 
 def worlds(groups: Mapping[str, Any]) -> Iterator[str]:
     """The protocol fits the world."""
     protocol = groups["protocol"]
+    if isinstance(groups["task"], ToyTask) and (protocol.camera is not None or protocol.flip != "none"):
+        yield (
+            f"protocol.camera must be null and protocol.flip none in the toy world, which has one upright view "
+            f"(got protocol {protocol.name}); use protocol=toy"
+        )
     if not isinstance(groups["task"], MetaWorldTask):
         return
     if protocol.camera is None:
         yield (
             f"protocol.camera must be a camera in Meta-World (got null in protocol {protocol.name}); "
-            "choose another protocol, for example protocol=default"
+            "use another protocol, for example protocol=default"
+        )
+    if isinstance(protocol.camera, NamedCamera) and protocol.camera.name not in META_WORLD_CAMERAS:
+        yield (
+            f"protocol.camera.name must be one of {', '.join(META_WORLD_CAMERAS)} in Meta-World "
+            f"(got {protocol.camera.name})"
         )
     steps = protocol.decisions * protocol.action_repeat + protocol.zero_action_first
     if steps > META_WORLD_STEPS:
@@ -73,14 +88,28 @@ def positions(groups: Mapping[str, Any]) -> Iterator[str]:
 
 
 def horizons(groups: Mapping[str, Any]) -> Iterator[str]:
-    """An agent imagines no further than the world model is trained."""
-    model, horizon = groups["worldmodel"], getattr(groups["agent"], "horizon", 0)
-    if model.observed + horizon > model.segment:
+    """An agent imagines no further than the world model is trained: to the end of its clips, not of its positions."""
+    model, trained = groups["worldmodel"], groups["fit"].dynamics.length
+    horizon = getattr(groups["agent"], "horizon", 0)
+    needed = model.observed + horizon
+    if needed > min(trained, model.segment):
+        raised = f"worldmodel.segment and fit.dynamics.length to {needed}"
         yield (
             f"agent.horizon={horizon} is further than the world model is trained: "
-            f"worldmodel.observed={model.observed} + horizon must be <= worldmodel.segment={model.segment}; "
-            f"lower agent.horizon to {model.segment - model.observed} "
-            f"or raise worldmodel.segment to {model.observed + horizon}"
+            f"worldmodel.observed={model.observed} + horizon must be <= worldmodel.segment={model.segment} "
+            f"and <= fit.dynamics.length={trained}; "
+            f"lower agent.horizon to {min(trained, model.segment) - model.observed} or raise "
+            f"{raised if needed > model.segment else f'fit.dynamics.length to {needed}'}"
+        )
+
+
+def rewards(groups: Mapping[str, Any]) -> Iterator[str]:
+    """There is a reward to imagine (a world model of the user's own may have no such choice)."""
+    heads = getattr(groups["worldmodel"], "heads", None)
+    if getattr(heads, "reward", "") == "none":
+        yield (
+            "worldmodel.heads.reward=none leaves nothing to learn: an agent learns from imagined rewards; "
+            "set it to scalar or twohot, as worldmodel=ivideogpt or worldmodel=cpu do"
         )
 
 

@@ -5,6 +5,7 @@ Nothing is built: a row that is not refused in time reaches a stand-in for `asse
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 import mbrl.run.assemble
 from mbrl.cli.main import main
+from mbrl.run.validate import META_WORLD_CAMERAS
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +48,7 @@ compute.rows=0                                   | compute.rows must be >= 1 (go
 compute.device=cuda:99                           | compute.device must be one that is there | (got cuda:99)
 compute.device=gpu                               | compute.device must be cpu, cuda or cuda:<n> (got gpu)
 agent.horizon=0                                  | agent.horizon must be >= 1 (got 0)
-agent.horizon=400                                | agent.horizon=400 | worldmodel.segment= | lower agent.horizon to
+agent.horizon=400                                | worldmodel.segment=10 | horizon to 8 | fit.dynamics.length to 402
 agent.gamma=1.7                                  | agent.gamma must be in (0, 1) (got 1.7)
 agent.lam=-0.1                                   | agent.lam must be in [0, 1] (got -0.1)
 agent.actor_optim.lr=0                           | agent.actor_optim.lr must be > 0 (got 0.0)
@@ -97,12 +99,18 @@ seed=1,2                                         | seed=1,2 is several values
 ~agent                                           | ~agent would remove agent
 seed                                             | seed is not a setting | key=value
 --seed=3                                         | unknown option --seed=3
--m seed=1                                        | -m is not known here
+-m seed=1                                        | -m is not known here | one command for each run | loop
 run_dir=~x/runs=3                                | cannot read run_dir=~x/runs=3 | quotes
 --config-dir=/nowhere                            | --config-dir /nowhere is not a folder
 schedule.total=9000000000 replay.capacity=9000000000 | replay.capacity=9000000000 needs | free | lower
 task=metaworld protocol=mwm protocol.decisions=600 | protocol.decisions=600 | 500 | lower protocol.decisions to
 task=metaworld protocol=toy                      | protocol.camera must be a camera | (got null | protocol=default
+task=toy protocol=default                        | protocol.camera must be null | got protocol default | protocol=toy
+protocol.flip=vertical                           | protocol.flip none | use protocol=toy
+task=metaworld protocol=mwm protocol.camera.name=corner5 | protocol.camera.name must be one of corner, | (got corner5)
+worldmodel.heads={reward:none,bins:0,low:0,high:0,width:0} | worldmodel.heads.reward=none | imagined rewards | twohot
+worldmodel.losses.future_frames=1                | worldmodel.losses.future_frames must be >= 2 | got 1 | auxiliary
+fit.dynamics.length=9                            | length=9 | horizon to 7 or raise fit.dynamics.length to 10
 """
 
 EVAL = """
@@ -113,6 +121,7 @@ run=EMPTY episodes=0                             | episodes must be a whole numb
 run=EMPTY episodes=some                          | episodes must be a whole number >= 1 (got some)
 run=EMPTY episode=3                              | episode=3 is not understood | did you mean episodes?
 run=EMPTY extra                                  | extra is not understood | run=DIR
+run=EMPTY --config-dir=/nowhere                  | --config-dir /nowhere is not a folder
 """
 
 
@@ -152,6 +161,15 @@ def test_evaluation_refuses(
     (tmp_path / "empty").mkdir()
     said = refused(["eval", *(word.replace("EMPTY", str(tmp_path / "empty")) for word in words)], capsys)
     assert [part for part in parts if part not in said] == []
+
+
+def test_the_camera_names_are_those_of_meta_world() -> None:
+    from metaworld.env_dict import ENV_CLS_MAP
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = ENV_CLS_MAP["plate-slide-v3"]().model
+    assert {model.camera(number).name for number in range(model.ncam)} == set(META_WORLD_CAMERAS)
 
 
 def test_there_are_enough_rows_to_mean_something() -> None:
