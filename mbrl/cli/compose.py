@@ -6,6 +6,9 @@ can name the key, the value and the mend. Builds nothing and creates no folder.
 
 from __future__ import annotations
 
+import copy
+import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +52,25 @@ class Assignment:
     place: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """The files with the chosen variants, before any value of the command line is laid on.
+
+    Attributes:
+        cfg: struct mode, references unresolved.
+        values: the values that are still to be laid on, in the user's order.
+        variants: the variants that the user chose.
+        picked: which variant each group has, by place.
+        folders: where the files were looked for, the packaged ones first.
+    """
+
+    cfg: DictConfig
+    values: list[Assignment]
+    variants: list[Assignment]
+    picked: dict[str, str]
+    folders: list[Path]
+
+
 def packaged_configs() -> Path:
     """The configurations that came with this installation: `configs/` of a checkout, or package data of a wheel."""
     package = Path(mbrl.__file__).resolve().parent
@@ -65,36 +87,90 @@ def compose(root: str, overrides: Sequence[str], config_dir: Path | None = None)
         config_dir: the user's own folder of groups, searched after the packaged one.
     Raises: BadInput with one line.
     """
-    cfg, values, _ = merged(root, overrides, config_dir)
+    found = merged(root, overrides, config_dir)
+    return laid_on(found.cfg, found.values)
+
+
+def compose_onto(stored: Mapping[str, Any], root: str, overrides: Sequence[str]) -> DictConfig:
+    """A stored configuration with the user's words laid on: nothing that was not typed comes from the files' defaults.
+
+    A chosen variant replaces what its place held; an experiment sets the keys and places that its file names.
+    Raises: BadInput with one line.
+    """
+    found = merged(root, overrides, None)
+    composed, cfg = OmegaConf.to_container(found.cfg, resolve=False), OmegaConf.create(copy.deepcopy(dict(stored)))
+    for key in sorted({key for variant in found.variants for key in laid_down(variant, found.folders)}):
+        node: Any = composed
+        for name in key.split("."):
+            node = node[name]
+        OmegaConf.update(cfg, key, node, merge=False, force_add=True)
+    return laid_on(cfg, found.values)
+
+
+def laid_on(cfg: DictConfig, values: Sequence[Assignment]) -> DictConfig:
+    """`cfg` with these values, without references."""
+    OmegaConf.set_struct(cfg, True)
     known = set(leaves(OmegaConf.to_container(cfg, resolve=False)))
     for assignment in values:
         assign(cfg, assignment, known)
     return resolved(cfg)
 
 
+def laid_down(variant: Assignment, folders: Sequence[Path]) -> Iterator[str]:
+    """The keys that a variant decides: its place, or all that a file for the whole configuration names."""
+    files = (folder / variant.key / f"{variant.value}.yaml" for folder in folders)
+    path = next((path for path in files if path.is_file()), None)
+    if path is None:  # experiment=null
+        return
+    if not re.search(r"^\s*#\s*@package\s+_global_\s*$", path.read_text(), re.MULTILINE):
+        yield variant.place or variant.key
+        return
+    node = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    assert isinstance(node, dict)  # it composed
+    for entry in node.pop("defaults", []):
+        named = entry if isinstance(entry, dict) else {variant.key: entry}
+        for key, name in named.items():
+            group, _, place = str(key).split()[-1].lstrip("/").partition("@")
+            if name not in ("_self_", None):
+                yield from laid_down(Assignment(text=str(name), key=group, value=name, place=place), folders)
+    yield from leaves(node)
+
+
+def typed(root: str, overrides: Sequence[str], key: str) -> Any:
+    """The value that the user's words give to `key`; None if they give none."""
+    return next((a.value for a in reversed(merged(root, overrides, None).values) if a.key == key), None)
+
+
 def chosen(root: str, overrides: Sequence[str], config_dir: Path | None = None) -> dict[str, str]:
     """Which variant of each group `compose` takes, e.g. `{"agent": "dreamer_cpu", ...}`; null choices are left out."""
-    return merged(root, overrides, config_dir)[2]
+    return merged(root, overrides, config_dir).picked
 
 
-def merged(
-    root: str, overrides: Sequence[str], config_dir: Path | None
-) -> tuple[DictConfig, list[Assignment], dict[str, str]]:
-    """The files with the chosen variants, the values that are still to be laid on, and what was chosen."""
+def merged(root: str, overrides: Sequence[str], config_dir: Path | None) -> Merged:
+    """Reads the words and lets Hydra merge the files. Raises: BadInput with one line."""
     words, named = take_config_dir(overrides)
     folders = [packaged_configs()]
     own = named or config_dir
     if own is not None and own.resolve() != folders[0]:
-        if not own.is_dir():
-            raise BadInput(
-                f"--config-dir {own} is not a folder; give the folder that holds your agent/, task/, ... files"
-            )
-        folders.append(own.resolve())
+        folders.append(own_folder(own))
     places = default_places(folders[0] / f"{root}.yaml")
     assignments = [parse(word, places) for word in words]
     variants = [a for a in assignments if a.place or is_group(a.key, folders)]
     cfg, picked = compose_variants(root, variants, folders, places)
-    return cfg, [a for a in assignments if a not in variants], picked
+    values = [a for a in assignments if a not in variants]
+    return Merged(cfg=cfg, values=values, variants=variants, picked=picked, folders=folders)
+
+
+def own_folder(path: Path) -> Path:
+    """The user's folder of configurations; Python finds the modules in it and beside it from now on.
+
+    They come last, so that nothing there can stand in for a module of ours or of a library.
+    """
+    if not path.is_dir():
+        raise BadInput(f"--config-dir {path} is not a folder; give the folder that holds your agent/, task/, ... files")
+    folder = path.resolve()
+    sys.path += [place for place in (str(folder.parent), str(folder)) if place not in sys.path]
+    return folder
 
 
 def take_config_dir(words: Sequence[str]) -> tuple[list[str], Path | None]:
@@ -107,9 +183,7 @@ def take_config_dir(words: Sequence[str]) -> tuple[list[str], Path | None]:
                 raise BadInput("--config-dir needs a folder: --config-dir DIR")
             own = Path(text)
         elif word in ("-m", "--multirun"):
-            raise BadInput(
-                f"{word} is not known here: start one command for each run, or use python -m benchmarks.tasks"
-            )
+            raise BadInput(f"{word} is not known here: start one command for each run, for example in a shell loop")
         elif word.startswith("-"):
             raise BadInput(f"unknown option {word}; settings are written key=value, for example seed=2")
         else:

@@ -3,53 +3,93 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from mbrl.cli.errors import DONE, BadInput, did_you_mean
+from mbrl.program import program
 
-KEYS = {"run": "a run folder", "episodes": "a whole number >= 1"}
+KEYS = {"run": "a run folder", "episodes": "a whole number >= 1", "device": "cpu, cuda or cuda:<n>"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is to be scored.
+
+    Attributes:
+        folder: the run.
+        episodes: how many episodes.
+        device: where the model works; None: where it was trained.
+        own: the user's folder of configurations, whose classes are trusted.
+    """
+
+    folder: Path
+    episodes: int
+    device: str | None
+    own: Path | None
 
 
 def run(args: list[str]) -> int:
     """Prints the score and writes evaluation.json into the run folder."""
-    folder, episodes = understand(args)
+    asked = understand(args)
 
     from mbrl.io.checkpoint import read_newest
     from mbrl.run.assemble import Configs, assemble_player
-    from mbrl.run.folder import read_config
+    from mbrl.run.folder import read_config, vouched
 
-    configs = Configs.of(read_config(folder), trusted=False)
-    checkpoint = read_newest(folder / "checkpoints")
+    plain = read_config(asked.folder)
+    trusted = vouched(plain, asked.own)
+    plain["replay"]["capacity"] = plain["protocol"]["decisions"]  # nothing is remembered here: claim no memory for it
+    if asked.device is not None:
+        plain["compute"]["device"] = asked.device
+    configs = Configs.of(plain, trusted=trusted)
+    checkpoint = read_newest(asked.folder / "checkpoints")
     player = assemble_player(configs, None)
     player.model.load_state_dict(checkpoint.states["model"])
     player.agent.load_state_dict(checkpoint.states["agent"])
-    score = player.evaluator.score(player.agent, episodes)
+    score = player.evaluator.score(player.agent, asked.episodes)
+    metrics, rule = score.metrics(), configs.protocol.success
     print(f"{configs.task.name}, protocol {configs.protocol.name}, checkpoint {checkpoint.step}: {score}")
+    print(
+        f"success at {'any' if rule == 'any' else 'the last'} decision, which counts here, {metrics['success']:.2f}; "
+        f"at the last decision {metrics['success_last']:.2f}"
+    )
     result = {
         "checkpoint": checkpoint.step,
         "protocol": configs.protocol.name,
         "task": configs.task.name,
-        **score.metrics(),
+        **metrics,
     }
-    path = folder / "evaluation.json"
+    path = asked.folder / "evaluation.json"
     path.write_text(json.dumps({**result, "returns": score.returns, "success_each": score.success}, indent=1) + "\n")
     print(f"written to {path}")
     return DONE
 
 
-def understand(args: list[str]) -> tuple[Path, int]:
-    """`run=DIR episodes=N` -> (folder, episodes). Raises: BadInput naming key, value and what would be right."""
+def understand(args: list[str]) -> Asked:
+    """Reads `run=DIR episodes=N device=D --config-dir DIR`. Raises: BadInput naming key, value and the mend."""
+    from mbrl.cli.compose import own_folder, take_config_dir
+
+    words, own = take_config_dir(args)
     given = {"episodes": "20"}
-    for word in args:
+    for word in words:
         key, equals, value = word.partition("=")
         if not equals or key not in KEYS:
-            raise BadInput(f"{word} is not understood{did_you_mean(key, KEYS)}; write run=DIR episodes=N")
+            raise BadInput(
+                f"{word} is not understood{did_you_mean(key, KEYS)}; write run=DIR, perhaps episodes=N device=cpu"
+            )
         given[key] = value
+    printed = f"as `{program()} train` printed it"
     if "run" not in given:
-        raise BadInput("run=DIR is missing: the folder of a run, as `mbrl train` printed it")
+        raise BadInput(f"run=DIR is missing: the folder of a run, {printed}")
     folder = Path(given["run"]).expanduser()
     if not folder.is_dir():
-        raise BadInput(f"run={given['run']} is not a folder; give the folder of a run, as `mbrl train` printed it")
+        raise BadInput(f"run={given['run']} is not a folder; give the folder of a run, {printed}")
     if not given["episodes"].isdigit() or int(given["episodes"]) < 1:
         raise BadInput(f"episodes must be {KEYS['episodes']} (got {given['episodes']}); for example episodes=20")
-    return folder.resolve(), int(given["episodes"])
+    return Asked(
+        folder=folder.resolve(),
+        episodes=int(given["episodes"]),
+        device=given.get("device"),
+        own=own and own_folder(own),
+    )

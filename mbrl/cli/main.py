@@ -34,14 +34,21 @@ VERBS = {
   mbrl train run_dir=runs/mine                   a folder of your choice; the same line again continues the run
   mbrl train agent=mine --config-dir configs.d   your own configs.d/agent/mine.yaml
 
+The classes that your files name as _target_ may lie in configs.d, in the folder that holds configs.d, or be installed.
+A run that is continued keeps its configuration; words that would make it another run are refused.
 Groups and their variants are the folders and files under configs/. Ctrl-C saves and leaves (exit code 75).""",
     ),
     "eval": Verb(
         module="mbrl.cli.evaluate",
-        summary="score a trained agent on fresh episodes",
-        help="""usage: mbrl eval run=DIR [episodes=20]
+        summary="score a trained agent on the evaluation episodes",
+        help="""usage: mbrl eval run=DIR [episodes=20] [device=cpu] [--config-dir DIR]
 
-  mbrl eval run=runs/mine episodes=50            the newest checkpoint, on episodes that training never saw
+  mbrl eval run=runs/mine episodes=50            the newest checkpoint
+  mbrl eval run=runs/mine device=cpu             a run of a GPU machine, scored without one
+  mbrl eval run=runs/mine --config-dir configs.d a run with classes of your own, which files in configs.d name
+
+The episodes have the same starts and goals as those of the run's own evaluations, the last one included: episode by
+episode the first ones here are the ones there. Training uses none of them. With more episodes new ones follow.
 
 Writes evaluation.json into the run folder and changes nothing else in it.""",
     ),

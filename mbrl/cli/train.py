@@ -3,83 +3,132 @@
 from __future__ import annotations
 
 import logging
-import shutil
+import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from mbrl.cli.compose import chosen, compose
+from mbrl.cli.compose import chosen, compose, compose_onto, own_folder, take_config_dir, typed
 from mbrl.cli.errors import DONE
+from mbrl.program import program
 
 log = logging.getLogger("mbrl")
+
+WATCHING = ("evaluate", "log", "save")
+"""What the schedule owes without changing what is learned: these cadences may be given anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled:
+    """Which run a command line means.
+
+    Attributes:
+        plain: its configuration.
+        folder: where it lives.
+        trusted: whether its classes were chosen by the user.
+        stored: the configuration that it had so far; None for a new run.
+    """
+
+    plain: dict[str, Any]
+    folder: Path
+    trusted: bool
+    stored: dict[str, Any] | None
 
 
 def run(args: list[str]) -> int:
     """Trains; the exit code is 0 at the end of the run and 75 after a requested stop."""
-    plain, folder, trusted = settle(args)
+    settled = settle(args)
+    folder = settled.folder
 
     from mbrl.run.assemble import Configs, assemble
 
-    configs = Configs.of(plain, trusted=trusted)
+    configs = Configs.of(settled.plain, trusted=settled.trusted)
 
+    from mbrl.files import clear_temporaries
     from mbrl.io.lock import RunLock
-    from mbrl.run.folder import holds_run, run_info, write_run
+    from mbrl.run.folder import emptied_on_failure, holds_run, run_info, write_run
     from mbrl.run.stop import SAVED_PLEASE_REQUEUE, Stop
     from mbrl.run.train import train
 
-    info = run_info(plain, argv=args)
-    new = not holds_run(folder)
+    info = run_info(settled.plain, argv=args)
     with RunLock(folder):
-        write_run(folder, plain, info)
-        talk(folder / "console.log")
-        log.info("run folder: %s", folder)
+        new = not holds_run(folder)
+        if new is not (settled.stored is None):  # what was settled before the lock was held is no longer so
+            raise ValueError(f"run_dir={folder} was begun or removed by another process just now; start again")
+        clear_temporaries(folder)
         stop = Stop()
-        stop.listen()
-        try:
+        with emptied_on_failure(folder) if new else nullcontext():
+            if new:
+                write_run(folder, settled.plain, info)
+            talk(folder / "console.log")
+            log.info("run folder: %s", folder)
+            stop.listen()
             state = assemble(configs, folder, info=info, stop=stop)
-        except Exception:
-            if new:  # nothing has begun: the corrected command may use the same folder
-                shutil.rmtree(folder)
-            raise
         with state.logger:
             resumed = state.checkpoints.load(state.parts())
+            if settled.stored is not None:
+                if resumed is not None and forgive(state, settled.stored, settled.plain):
+                    state.save(
+                        owed=False
+                    )  # before the new cadences are on disk: a kill must not bring the old debt back
+                write_run(folder, settled.plain, info)
             log.info("%s", describe(state, info, resumed))
             train(state)
     if stop:
-        log.info(
-            "stopped and saved at env step %d; continue with: mbrl train run_dir=%s", state.clock.env_steps, folder
-        )
+        again = f"{program()} train run_dir={shlex.quote(str(folder))}"
+        log.info("stopped and saved at env step %d; continue with: %s", state.clock.env_steps, again)
         return SAVED_PLEASE_REQUEUE
     log.info("%s", summary(state.scores, folder))
     return DONE
 
 
-def settle(args: list[str]) -> tuple[dict[str, Any], Path, bool]:
-    """The configuration and folder of the run that `args` mean, and whether its classes were chosen by the user.
+def settle(args: list[str]) -> Settled:
+    """Which run `args` mean: a new one as composed, or the one in run_dir, which keeps its own configuration.
 
-    An existing run is continued with its own stored configuration; only a few keys may be given anew.
+    Every word that was typed is laid on the stored configuration; only a few keys may thereby change.
     """
-    from mbrl.run.folder import classes, default_folder, holds_run, merge_resumed, read_config
+    from mbrl.run.folder import check_resumed, default_folder, holds_run, is_free, read_config, vouched
 
-    plain = plain_config(args)
-    folder = Path(plain["run_dir"]) if plain["run_dir"] else default_folder(plain, chosen("train", args))
-    folder = folder.expanduser().resolve()
-    trusted = True
+    named = typed("train", args, "run_dir")
+    if named is None or "${" in str(named):  # chosen by a file, by a reference, or by us
+        plain = as_plain(compose("train", args))
+        named = plain["run_dir"] or default_folder(plain, chosen("train", args))
+    folder = Path(str(named)).expanduser().resolve()
     if holds_run(folder):
-        beside = [word for word in args if word.startswith("--config-dir")]
-        asked, plain = plain, merge_resumed(read_config(folder), plain_config(beside), plain)
-        trusted = classes(plain) <= classes(asked)
-    elif folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        stored = read_config(folder)
+        own = take_config_dir(args)[1]
+        trusted = vouched(stored, own and own_folder(own))
+        plain = as_plain(compose_onto(stored, "train", args))
+        check_resumed(stored, plain)
+        return Settled(plain={**plain, "run_dir": str(folder)}, folder=folder, trusted=trusted, stored=stored)
+    plain = as_plain(compose("train", args))
+    if not is_free(folder):
         raise ValueError(f"run_dir={folder} is not empty and holds no run; give a new or an empty folder")
-    return {**plain, "run_dir": str(folder)}, folder, trusted
+    return Settled(plain={**plain, "run_dir": str(folder)}, folder=folder, trusted=True, stored=None)
 
 
-def plain_config(args: list[str]) -> dict[str, Any]:
-    """The composed configuration as plain containers."""
-    plain = OmegaConf.to_container(compose("train", args))
+def forgive(state: Any, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Counts what a cadence given anew owes by now as done, so that a denser one owes no backlog; which ones it were.
+
+    Args:
+        before: the configuration that the run had so far.
+        after: the one it goes on with.
+    """
+    old, new = before["schedule"], after["schedule"]
+    changed = [name for name in WATCHING if old[name] != new[name]]
+    for name in changed:
+        state.clock.done[name] = getattr(state.schedule, name).owed(state.clock.env_steps, 0)
+    return changed
+
+
+def as_plain(cfg: DictConfig) -> dict[str, Any]:
+    """A composed configuration as plain containers."""
+    plain = OmegaConf.to_container(cfg)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
@@ -124,12 +173,13 @@ def summary(scores: Mapping[str, Mapping[str, float]], folder: Path) -> str:
         half = 1.96 * s["return_std"] / s["episodes"] ** 0.5
         lines.append(
             f"  {title}: success {s['success']:.2f} [{s['success_low']:.2f}, {s['success_high']:.2f}], "
+            f"at the last decision {s['success_last']:.2f}, "
             f"return {s['return']:.1f} +- {half:.1f} ({s['episodes']:.0f} episodes, 95 % intervals)"
         )
     lines += [
         "where to look:",
         f"  curves   {folder / 'eval.csv'}  {folder / 'metrics.csv'}",
         f"  videos   {folder / 'videos'} (eval-*: the agent; openloop-*: truth | imagined | difference)",
-        f"  again    mbrl eval run={folder} episodes=20",
+        f"  again    {program()} eval run={shlex.quote(str(folder))} episodes=20",
     ]
     return "\n".join(lines)

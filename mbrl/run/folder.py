@@ -11,8 +11,11 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,9 @@ from typing import Any
 import torch
 import yaml
 
-from mbrl.files import write_atomically
+from mbrl.files import TEMPORARY, write_atomically
+from mbrl.program import program
+from mbrl.run.configs import OURS
 
 PACKAGES = ("tokendream", "torch", "torchrl", "tensordict", "metaworld", "mujoco", "gymnasium", "numpy", "hydra-core")
 MAY_CHANGE = (
@@ -30,10 +35,13 @@ MAY_CHANGE = (
     "schedule.save.",
     "evaluation.",
     "logger.",
+    "replay.on_damage",
     "keep",
     "run_dir",
 )
-"""Keys (or beginnings of keys) that a continued run may be given anew: none of them changes what was learned so far."""
+"""Keys (or beginnings of keys, with a dot) that a continued run may be given anew; what was learned so far stays."""
+LEFT_BEHIND = ("run.lock", "console.log")
+"""What a start that was killed before it wrote config.yaml may leave, beside temporary files."""
 
 
 def default_folder(plain: Mapping[str, Any], variants: Mapping[str, str]) -> Path:
@@ -48,6 +56,32 @@ def holds_run(folder: Path) -> bool:
     return (folder / "config.yaml").is_file()
 
 
+def is_free(folder: Path) -> bool:
+    """Whether a run may begin in `folder`: it is not there, or holds nothing but what a killed start leaves."""
+    if not folder.is_dir():
+        return not folder.exists()
+    return all(path.name in LEFT_BEHIND or path.name.startswith(TEMPORARY) for path in folder.iterdir())
+
+
+@contextmanager
+def emptied_on_failure(folder: Path) -> Iterator[None]:
+    """If the body fails, what came into `folder` meanwhile is removed: the corrected command may use it again.
+
+    For whoever holds the folder's lock, whose file was there before and so stays (a process that has just opened it
+    would otherwise hold a lock that nobody else sees).
+    """
+    before = {path.name for path in folder.iterdir()}
+    try:
+        yield
+    except BaseException:
+        for path in [path for path in folder.iterdir() if path.name not in before]:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        raise
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The stored configuration, as data: no reference in it is followed and no tag is obeyed.
 
@@ -56,7 +90,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     if not path.is_file():
         raise ValueError(
-            f"{folder} is not a run folder: it has no config.yaml; `mbrl train run_dir={folder}` makes one"
+            f"{folder} is not a run folder: it has no config.yaml; "
+            f"`{program()} train run_dir={shlex.quote(str(folder))}` makes one"
         )
     try:
         plain = yaml.safe_load(path.read_text())
@@ -81,41 +116,58 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from leaves(value, f"{prefix}.{name}" if prefix else str(name))
 
 
-def classes(plain: Mapping[str, Any]) -> set[str]:
-    """The classes that a configuration names."""
-    found: set[str] = set()
-    for key, value in plain.items():
-        if key == "_target_":
-            found.add(str(value))
-        for node in value if isinstance(value, list) else [value]:
-            if isinstance(node, Mapping):
-                found |= classes(node)
-    return found
+def targets(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every (dotted key, class) that a nested container names, in lists too."""
+    pairs = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    for name, value in pairs:
+        key = f"{prefix}.{name}" if prefix else str(name)
+        if name == "_target_":
+            yield key, str(value)
+        yield from targets(value, key)
 
 
-def merge_resumed(stored: dict[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """The stored configuration with what the user asked to change on the command line.
+def vouched(plain: Mapping[str, Any], own: Path | None) -> bool:
+    """Whether a stored configuration may name classes from outside this project: those that `own`'s files name.
 
     Args:
-        before: what the command line composes to without the user's words (beside the run's own).
-        after: what it composes to with them.
+        own: the folder that the user gave with --config-dir.
+    Raises: ValueError naming a class that nobody vouches for.
+    """
+    named: set[str] = set()
+    for path in sorted(own.rglob("*.yaml")) if own else []:
+        try:
+            named |= {target for _, target in targets(yaml.safe_load(path.read_text()))}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}; mend it") from error
+    for key, target in targets(plain):
+        if not target.startswith(OURS) and target not in named:
+            where = (
+                f"a file in {own} that names it" if own else "--config-dir DIR, the folder with the file that names it"
+            )
+            raise ValueError(
+                f"{key}={target} must be a class of this project, or one that you vouch for, in a stored "
+                f"configuration; if it is yours, add {where}"
+            )
+    return own is not None
+
+
+def check_resumed(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Refuses to continue a run as another one.
+
+    Args:
+        asked: the stored configuration with the user's words laid on.
     Raises: ValueError naming a key that a continued run may not change.
     """
-    old, asked, known = dict(leaves(before)), dict(leaves(after)), dict(leaves(stored))
-    for key in sorted(asked.keys() | old.keys()):
-        if asked.get(key) == old.get(key) or known.get(key) == asked.get(key):
+    old, new = dict(leaves(stored)), dict(leaves(asked))
+    for key in sorted(old.keys() | new.keys(), key=lambda key: (not key.endswith("_target_"), key)):
+        free = any(key.startswith(may) if may.endswith(".") else key == may for may in MAY_CHANGE)
+        if free or old.get(key) == new.get(key):
             continue
-        if not key.startswith(MAY_CHANGE):
-            raise ValueError(
-                f"{key}={asked.get(key)} cannot be given to a run that began with {key}={known.get(key)}; "
-                f"leave it out, or choose another run_dir (a continued run may change {', '.join(MAY_CHANGE)})"
-            )
-        node = stored
-        *parents, last = key.split(".")
-        for parent in parents:
-            node = node[parent]
-        node[last] = asked[key]
-    return stored
+        began = f"with {key}={old[key]}" if key in old else f"without {key}"
+        raise ValueError(
+            f"{key}={new.get(key)} cannot be given to a run that began {began}; "
+            f"leave it out, or choose another run_dir (a continued run may change {', '.join(MAY_CHANGE)})"
+        )
 
 
 def write_run(folder: Path, plain: Mapping[str, Any], info: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ import pytest
 from mbrl.cli.errors import BadInput, exit_code, nearest, one_line
 from mbrl.cli.main import VERBS, main
 from mbrl.files import DamagedFile
+from mbrl.program import program
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "hydra", "omegaconf", "numpy", "gymnasium", "mujoco")
@@ -138,10 +139,28 @@ def test_a_verb_gets_the_rest_of_the_line_and_gives_the_exit_code(monkeypatch: p
 def test_errors_of_heavy_modules_have_their_codes_by_name() -> None:
     from mbrl.envs.pixels import NoRendering
     from mbrl.envs.simulator import EnvDataError, UnknownTask
+    from mbrl.io.tree import Diverged
 
     assert exit_code(EnvDataError("reward nan")) == 4
+    assert exit_code(Diverged("model/weight holds 3 numbers that are not finite")) == 4
     assert exit_code(NoRendering("install Mesa")) == 2
     assert exit_code(UnknownTask("Meta-World", "raech-v3", ["reach-v3"])) == 2
+
+
+def test_a_printed_command_starts_as_this_one_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "env dir" / "bin" / "mbrl"
+    script.parent.mkdir(parents=True)
+    script.touch(mode=0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    assert program() == "'env dir/bin/mbrl'"
+    monkeypatch.setenv("PATH", str(script.parent), prepend=":")
+    assert program() == "mbrl"
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "mbrl" / "__main__.py")])
+    monkeypatch.setattr(sys, "executable", str(script.with_name("python")))
+    assert program() == "'env dir/bin/python' -m mbrl"
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/pytest"])
+    assert program() == "mbrl"
 
 
 def test_the_last_part_of_a_dotted_key_finds_its_neighbours_too() -> None:

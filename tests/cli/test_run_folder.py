@@ -11,26 +11,26 @@ import pytest
 import yaml
 
 import mbrl.run.assemble as assembly
+import mbrl.run.folder
+import mbrl.run.train
 from mbrl.cli.main import main
 from mbrl.cli.train import settle
 from mbrl.run.folder import run_info, write_run
+from mbrl.run.state import OWED
 from mbrl.run.stop import Stop
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A toy run with two checkpoints, as it lies there after a stop; nobody trained in it."""
-    plain, folder, trusted = settle(
-        [
-            "experiment=toy",
-            "evaluation.rows=1",
-            "compute.threads=1",
-            f"run_dir={tmp_path_factory.mktemp('runs') / 'toy'}",
-        ]
+    place = tmp_path_factory.mktemp("runs") / "toy"
+    settled = settle(
+        ["experiment=toy", "evaluation.rows=1", "compute.threads=1", "schedule.total=12000", f"run_dir={place}"]
     )
+    plain, folder = settled.plain, settled.folder
     info = run_info(plain, argv=[])
     write_run(folder, plain, info)
-    state = assembly.assemble(assembly.Configs.of(plain, trusted=trusted), folder, info=info, stop=Stop())
+    state = assembly.assemble(assembly.Configs.of(plain, trusted=settled.trusted), folder, info=info, stop=Stop())
     with state.logger:
         for steps in (500, 525):
             state.clock.env_steps = steps
@@ -63,12 +63,38 @@ def damage(folder: Path, step: int) -> str:
     return f"{path.parent.name}/{path.name}"
 
 
+def changed(folder: Path, **groups: dict[str, Any]) -> None:
+    """Rewrites some keys of the stored configuration."""
+    path = folder / "config.yaml"
+    plain = yaml.safe_load(path.read_text())
+    for name, values in groups.items():
+        plain[name] |= values
+    path.write_text(yaml.safe_dump(plain))
+
+
 def refused(words: list[str], capsys: pytest.CaptureFixture[str], *, code: int = 2) -> str:
     """Runs a command line whose last word on stderr must be one line without a traceback; returns that line."""
     assert main(words) == code
     said = capsys.readouterr().err
     assert "Traceback" not in said
     return said.splitlines()[-1]
+
+
+def test_both_ways_to_count_a_success_are_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", f"run={folder}", "episodes=2", "device=cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "success at any decision, which counts here, " in said
+    assert "; at the last decision " in said
+
+
+def test_a_run_is_scored_on_another_device_and_with_less_memory_than_its_replay_needs(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed(
+        folder, compute={"device": "cuda:99"}, replay={"capacity": 9_000_000_000}, schedule={"total": 9_000_000_000}
+    )
+    assert "cuda:99" in refused(["eval", f"run={folder}"], capsys)
+    assert main(["eval", f"run={folder}", "episodes=1", "device=cpu"]) == 0
 
 
 def test_the_newest_checkpoint_is_scored_and_where_it_is_damaged_it_is_named_and_the_older_one_is_scored(
@@ -167,3 +193,112 @@ def test_training_does_not_settle_in_somebody_else_s_folder(tmp_path: Path, caps
         assert f"run_dir={place}" in said
         assert "give a new or an empty folder" in said
     assert [path.name for path in taken.iterdir()] == ["thesis.tex"]
+
+
+def test_every_typed_word_is_held_against_the_run_even_where_it_is_the_default(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for word in ("seed=0", "compute.rows=1", "task=metaworld", "agent=dreamer_cpu", "experiment=debug"):
+        changed(folder, compute={"rows": 10})
+        path = folder / "config.yaml"
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"seed": 5}))
+        said = refused(["train", f"run_dir={folder}", word], capsys)
+        assert "choose another run_dir" in said, word
+
+
+def test_what_may_change_is_applied_even_where_it_is_the_default(folder: Path) -> None:
+    changed(folder, logger={"_target_": "mbrl.io.logger.WandbConfig", "project": "p", "tags": []}, replay={})
+    words = ["schedule.total=30000", "logger=csv", "replay.on_damage=skip", "keep=2"]
+    settled = settle([f"run_dir={folder}", *words])
+    assert settled.plain["schedule"]["total"] == 30000
+    assert settled.plain["replay"]["on_damage"] == "skip"
+    assert settled.plain["logger"] == {"_target_": "mbrl.io.logger.CsvConfig"}, "no key of the old logger stays"
+    assert settled.stored is not None
+    assert settled.stored["schedule"]["total"] == 12000
+    assert settle([f"run_dir={folder}", "logger.project=q"]).plain["logger"]["project"] == "q", "its own logger's keys"
+
+
+def test_the_same_line_again_and_a_bare_run_dir_continue_the_run_as_it_is(folder: Path) -> None:
+    stored = yaml.safe_load((folder / "config.yaml").read_text()) | {"run_dir": str(folder)}
+    same = ["experiment=toy", "evaluation.rows=1", "compute.threads=1", "schedule.total=12000"]
+    assert settle([f"run_dir={folder}", *same]).plain == stored
+    assert settle([f"run_dir={folder}"]).plain == stored
+
+
+def test_what_a_killed_start_leaves_does_not_bar_the_next_one(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("run.lock", "console.log", ".tmp-config.yaml-7"):
+        (folder / name).touch()
+    assert settle(["experiment=toy", f"run_dir={folder}"]).stored is None
+    (folder / "notes.txt").touch()
+    with pytest.raises(ValueError, match="holds no run"):
+        settle(["experiment=toy", f"run_dir={folder}"])
+
+
+def test_a_start_that_fails_removes_what_it_made_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "console.log").write_text("earlier\n")
+
+    def failing(configs: Any, place: Path, **kwargs: Any) -> None:
+        assert (place / "config.yaml").is_file()
+        (place / "replay").mkdir()
+        (place / "replay" / "ep").touch()
+        raise ValueError("no room")
+
+    monkeypatch.setattr(assembly, "assemble", failing)
+    assert "no room" in refused(["train", "experiment=toy", f"run_dir={folder}"], capsys)
+    assert sorted(path.name for path in folder.iterdir()) == ["console.log", "run.lock"]
+    assert settle(["experiment=toy", f"run_dir={folder}"]).stored is None
+
+
+def test_a_run_that_was_begun_in_the_meantime_is_neither_overwritten_nor_deleted(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (folder / "config.yaml").read_bytes()
+    seen = [False, True]  # not there when the line was read, there once the lock is held
+    monkeypatch.setattr(mbrl.run.folder, "holds_run", lambda place: seen.pop(0))
+    monkeypatch.setattr(mbrl.run.folder, "is_free", lambda place: True)
+    said = refused(["train", "experiment=toy", "seed=3", f"run_dir={folder}"], capsys)
+    assert "another process" in said
+    assert (folder / "config.yaml").read_bytes() == before
+    assert len(list((folder / "checkpoints").glob("step-*"))) == 2
+
+
+def test_a_resumed_run_that_cannot_be_built_keeps_its_configuration(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (folder / "config.yaml").read_bytes()
+
+    def failing(*args: Any, **kwargs: Any) -> None:
+        raise ValueError("wandb is not installed")
+
+    monkeypatch.setattr(assembly, "assemble", failing)
+    refused(["train", f"run_dir={folder}", "logger=wandb"], capsys)
+    assert (folder / "config.yaml").read_bytes() == before
+    assert (folder / "checkpoints").is_dir()
+
+
+def test_a_denser_cadence_owes_no_backlog_even_after_a_kill(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts: list[dict[str, int]] = []
+
+    def looking(state: Any) -> None:
+        owed = {name: getattr(state.schedule, name).owed(525, state.clock.done.get(name, 0)) for name in OWED}
+        counts.append(owed)
+        state.stop.requested = True
+
+    monkeypatch.setattr(mbrl.run.train, "train", looking)
+    denser = [f"schedule.{name}={{every: 1, start: 25}}" for name in ("evaluate", "log", "save")]
+    assert main(["train", f"run_dir={folder}"]) == 75
+    assert main(["train", f"run_dir={folder}", *denser]) == 75
+    assert main(["train", f"run_dir={folder}"]) == 75, "as after a kill: nothing was saved but what the start saved"
+    assert counts == [
+        {"tokenizer": 0, "dynamics": 0, "learn": 0, "evaluate": 0, "log": 1, "save": 0},
+        *[dict.fromkeys(OWED, 0)] * 2,
+    ]
+    assert "continue with: mbrl train run_dir=" in capsys.readouterr().out
