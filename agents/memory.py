@@ -60,7 +60,7 @@ class LatentFilter:
         """
         filled_E = memory["filled"][:, 0]
         rows_of = [torch.nonzero(filled_E == length)[:, 0] for length in filled_E.unique()]  # sync
-        latents = [self._dream.encode(self._clip(memory[rows]).to(device))["latent"] for rows in rows_of]
+        latents = [self._dream.encode(self.clip(memory[rows]).to(device))["latent"] for rows in rows_of]
         back_E = torch.cat(rows_of).argsort()
         return torch.cat(latents)[back_E.to(device)]
 
@@ -86,8 +86,8 @@ class LatentFilter:
         after["filled"] = (memory["filled"] + 1).clamp(max=self._spec.observed)
         return after
 
-    def _clip(self, memory: TensorDict) -> TensorDict:
-        """The clip of rows that are filled alike."""
+    def clip(self, memory: TensorDict) -> TensorDict:
+        """The clip [E] that `memory` stands for; its rows must be filled alike."""
         begin = self._spec.observed - int(memory["filled"][0])
         clip = {
             "context": memory["context"],

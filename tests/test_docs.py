@@ -1,0 +1,60 @@
+"""What the documents tell people to type works as it stands there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from mbrl.cli.compose import compose
+from mbrl.cli.main import main
+from mbrl.run.assemble import Configs
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def commands(path: Path) -> list[list[str]]:
+    """The words of every `mbrl train` line in the shell blocks of a document."""
+    blocks = re.findall(r"```sh\n(.*?)```", path.read_text(), re.DOTALL)
+    lines = [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [shlex.split(line)[2:] for line in lines if line.startswith("mbrl train")]
+
+
+README = [words for words in commands(ROOT / "README.md") if "--config-dir" not in words]
+
+
+def test_the_readme_shows_the_three_uses() -> None:
+    assert len(README) >= 5
+
+
+@pytest.mark.parametrize("words", README, ids=" ".join)
+def test_a_command_of_the_readme_is_accepted(words: list[str]) -> None:
+    plain: Any = OmegaConf.to_container(compose("train", words))
+    assert Configs.of(plain, trusted=True).seed >= 0
+
+
+def test_every_experiment_is_accepted() -> None:
+    for path in sorted((ROOT / "configs" / "experiment").glob("*.yaml")):
+        plain: Any = OmegaConf.to_container(compose("train", [f"experiment={path.stem}"]))
+        assert Configs.of(plain, trusted=True).groups
+
+
+def test_the_agent_of_the_documents_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs" / "adding_an_agent.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (config,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "my_agents.py").write_text(code)
+    folder = tmp_path / "my_configs" / "agent"
+    folder.mkdir(parents=True)
+    (folder / "shooter.yaml").write_text(config)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    run = tmp_path / "run"
+    words = ["experiment=debug", "agent=shooter", "schedule.total=150", "protocol.decisions=12"]
+    words += ["schedule.evaluate.every=0", "agent.horizon=4", "agent.plans=3"]
+    assert main(["train", *words, f"run_dir={run}", "--config-dir", str(folder.parent)]) == 0
+    assert (run / "eval.csv").exists()
