@@ -252,6 +252,8 @@ def compose_variants(
         if str(name) not in known and not (name is None and variant.key == "experiment"):
             hint = did_you_mean(str(name), known)
             raise BadInput(f"{variant.text}: {variant.key} must be one of {', '.join(known)} (got {shown(name)}){hint}")
+        if name is None:  # what the root file says already; Hydra takes no null here
+            continue
         where = variant.place or variant.key
         name_in_full = variant.key if where == variant.key else f"{variant.key}@{where}"
         words.append(f"{'' if where in places else '+'}{name_in_full}={shown(name)}")

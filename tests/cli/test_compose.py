@@ -53,6 +53,10 @@ def test_values_and_variants_are_taken_in_any_order() -> None:
     assert isinstance(cfg.lr, float)
 
 
+def test_no_experiment_may_be_said_aloud() -> None:
+    assert compose("train", ["experiment=null"]) == compose("train", [])
+
+
 def test_the_result_takes_no_new_keys() -> None:
     with pytest.raises(ConfigAttributeError, match="nonsense"):
         compose("train", []).nonsense = 1
