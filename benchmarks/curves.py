@@ -46,7 +46,9 @@ def draw(folders: list[Path], out: Path) -> None:
             axis.axhline(random_policy[y], ls="--", lw=0.8, color=colour)
     axes[0].set(xlabel="thousand env steps", ylabel="success", ylim=(-0.05, 1.05))
     axes[1].set(xlabel="minutes", ylabel="return of an episode")
-    axes[0].legend(title="greedy (dots), training (thin), random (dashed)", fontsize=8, title_fontsize=8)
+    axes[0].legend(
+        title="greedy (dots), training (thin), random (dashed)", fontsize=8, title_fontsize=8, loc="lower right"
+    )
     task, protocol = told.pop()
     figure.suptitle(f"{task}, protocol {protocol}, {infos[0]['device']}, {infos[0]['threads']} threads")
     out.parent.mkdir(parents=True, exist_ok=True)
