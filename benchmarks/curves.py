@@ -29,7 +29,7 @@ def draw(folders: list[Path], out: Path) -> None:
     told = {(info["task"], info["protocol"]) for info in infos}
     if len(told) != 1:
         raise ValueError(f"runs of one task and protocol only: nothing is compared across them (got {sorted(told)})")
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for folder, info in zip(folders, infos, strict=True):
         scores, training = read(folder / "eval.csv"), read(folder / "metrics.csv")
         random_policy, greedy = scores[0], scores[1:]
@@ -46,9 +46,8 @@ def draw(folders: list[Path], out: Path) -> None:
             axis.axhline(random_policy[y], ls="--", lw=0.8, color=colour)
     axes[0].set(xlabel="thousand env steps", ylabel="success", ylim=(-0.05, 1.05))
     axes[1].set(xlabel="minutes", ylabel="return of an episode")
-    axes[0].legend(
-        title="greedy (dots), training (thin), random (dashed)", fontsize=8, title_fontsize=8, loc="lower right"
-    )
+    title = "dots: greedy, thin: training, dashed: random policy"
+    figure.legend(*axes[0].get_legend_handles_labels(), title=title, loc="outside lower center", ncols=5, fontsize=8)
     task, protocol = told.pop()
     figure.suptitle(f"{task}, protocol {protocol}, {infos[0]['device']}, {infos[0]['threads']} threads")
     out.parent.mkdir(parents=True, exist_ok=True)
