@@ -10,6 +10,7 @@ from point_world import PointReplay, agent, draw, env_spec, played, preset, spec
 from tensordict import TensorDict
 from torch import Tensor
 
+from agents.distributions import ScheduledStdConfig
 from agents.dreamer import DreamerConfig
 from worldmodel.optim import OptimConfig
 
@@ -152,8 +153,10 @@ def test_noise_is_correlated_in_time_and_forgotten_where_an_episode_begins() -> 
 def test_the_schedule_of_the_real_world_is_that_of_the_dream() -> None:
     driver = agent(small())
     assert driver.learn(replay(), 0)["agent/std"] == pytest.approx(0.8)
-    driver.act(first_step(), None, "explore", step=1200 + 1500)
-    assert driver.learn(replay(), 1)["agent/std"] == pytest.approx((0.8 + 0.25) / 2)
+    std = small().std
+    assert isinstance(std, ScheduledStdConfig)
+    driver.act(first_step(), None, "explore", step=std.after + std.decisions // 2)
+    assert driver.learn(replay(), 1)["agent/std"] == pytest.approx((std.start + std.end) / 2)
     assert "agent/std" not in agent(small(), discrete=True).learn(replay(True), 0)
 
 

@@ -65,7 +65,7 @@ def test_success_ends_only_the_terminal_variant():
 
 
 def test_an_unknown_variant_names_the_nearest():
-    with pytest.raises(ValueError, match=r"no task 'reech'.*nearest: reach"):
+    with pytest.raises(ValueError, match=r"task.name must be one of .*got 'reech'.*nearest: reach"):
         config("task", "toy", name="reech")
     with pytest.raises(UnknownTask):
         from mbrl.envs.toy import ToyTask
