@@ -28,6 +28,8 @@ log = logging.getLogger("mbrl")
 
 OWED = ("tokenizer", "dynamics", "learn", "evaluate", "log", "save")
 """What the schedule owes, in the order of the loop."""
+MANY = 50
+"""Updates owed at once that take long enough to be announced: the first fits are minutes of silence otherwise."""
 PATIENCE = 3
 """Checkpoints in a row that may fail (disk full) before the run gives up."""
 
@@ -106,7 +108,11 @@ class Run:
 
     def owed(self, name: str) -> Iterator[int]:
         """The updates of `name` that are owed now; none any more once a stop is asked for."""
-        for number in self.clock.owed(name, getattr(self.schedule, name)):
+        cadence: Cadence = getattr(self.schedule, name)
+        count = cadence.owed(self.clock.env_steps, self.clock.done.get(name, 0))
+        if count >= MANY and not self.stop:
+            log.info("env step %d: %d updates of %s come first", self.clock.env_steps, count, name)
+        for number in self.clock.owed(name, cadence):
             if self.stop:
                 return
             yield number
