@@ -52,6 +52,17 @@ episode the first ones here are the ones there. Training uses none of them. With
 
 Writes evaluation.json into the run folder and changes nothing else in it.""",
     ),
+    "report": Verb(
+        module="mbrl.cli.report",
+        summary="draw one page of plots about a run: where does learning fail?",
+        help="""usage: mbrl report run=DIR[,DIR...] [out=PATH.png]
+
+  mbrl report run=runs/mine                      writes runs/mine/report.png
+  mbrl report run=runs/a,runs/b out=compare.png  several runs in the same panels (without out=: report.png right here)
+
+Reads config.yaml, metrics.csv and eval.csv, also of a run that goes on. A panel says what was not measured.
+Runs of different protocols are not drawn together: their scores are not comparable.""",
+    ),
     "doctor": Verb(
         module="mbrl.cli.doctor",
         summary="say what this machine can do: rendering, GPU, memory, versions",

@@ -1,0 +1,305 @@
+"""`mbrl report`: one page about tiny run folders; what is drawn, what is said to be missing, what is refused."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from matplotlib.figure import Figure
+from PIL import Image
+
+from mbrl.cli.main import main
+from mbrl.run.page import draw, heading
+from mbrl.run.panels import PANELS
+from mbrl.run.record import differences, read_record, read_table
+
+CONFIG: dict[str, Any] = {
+    "task": {"_target_": "mbrl.envs.metaworld.MetaWorldTask", "name": "door-close-v3"},
+    "protocol": {"name": "default", "image": 64, "camera": {"distance": 1.15}, "deviations": []},
+    "transformer": {"layers": 3, "hidden": 128},
+    "worldmodel": {"_target_": "worldmodel.ivideogpt.ModelConfig", "segment": 12},
+    "agent": {"_target_": "agents.dreamer.DreamerConfig", "gamma": 0.96},
+    "schedule": {"total": 5000, "prefill": 1500, "gate": {"episodes": 3, "reward_r2": 0.3, "codes_alive": 40}},
+    "seed": 7,
+}
+OLD = "env_step,decision,update,wall_s,train/episode/return,time/collect_s,time/fit_s,time/evaluate_s,agent/return_mean"
+ROWS = ["1000,500,0,9.5,21,4,0,6,", "2000,1000,0,30,25,4,16,0,", "3000,1500,40,60.5,31,4,26,0,7.5"]
+EVAL = """env_step,decision,update,wall_s,episodes,return,return_std,success,success_low,success_high
+0,0,0,5,20,32,22,0.05,0.01,0.24
+3000,1500,40,61,10,121,25,0.6,0.31,0.83
+"""
+NEW = {
+    "heldout/reward_r2_1": "0.9",
+    "heldout/reward_r2_5": "-7",
+    "heldout/reward_r2_10": "nan",
+    "replay/codes_alive": "61",
+    "probe/hand_r2": "0.8",
+    "probe/hand_cm": "1.25",
+    "probe/object_r2": "0.5",
+    "heldout/return_imagined": "31",
+    "heldout/return_real": "28",
+    "heldout/value": "30",
+    "heldout/return_to_go": "29",
+    "dynamics/codes": "2.5",
+    "agent/std": "0.4",
+    "agent/entropy": "1.1",
+    "tokenizer/context_l1": "0.05",
+    "tokenizer/future_l1": "0.08",
+}
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    def made(name: str = "mine", more: Mapping[str, str] = {}, **changed: Mapping[str, Any]) -> Path:
+        """A run folder; the columns `more` are filled in the last row only."""
+        folder = tmp_path / name
+        folder.mkdir()
+        config = copy.deepcopy(CONFIG)
+        for group, values in changed.items():
+            config[group] = {**config.get(group, {}), **values}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        lines = [
+            ",".join([OLD, *more]),
+            *(row + "," * len(more) for row in ROWS[:-1]),
+            ",".join([ROWS[-1], *more.values()]),
+        ]
+        (folder / "metrics.csv").write_text("".join(f"{line}\n" for line in lines))
+        (folder / "eval.csv").write_text(EVAL)
+        return folder
+
+    return made
+
+
+def panel(figure: Figure, number: int) -> Any:
+    """The axes of a panel."""
+    return next(axis for axis in figure.axes if axis.get_title(loc="left").startswith(f"{number}  "))
+
+
+def words(axis: Any) -> list[str]:
+    """What is written inside the axes."""
+    return [text.get_text() for text in axis.texts]
+
+
+def entries(axis: Any) -> list[str]:
+    """What the legend says."""
+    return [text.get_text() for text in axis.get_legend().get_texts()]
+
+
+def upright(axis: Any) -> list[float]:
+    """Where the vertical lines of the axes stand."""
+    return [
+        line.get_xdata()[0]
+        for line in axis.lines
+        if list(line.get_ydata()) == [0, 1] and len(set(line.get_xdata())) == 1
+    ]
+
+
+def test_the_page_is_a_picture_1600_pixels_wide_in_the_run_folder(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make(more=NEW)
+    assert main(["report", f"run={folder}"]) == 0
+    assert capsys.readouterr().out == f"written to {folder / 'report.png'}\n"
+    with Image.open(io.BytesIO((folder / "report.png").read_bytes())) as picture:
+        assert picture.format == "PNG"
+        assert picture.width == 1600
+        assert 1700 < picture.height < 2100
+        assert len(picture.convert("RGB").getcolors(1 << 22) or []) > 50, "curves were drawn"
+    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "eval.csv", "metrics.csv", "report.png"]
+
+
+def test_a_full_run_has_every_panel_in_order_and_none_without_data(make: Make) -> None:
+    figure = draw([read_record(make(more=NEW))])
+    titles = [axis.get_title(loc="left") for axis in figure.axes if axis.get_title(loc="left")]
+    assert titles == [one.title for one in PANELS]
+    assert [int(title.split()[0]) for title in titles] == list(range(1, 13))
+    assert not any("not measured" in word for axis in figure.axes for word in words(axis))
+    assert entries(panel(figure, 4)) == ["after 1", "after 5", "after 10", "gate: 0.3"]
+    assert entries(panel(figure, 5)) == ["over the replay", "gate: 40"]
+    assert entries(panel(figure, 6)) == ["hand (1.2 cm)", "object"]
+    assert entries(panel(figure, 11)) == ["future L1", "context L1"]
+    assert entries(panel(figure, 12)) == ["collect 20", "fit 70", "evaluate 10"]
+
+
+def test_panels_of_an_old_run_stay_and_say_that_nothing_was_measured(make: Make) -> None:
+    figure = draw([read_record(make())])
+    empty = [n for n in range(1, 13) if words(panel(figure, n)) == ["not measured in this run"]]
+    assert empty == [3, 4, 5, 6, 7, 8, 9, 11]
+
+
+def test_end_of_prefill_and_start_of_the_actor_are_marked(make: Make) -> None:
+    figure = draw([read_record(make())])
+    assert upright(panel(figure, 2)) == upright(panel(figure, 10)) == [1500, 3000]
+
+
+def test_scores_are_drawn_with_their_interval_and_the_random_policy(make: Make) -> None:
+    axis = panel(draw([read_record(make())]), 1)
+    level = [set(line.get_ydata()) for line in axis.lines if line.get_linestyle() == "--"]
+    assert {0.05} in level
+    (bars,) = axis.containers
+    low, high = bars.lines[2][0].get_segments()[0][:, 1]
+    assert (round(low, 2), round(high, 2)) == (0.31, 0.83)
+
+
+def test_the_title_tells_what_was_run_and_how_it_went(make: Make) -> None:
+    told = "\n".join(heading([read_record(make())]))
+    for word in ("door-close-v3", "protocol default", "seed 7", "dreamer", "ivideogpt (3 layers of 128)", "1.0 min"):
+        assert word in told
+    assert "newest score (the run is not finished) at env step 3000: success 0.60 [0.31, 0.83]" in told
+    done = read_record(make("done", schedule={"total": 3000}, worldmodel={"proprio": True}))
+    told = "\n".join(heading([done]))
+    assert "final score at env step 3000" in told
+    assert "with proprioception" in told
+
+
+def test_a_perfect_world_model_cannot_be_overlooked(make: Make) -> None:
+    perfect = read_record(make("p", worldmodel={"_target_": "mbrl.envs.perfect.PerfectModelConfig"}))
+    learned = read_record(make("l"))
+    for records, wanted in (([perfect], "PERFECT WORLD MODEL:"), ([learned, perfect], "PERFECT WORLD MODEL IN B:")):
+        banner = [text for text in draw(records).texts if text.get_text().startswith(wanted)]
+        assert [text.get_color() for text in banner] == ["white"]
+    assert not [text for text in draw([learned]).texts if "PERFECT" in text.get_text()]
+
+
+def test_several_runs_share_the_panels_with_one_colour_each(make: Make) -> None:
+    records = [read_record(make("a", more=NEW)), read_record(make("b", agent={"gamma": 0.9}))]
+    figure = draw(records)
+    colours = [line.get_color() for line in panel(figure, 10).lines if len(line.get_xdata()) == 1]
+    assert len(colours) == len(set(colours)) == 2
+    assert "not measured in B" in words(panel(figure, 5))
+    assert words(panel(figure, 10)) == []
+    told = [text.get_text() for text in figure.texts]
+    assert "differ in: agent.gamma = 0.96 | 0.9".replace(" ", "") in [
+        t.replace("\xa0", "").replace(" ", "") for t in told
+    ]
+    assert [tick.get_text() for tick in panel(figure, 12).get_yticklabels()] == ["A", "B"]
+
+
+def test_a_group_of_another_class_is_one_difference(make: Make) -> None:
+    perfect = make("p", worldmodel={"_target_": "mbrl.envs.perfect.PerfectModelConfig", "segment": 3})
+    assert differences([read_record(make("l")), read_record(perfect)]) == {"worldmodel": ["ivideogpt", "perfect"]}
+
+
+def test_values_that_cannot_be_drawn_are_told(make: Make) -> None:
+    assert words(panel(draw([read_record(make(more=NEW))]), 4)) == [
+        "lowest: -7, below what is drawn\n1 values are no finite numbers"
+    ]
+
+
+def test_a_gate_that_is_switched_off_is_not_drawn(make: Make) -> None:
+    folder = make(more=NEW, schedule={"gate": {"episodes": 0, "reward_r2": 0.0, "codes_alive": 0}})
+    assert entries(panel(draw([read_record(folder)]), 5)) == ["over the replay"]
+
+
+def test_a_row_that_is_just_being_written_is_left_out(make: Make) -> None:
+    path = make() / "metrics.csv"
+    whole = read_table(path)
+    path.write_text(path.read_text() + "4000,2000,80,9")
+    assert read_table(path) == whole
+    assert len(whole) == 3
+
+
+def test_a_run_without_evaluations_is_drawn(make: Make) -> None:
+    folder = make()
+    (folder / "eval.csv").unlink()
+    record = read_record(folder)
+    assert "no greedy evaluation yet" in "\n".join(heading([record]))
+    assert entries(panel(draw([record]), 2)) == ["greedy, 95 %", "random policy", "training episodes"]
+
+
+def refused(args: Sequence[str], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
+    """The one line on stderr of a refusal."""
+    assert main(["report", *args]) == code
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    return said.err
+
+
+def test_what_is_typed_wrongly_is_refused_in_one_line(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make()
+    for args, wanted in (
+        ([], "run=DIR is missing"),
+        (["run=/nowhere/at/all"], "run=/nowhere/at/all is not a folder"),
+        ([f"run={folder},"], "run= is not a folder"),
+        ([f"run={folder},{folder}"], "twice"),
+        ([f"runs={folder}"], "did you mean run?"),
+        ([f"run={folder}", "outt=x.png"], "did you mean out?"),
+        ([f"run={folder}", "out=page.pdf"], "out must be a file that ends in .png (got page.pdf)"),
+        ([f"run={folder}", "out="], "out must be a file that ends in .png (got )"),
+        ([str(folder)], "write run=DIR"),
+    ):
+        assert wanted in refused(args, capsys)
+    assert not (folder / "report.png").exists()
+
+
+def test_folders_that_hold_no_rows_are_refused_in_one_line(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "config.yaml" in refused([f"run={tmp_path / 'empty'}"], capsys)
+    folder = make()
+    (folder / "metrics.csv").write_text(f"{OLD}\n")
+    assert "metrics.csv holds no row" in refused([f"run={folder}"], capsys)
+    (folder / "metrics.csv").unlink()
+    assert "metrics.csv is missing" in refused([f"run={folder}"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wanted"),
+    [
+        ("metrics.csv", "env_step,agent/std\n1000,wide\n", "line 2: agent/std is no number (got wide)"),
+        ("metrics.csv", "env_step,agent/std\n1000,1\n2000\n", "line 3 has 1 cells; the header names 2"),
+        ("metrics.csv", "step,agent/std\n1000,1\n", "line 2 has no env_step"),
+        ("run.json", "{", "is not JSON"),
+    ],
+)
+def test_damaged_files_are_named(
+    name: str, text: str, wanted: str, make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make()
+    (folder / name).write_text(text)
+    said = refused([f"run={folder}"], capsys, code=3)
+    assert str(folder / name) in said
+    assert wanted in said
+
+
+@pytest.mark.parametrize(
+    ("protocol", "wanted"),
+    [
+        ({"name": "tdmpc2"}, "protocol.name=default against tdmpc2"),
+        ({"camera": {"distance": 2.0}}, "protocol.camera.distance=1.15 against 2.0"),
+        ({"action_repeat": 4}, "protocol.action_repeat=absent against 4"),
+    ],
+)
+def test_runs_of_different_protocols_are_not_drawn_together(
+    protocol: dict[str, Any], wanted: str, make: Make, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "both.png"
+    assert wanted in refused([f"run={make('a')},{make('b', protocol=protocol)}", f"out={out}"], capsys)
+    assert not out.exists()
+
+
+def test_several_runs_are_written_where_one_is_unless_told(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    both = f"run={make('a')},{make('b')}"
+    assert main(["report", both]) == 0
+    assert main(["report", both, "out=deep/er/page.png"]) == 0
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png")) == [
+        "deep/er/page.png",
+        "report.png",
+    ]
+
+
+def test_more_runs_than_colours_are_refused(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = ",".join(str(make(f"r{number}")) for number in range(9))
+    assert "one page holds 1 to 8 runs (got 9)" in refused([f"run={folders}"], capsys)
