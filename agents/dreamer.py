@@ -304,7 +304,7 @@ class Dreamer:
     def _noise(self, td: TensorDict, before: Memory, step: int) -> Tensor:
         """Standard normal [E, A], correlated with the last decision's except where an episode begins."""
         fresh_EA = torch.randn(len(td), self._action_dim, generator=self._seeds.torch("explore", step))
-        fresh_EA = fresh_EA.to(td["pixels"].device)
+        fresh_EA = fresh_EA.to(td["is_init"].device)
         if before is None:
             return fresh_EA
         kept = self._noise_memory

@@ -18,10 +18,11 @@ class LatentFilter:
     Stateless on purpose: nothing depends on a cache, so a resumed run sees bit-identical features, and a policy meets
     in the world what it met at the start of its dreams.
 
-    The memory is a TensorDict [E] of plain tensors (t context frames, w = `spec.observed`): `context` u8 [t,3,H,W];
-    `frames` u8 [w,3,H,W], the last real frames; `actions` f32 [w,A], what led into each of them; `filled` i64 [1], how
-    many of the w are there (they sit at the end; the rest repeats the first frame); `action` f32 [A], which leads into
-    the next frame: the agent sets it, and may keep things of its own beside it.
+    The memory is a TensorDict [E] of plain tensors (t context frames, w = `spec.observed`): `context` u8 [t,3,H,W]
+    where the model reads pixels; each key of `spec.reads`, [w, ...] of the last real steps; `actions` f32 [w,A], what
+    led into each of them; `filled` i64 [1], how many of the w are there (they sit at the end; the rest repeats the
+    first one); `action` f32 [A], which leads into the next frame: the agent sets it, and may keep things of its own
+    beside it.
 
     Where `is_init`, a row starts anew: context and window are the first frame, repeated. Later, the context stays
     (anchor `episode`) or takes the frames that leave the window (anchor `segment`).
@@ -34,23 +35,26 @@ class LatentFilter:
         self._dream, self._spec = dream, spec
 
     def see(self, td: TensorDict, memory: Memory) -> TensorDict:
-        """The memory after the real step `td` [E] (`pixels`, `is_init`); `memory` None: every row starts anew."""
-        frame_ECHW = td["pixels"]
-        shape = (3, self._spec.image, self._spec.image)
-        if frame_ECHW.dtype != torch.uint8 or frame_ECHW.ndim != 4 or frame_ECHW.shape[1:] != shape:
-            got = f"{frame_ECHW.dtype} {tuple(frame_ECHW.shape)}"
-            raise ValueError(f"pixels must be uint8 [E, 3, {shape[1]}, {shape[2]}] (got {got})")
-        fresh = self._fresh(frame_ECHW)
+        """The memory after the real step `td` [E] (`spec.reads`, `is_init`); `memory` None: every row starts anew."""
+        if "pixels" in self._spec.reads:
+            self._check_frames(td["pixels"])
+        fresh = self._fresh(td)
         if memory is None:
             return fresh
         if memory.batch_size != fresh.batch_size:
-            rows = f"{memory.batch_size[0]} of memory, {fresh.batch_size[0]} of pixels"
-            raise ValueError(f"memory and pixels must have the same rows (got {rows})")
-        continued = self._continued(frame_ECHW, memory)
+            rows = f"{memory.batch_size[0]} of memory, {fresh.batch_size[0]} of what is seen"
+            raise ValueError(f"memory and the step must have the same rows (got {rows})")
+        continued = self._continued(td, memory)
         init_E = td["is_init"].reshape(-1)
         for key, begun in fresh.items():
             continued[key] = torch.where(init_E.reshape(-1, *[1] * (begun.ndim - 1)), begun, continued[key])
         return continued
+
+    def _check_frames(self, frame_ECHW: Tensor) -> None:
+        shape = (3, self._spec.image, self._spec.image)
+        if frame_ECHW.dtype != torch.uint8 or frame_ECHW.ndim != 4 or frame_ECHW.shape[1:] != shape:
+            got = f"{frame_ECHW.dtype} {tuple(frame_ECHW.shape)}"
+            raise ValueError(f"pixels must be uint8 [E, 3, {shape[1]}, {shape[2]}] (got {got})")
 
     def latent(self, memory: TensorDict, *, device: torch.device) -> Tensor:
         """The latent [E, D] after the newest frame of `memory`, encoded on `device`.
@@ -64,34 +68,38 @@ class LatentFilter:
         back_E = torch.cat(rows_of).argsort()
         return torch.cat(latents)[back_E.to(device)]
 
-    def _fresh(self, frame_ECHW: Tensor) -> TensorDict:
-        spec, rows = self._spec, frame_ECHW.shape[0]
-        repeated = [frame_ECHW[:, None].expand(-1, n, -1, -1, -1).contiguous() for n in (spec.context, spec.observed)]
-        memory = {
-            "context": repeated[0],
-            "frames": repeated[1],
-            "actions": torch.zeros(rows, spec.observed, spec.action_dim, device=frame_ECHW.device),
-            "filled": torch.full((rows, 1), min(1, spec.observed), device=frame_ECHW.device),
-            "action": torch.zeros(rows, spec.action_dim, device=frame_ECHW.device),
-        }
+    def _fresh(self, td: TensorDict) -> TensorDict:
+        spec, rows, device = self._spec, len(td), td["is_init"].device
+        memory: dict[str, Tensor] = {key: _repeated(td[key], spec.observed) for key in spec.reads}
+        if "pixels" in spec.reads:
+            memory["context"] = _repeated(td["pixels"], spec.context)
+        memory["actions"] = torch.zeros(rows, spec.observed, spec.action_dim, device=device)
+        memory["filled"] = torch.full((rows, 1), min(1, spec.observed), device=device)
+        memory["action"] = torch.zeros(rows, spec.action_dim, device=device)
         return TensorDict(memory, batch_size=[rows])
 
-    def _continued(self, frame_ECHW: Tensor, memory: TensorDict) -> TensorDict:
-        after, t = memory.copy(), self._spec.context
-        history = torch.cat([memory["context"], memory["frames"], frame_ECHW[:, None]], 1)[:, 1:]
-        after["frames"] = history[:, t:].contiguous()
-        if self._spec.anchor == "segment":
-            after["context"] = history[:, :t].contiguous()
-        after["actions"] = torch.cat([memory["actions"], memory["action"][:, None]], 1)[:, 1:].contiguous()
-        after["filled"] = (memory["filled"] + 1).clamp(max=self._spec.observed)
+    def _continued(self, td: TensorDict, memory: TensorDict) -> TensorDict:
+        after, spec = memory.copy(), self._spec
+        if "pixels" in spec.reads and spec.anchor == "segment":  # the window's oldest frame becomes context
+            history = torch.cat([memory["context"], memory["pixels"], td["pixels"][:, None]], 1)[:, 1:]
+            after["context"] = history[:, : spec.context].contiguous()
+        now: dict[str, Tensor] = {key: td[key] for key in spec.reads}
+        now["actions"] = memory["action"]
+        for key, newest in now.items():
+            after[key] = torch.cat([memory[key], newest[:, None]], 1)[:, 1:].contiguous()
+        after["filled"] = (memory["filled"] + 1).clamp(max=spec.observed)
         return after
 
     def clip(self, memory: TensorDict) -> TensorDict:
         """The clip [E] that `memory` stands for; its rows must be filled alike."""
         begin = self._spec.observed - int(memory["filled"][0])
-        clip = {
-            "context": memory["context"],
-            "pixels": memory["frames"][:, begin:],
-            "action": memory["actions"][:, begin:],
-        }
+        clip: dict[str, Tensor] = {key: memory[key][:, begin:] for key in self._spec.reads}
+        clip["action"] = memory["actions"][:, begin:]
+        if "pixels" in self._spec.reads:
+            clip["context"] = memory["context"]
         return TensorDict(clip, batch_size=memory.batch_size)
+
+
+def _repeated(value_E: Tensor, times: int) -> Tensor:
+    """[E, ...] -> [E, times, ...]."""
+    return value_E[:, None].expand(-1, times, *value_E.shape[1:]).contiguous()

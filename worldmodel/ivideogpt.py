@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from tensordict import TensorDict
@@ -18,7 +19,7 @@ from worldmodel.losses import AuxiliaryHeads, LossConfig, choose_frames, pixel_l
 from worldmodel.rollout.engine import Frame, TokenEngine
 from worldmodel.rollout.sampling import SamplingConfig
 from worldmodel.seeds import Seeds
-from worldmodel.spec import Anchor, ModelSpec, Part
+from worldmodel.spec import Anchor, EnvSpec, ModelSpec, Part, Reads
 from worldmodel.tokenizer.compressive import CompressiveTokenizer, TokenizerConfig
 from worldmodel.transformer.llama import TransformerConfig
 from worldmodel.transformer.token_model import HeadConfig, TokenModel, symlog
@@ -50,6 +51,8 @@ class ModelConfig:
     losses: LossConfig
     sampling: SamplingConfig
 
+    reads: ClassVar[tuple[Reads, ...]] = ("pixels",)
+
     def __post_init__(self) -> None:
         if self.anchor not in ("segment", "episode"):
             raise ValueError(f"anchor must be segment or episode (got {self.anchor})")
@@ -65,8 +68,7 @@ class ModelConfig:
         *,
         tokenizer: TokenizerConfig,
         transformer: TransformerConfig,
-        action_dim: int,
-        terminates: bool,
+        env_spec: EnvSpec,
         seeds: Seeds,
     ) -> IVideoGPT:
         """The model with fresh weights drawn from stream `init/worldmodel`."""
@@ -77,8 +79,8 @@ class ModelConfig:
                 self,
                 tokenizer=built,
                 transformer=transformer,
-                action_dim=action_dim,
-                terminates=terminates,
+                action_dim=env_spec.action_dim,
+                terminates=env_spec.terminates,
                 generator=generator,
             )
 
@@ -147,6 +149,7 @@ class IVideoGPT(nn.Module):
             max_frames=config.segment,
             anchor=config.anchor,
             observed=config.observed,
+            reads=config.reads,
         )
         self.version = 0
         self.tokenizer_version = 0

@@ -1,13 +1,17 @@
 """The data contract: names, dtypes and shapes of every TensorDict that crosses a folder.
 
 Axes: B rows, E environments, T steps of a clip, t context frames, A action, N context codes, K codes of a future frame,
-D latent feature, F frames so far. Frames are uint8 [3, H, W] everywhere outside a network.
+D latent feature, F frames so far, Q proprioception, S state, P snapshot.
+Frames are uint8 [3, H, W] everywhere outside a network.
 
-* real step, batch [E]: `pixels` u8 [3,H,W], `is_init` bool [1], `action` f32 [A] in [-1, 1], and under `next`:
-  `pixels`, `reward` f32 [1] (summed over the action repeat, plus the protocol's bonus), `terminated`, `truncated`,
-  `done`, `success` bool [1].
+* real step, batch [E]: `pixels` u8 [3,H,W], `proprio` f32 [Q] (what a robot knows of itself), `is_init` bool [1],
+  `action` f32 [A] in [-1, 1], and under `next`: `pixels`, `proprio`, `reward` f32 [1] (summed over the action repeat,
+  plus the protocol's bonus), `terminated`, `truncated`, `done`, `success` bool [1].
+  Beside them, for instruments and for models that declare it (`ModelSpec.reads`): `state` f32 [S], the simulator's
+  knowledge, and `snapshot` f64 [P], from which a simulator can go on.
 * clip, batch [B]: what a world model reads: t context frames and T frames that follow.
   `context` u8 [t,3,H,W] and `pixels` u8 [T,3,H,W], or their ids `context_codes` i64 [t*N] and `codes` i64 [T,K];
+  `proprio` f32 [T,Q], `state` f32 [T,S], `snapshot` f64 [T,P], those that the model reads;
   `action` f32 [T,A], the action that led INTO frame j (zero where the episode begins); for training also
   `reward` f32 [T] received on arriving in frame j, `continue` f32 [T] (0 where the episode terminated in frame j),
   `first` bool [T] (frame j opens the episode: nothing led into it).
@@ -24,6 +28,7 @@ from typing import Literal
 
 Anchor = Literal["segment", "episode"]
 Part = Literal["tokenizer", "dynamics"]
+Reads = Literal["pixels", "proprio", "state", "snapshot"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,7 @@ class ModelSpec:
             frame, t times, for the whole episode, and the clip's first frame is observed, not predicted.
         observed: real frames T given after the context when imagination or acting starts (0 is possible with
             `segment`).
+        reads: what of a real step the model reads; a clip carries these keys and no others of their kind.
     """
 
     image: int
@@ -49,6 +55,7 @@ class ModelSpec:
     max_frames: int
     anchor: Anchor
     observed: int
+    reads: tuple[Reads, ...] = ("pixels",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +69,7 @@ class EnvSpec:
         action_repeat: simulator steps per decision.
         decisions: decisions per episode before truncation.
         terminates: whether an episode can end by itself; if not, `continue` is 1 and needs no head.
+        proprio_dim: Q.
     """
 
     image: int
@@ -70,3 +78,4 @@ class EnvSpec:
     action_repeat: int
     decisions: int
     terminates: bool
+    proprio_dim: int = 0

@@ -126,9 +126,13 @@ def rollout(plain: Mapping[str, Any]) -> Iterator[Finding]:
     import torch
 
     from mbrl.run.configs import make
+    from mbrl.run.folder import world_model
     from worldmodel.rollout.engine import TokenEngine
     from worldmodel.transformer.token_model import TokenModel
 
+    if world_model(plain) == "perfect":
+        yield Finding("ok", "the simulator itself imagines (worldmodel=perfect, for diagnosis): no transformer to time")
+        return
     parts = {name: make(plain[name], name, trusted=True) for name in ("tokenizer", "transformer", "worldmodel")}
     layout, device = parts["tokenizer"].layout, "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator().manual_seed(0)
@@ -190,13 +194,16 @@ def captured() -> tuple[bool, str]:
 def memory(plain: Mapping[str, Any]) -> Iterator[Finding]:
     """What the replay of this run will need, against what is free."""
     from mbrl.replay.store import available_ram, expected_bytes
+    from mbrl.run.folder import world_model
+    from mbrl.run.validate import KNOWN, SNAPSHOT
 
     protocol, schedule, replay = plain["protocol"], plain["schedule"], plain["replay"]
     decisions = schedule["total"] // protocol["action_repeat"]
+    known = KNOWN | (SNAPSHOT if world_model(plain) == "perfect" else {})
     kept, size = min(replay["capacity"], decisions), {"image": protocol["image"], "action_dim": ACTION_DIM}
     size["episode_decisions"] = protocol["decisions"]
-    ram = expected_bytes(kept, **size).ram
-    disk = expected_bytes(decisions, **size).disk
+    ram = expected_bytes(kept, known=known, **size).ram
+    disk = expected_bytes(decisions, known=known, **size).disk
     folder = Path(plain["run_dir"] or ".").absolute()
     while not folder.exists():
         folder = folder.parent

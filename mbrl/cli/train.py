@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +78,8 @@ def run(args: list[str]) -> int:
                     )  # before the new cadences are on disk: a kill must not bring the old debt back
                 write_run(folder, settled.plain, info)
             log.info("%s", describe(state, info, resumed))
+            if told := told_by_the_simulator(state.model.spec.reads):
+                log.warning("%s", told)
             train(state)
     if stop:
         again = f"{program()} train run_dir={shlex.quote(str(folder))}"
@@ -157,11 +159,27 @@ def describe(state: Any, info: Mapping[str, Any], resumed: int | None) -> str:
         if resumed is None
         else f"continued at env step {state.clock.env_steps}, after {clock_time(state.logger.wall_s)}"
     )
+    model = (
+        f"tokenizer {sizes['tokenizer']:,} and token model {sizes['dynamics']:,} parameters"
+        if any(sizes.values())
+        else f"{info['world_model']}, without parameters"
+    )
     exact = "bit for bit on this machine, with this many threads" if info["device_kind"] == "cpu" else "not bit for bit"
     return (
         f"{info['task']}, protocol {info['protocol']}, seed {info['seed']}: {begun}\n"
-        f"world model: tokenizer {sizes['tokenizer']:,} and token model {sizes['dynamics']:,} parameters\n"
+        f"world model: {model}\n"
         f"{info['device']}, {info['threads']} threads; reproducible: {exact}"
+    )
+
+
+def told_by_the_simulator(reads: Sequence[str]) -> str:
+    """What must be said of a run whose world model `reads` more than a camera and a robot give; else nothing."""
+    told = [key for key in ("state", "snapshot") if key in reads]
+    if not told:
+        return ""
+    return (
+        f"WARNING: FOR DIAGNOSIS ONLY: this world model reads the simulator's {' and '.join(told)}; "
+        "what is learned here is no result from pixels"
     )
 
 

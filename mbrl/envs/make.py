@@ -12,10 +12,15 @@ from mbrl.envs.simulator import Task
 from worldmodel.seeds import Seeds
 
 
-def make_envs(task: Task, protocol: ProtocolConfig, *, seeds: Seeds, stream: str, rows: int) -> RowsEnv:
+def make_envs(
+    task: Task, protocol: ProtocolConfig, *, seeds: Seeds, stream: str, rows: int, snapshots: bool = False
+) -> RowsEnv:
     """`rows` environments of `task` under `protocol`, batch [rows].
 
     Row i's episode k begins from `seeds.integer(stream, i, k)`: give evaluation a stream of its own.
+
+    Args:
+        snapshots: real steps carry what a simulator can go on from; only a model that reads it is worth the memory.
 
     Raises: ValueError where task and protocol do not fit, NoRendering where frames cannot be drawn. (An unknown task is
     already refused by its config: UnknownTask.)
@@ -23,7 +28,7 @@ def make_envs(task: Task, protocol: ProtocolConfig, *, seeds: Seeds, stream: str
     if rows < 1:
         raise ValueError(f"rows must be >= 1 (got {rows})")
     simulators = task.build(protocol=protocol, rows=rows)
-    return RowsEnv(simulators, protocol, task=task.name, seeds=seeds, stream=stream)
+    return RowsEnv(simulators, protocol, task=task.name, seeds=seeds, stream=stream, snapshots=snapshots)
 
 
 def frames_per_second(task: Task, protocol: ProtocolConfig, *, decisions: int) -> float:

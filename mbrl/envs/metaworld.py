@@ -32,7 +32,7 @@ TASKS = (
 )
 # fmt: on
 
-_HORIZON = 500  # Meta-World refuses to step beyond
+_HORIZON = 500  # Meta-World's episodes are no longer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +68,8 @@ class MetaWorldTask:
         class Copied(task):  # type: ignore[valid-type,misc]
             """The task on a copy of one compiled model: compiling takes 0.1 s, copying 0.005."""
 
+            max_path_length = 10**9  # imagination may go on from the last moments of the longest episode
+
             def _initialize_simulation(self) -> tuple[Any, Any]:
                 if not compiled:
                     model, data = super()._initialize_simulation()
@@ -93,6 +95,7 @@ class MetaWorld:
     action_dim = 4
     discrete = False
     terminates = False
+    proprio_dim = 4  # where the hand is, in metres, and how far the gripper is open
 
     def __init__(self, world: Any, painter: Any, policy: Any, *, settle: int) -> None:
         import mujoco
@@ -106,20 +109,31 @@ class MetaWorld:
         self._breakdowns = [int(k) for k in (kinds.mjWARN_BADQPOS, kinds.mjWARN_BADQVEL, kinds.mjWARN_BADQACC)]
         self._breakdowns.append(int(kinds.mjWARN_BADCTRL))
         self._observation: NDArray[np.float64] = np.zeros(39)
+        self._moments: Any = None
 
     def reset(self, seed: int) -> None:
         """Begins the episode of this seed."""
         import mujoco
 
+        self._begin(seed)
+        if self._moments is None:  # a world has all its attributes only when it has been stepped once
+            from mbrl.envs.snapshot import Moments
+
+            self.step(np.zeros(self.action_dim, np.float32))
+            self._moments = Moments(self._world)
+            self._begin(seed)
+        world = self._world
+        for _ in range(self._settle):
+            self.step(np.zeros(self.action_dim, np.float32))
+        mujoco.mj_forward(world.model, world.data)  # tasks move bodies after their last forward pass: draw what is
+
+    def _begin(self, seed: int) -> None:
         world = self._world
         world.seed(seed)
         world._freeze_rand_vec = False
         world.reset_model()  # draws
         world._freeze_rand_vec = True
         self._observation = world.reset()[0]
-        for _ in range(self._settle):
-            self.step(np.zeros(self.action_dim, np.float32))
-        mujoco.mj_forward(world.model, world.data)  # tasks move bodies after their last forward pass: draw what is
 
     def step(self, action: NDArray[np.float32]) -> SimStep:
         """One simulator step (12.5 ms of simulated time)."""
@@ -136,6 +150,21 @@ class MetaWorld:
     def draw(self) -> NDArray[np.uint8]:
         """u8 [3, H, W]."""
         return self._painter.draw(self._world.model, self._world.data)
+
+    def state(self) -> NDArray[np.float32]:
+        """Meta-World's own 39 numbers, f32: hand, gripper and objects now and one simulator step ago, and the goal."""
+        return self._observation.astype(np.float32)
+
+    def snapshot(self) -> NDArray[np.float64]:
+        """See `mbrl.envs.snapshot`; f64 [P]. Only after a reset."""
+        assert self._moments is not None, "a world that was never reset has no moment yet"
+        return np.concatenate([self._observation, self._moments.read()])
+
+    def restore(self, snapshot_P: NDArray[np.float64]) -> None:
+        """Inverse of `snapshot`, also of another world of this task. Only after a reset."""
+        assert self._moments is not None, "a world that was never reset has no moment yet"
+        self._observation = snapshot_P[: self._observation.size].copy()
+        self._moments.write(snapshot_P[self._observation.size :])
 
     def expert(self) -> NDArray[np.float32]:
         """Meta-World's scripted policy for this task, clipped to [-1, 1]."""

@@ -18,7 +18,7 @@ from torchrl.data import Binary, Bounded, Composite, OneHot, Unbounded
 from torchrl.envs import EnvBase
 
 from mbrl.envs.protocol import ProtocolConfig
-from mbrl.envs.simulator import EnvDataError, Simulator
+from mbrl.envs.simulator import EnvDataError, Simulator, decide
 from worldmodel.seeds import Seeds
 from worldmodel.spec import EnvSpec
 
@@ -41,7 +41,9 @@ class RowsEnv(EnvBase):
         task: str,
         seeds: Seeds,
         stream: str,
+        snapshots: bool = False,
     ) -> None:
+        """`snapshots`: every step carries `snapshot`, from which a simulator can go on."""
         rows, first = len(simulators), simulators[0]
         super().__init__(device="cpu", batch_size=[rows])
         self.protocol, self.task, self.seeds, self.stream = protocol, task, seeds, stream
@@ -53,6 +55,7 @@ class RowsEnv(EnvBase):
             action_repeat=protocol.action_repeat,
             decisions=protocol.decisions,
             terminates=first.terminates,
+            proprio_dim=first.proprio_dim,
         )
         self.breakdowns = 0
         """Episodes that were cut because the physics broke down."""
@@ -60,7 +63,12 @@ class RowsEnv(EnvBase):
         self._next_episode = [0] * rows
         self._decision = [0] * rows
         self._open = [False] * rows
-        self._pixels_ECHW = torch.zeros(rows, 3, protocol.image, protocol.image, dtype=torch.uint8)
+        self._snapshots = snapshots
+        if snapshots:
+            first.reset(0)  # how long a snapshot is shows only then
+        blank = torch.zeros(3, protocol.image, protocol.image, dtype=torch.uint8)
+        self._seen = [{"pixels": blank, **self._known(first)} for _ in range(rows)]
+        """What each row sees and knows now."""
         self._is_init_E = torch.zeros(rows, dtype=torch.bool)
         self._declare(rows)
 
@@ -71,6 +79,9 @@ class RowsEnv(EnvBase):
         image, width = self.env_spec.image, self.env_spec.action_dim
         self.observation_spec = Composite(
             pixels=Bounded(0, 255, shape=(rows, 3, image, image), dtype=torch.uint8),
+            **{
+                key: Unbounded(shape=(rows, width), dtype=self._seen[0][key].dtype) for key, width in self.known.items()
+            },
             is_init=flag(),
             success=flag(),
             shape=(rows,),
@@ -81,6 +92,11 @@ class RowsEnv(EnvBase):
             self.action_spec = Bounded(-1.0, 1.0, shape=(rows, width), dtype=torch.float32)
         self.reward_spec = Unbounded(shape=(rows, 1), dtype=torch.float32)
         self.done_spec = Composite(done=flag(), terminated=flag(), truncated=flag(), shape=(rows,))
+
+    @property
+    def known(self) -> dict[str, int]:
+        """How many numbers every step carries beside its frame, by key: `proprio`, `state`, perhaps `snapshot`."""
+        return {key: len(seen) for key, seen in self._seen[0].items() if key != "pixels"}
 
     # -- episodes and their numbers ------------------------------------------------------------------------------------
 
@@ -105,8 +121,18 @@ class RowsEnv(EnvBase):
         self._decision[row], self._open[row] = 0, True
         simulator = self._simulators[row]
         simulator.reset(self.seeds.integer(self.stream, row, episode))
-        self._pixels_ECHW[row] = torch.from_numpy(self._checked(simulator.draw(), row))
+        self._seen[row] = self._look(row)
         self._is_init_E[row] = True
+
+    def _look(self, row: int) -> dict[str, Tensor]:
+        """Frame and knowledge of this moment."""
+        simulator = self._simulators[row]
+        return {"pixels": torch.from_numpy(self._checked(simulator.draw(), row)), **self._known(simulator)}
+
+    def _known(self, simulator: Simulator) -> dict[str, Tensor]:
+        state_S = torch.from_numpy(simulator.state())
+        known = {"proprio": state_S[: self.env_spec.proprio_dim].clone(), "state": state_S}
+        return known | ({"snapshot": torch.from_numpy(simulator.snapshot())} if self._snapshots else {})
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDict:
         asked = None if tensordict is None else tensordict.get("_reset", None)
@@ -122,7 +148,7 @@ class RowsEnv(EnvBase):
         nothing = torch.zeros(rows, 1, dtype=torch.bool)
         return TensorDict(
             {
-                "pixels": self._pixels_ECHW.clone(),
+                **{key: torch.stack([seen[key] for seen in self._seen]) for key in self._seen[0]},
                 "is_init": self._is_init_E[:, None].clone(),
                 "success": nothing,
                 "done": nothing.clone(),
@@ -140,34 +166,24 @@ class RowsEnv(EnvBase):
 
     def _decide(self, row: int, action_A: NDArray[np.float32]) -> TensorDict:
         """One decision in one row; what belongs under `next`, batch []."""
-        simulator, repeat = self._simulators[row], self.protocol.action_repeat
-        reward, terminated, success, unstable = 0.0, False, False, False
-        for _ in range(repeat):
-            step = simulator.step(action_A)
-            if step.unstable:
-                unstable = True
-                break
-            if not np.isfinite(step.reward):
-                raise EnvDataError(f"reward {step.reward} {self._where(row)}")
-            reward += step.reward
-            success = step.success or (success and self.protocol.success == "any")
-            terminated = step.terminated
-            if terminated:
-                break
+        try:
+            made = decide(self._simulators[row], action_A, self.protocol)
+        except EnvDataError as error:
+            raise EnvDataError(f"{error} {self._where(row)}") from error
         self._decision[row] += 1
         self._is_init_E[row] = False
-        if unstable:
+        if made.unstable:
             self.breakdowns += 1
         else:
-            self._pixels_ECHW[row] = torch.from_numpy(self._checked(simulator.draw(), row))
-        truncated = not terminated and (unstable or self._decision[row] >= self.protocol.decisions)
+            self._seen[row] = self._look(row)
+        terminated = made.terminated
+        truncated = not terminated and (made.unstable or self._decision[row] >= self.protocol.decisions)
         self._open[row] = not (terminated or truncated)
-        reward += self.protocol.success_bonus * success
-        values = {"terminated": terminated, "truncated": truncated, "success": success, "is_init": False}
+        values = {"terminated": terminated, "truncated": truncated, "success": made.success, "is_init": False}
         td = TensorDict({key: torch.tensor([value]) for key, value in values.items()}, batch_size=[])
         td["done"] = torch.tensor([terminated or truncated])
-        td["reward"] = torch.tensor([reward], dtype=torch.float32)
-        td["pixels"] = self._pixels_ECHW[row].clone()
+        td["reward"] = torch.tensor([made.reward], dtype=torch.float32)
+        td.update(self._seen[row])
         return td
 
     # -- guards --------------------------------------------------------------------------------------------------------
@@ -185,14 +201,7 @@ class RowsEnv(EnvBase):
                 raise EnvDataError(f"action {action_A.tolist()} is not finite {self._where(row)}")
             if not self._open[row]:
                 raise EnvDataError(f"the episode has ended, reset before the next step {self._where(row)}")
-        return self._clean(actions_EA)
-
-    def _clean(self, actions: Tensor) -> NDArray[np.float32]:
-        """[..., A] finite numbers -> what a simulator may see: exactly one-hot, or clipped to [-1, 1]."""
-        actions = actions.detach().cpu().to(torch.float32)
-        if self.env_spec.discrete:
-            actions = torch.nn.functional.one_hot(actions.argmax(-1), self.env_spec.action_dim).to(torch.float32)
-        return actions.clamp(-1, 1).numpy()
+        return admissible(actions_EA, self.env_spec)
 
     def _checked(self, frame_CHW: NDArray[np.uint8], row: int) -> NDArray[np.uint8]:
         expected = (3, self.env_spec.image, self.env_spec.image)
@@ -225,12 +234,12 @@ class RowsEnv(EnvBase):
     def _replay_row(self, row: int, actions_TA: Tensor) -> TensorDict:
         self._begin(row, self._next_episode[row])
         steps = []
-        for action_A, clean_A in zip(actions_TA, self._clean(actions_TA), strict=True):
+        for action_A, clean_A in zip(actions_TA, admissible(actions_TA, self.env_spec), strict=True):
             if not self._open[row]:
                 raise EnvDataError(
                     f"the episode ended before its {len(actions_TA)} logged actions did {self._where(row)}"
                 )
-            now = {"pixels": self._pixels_ECHW[row].clone(), "is_init": self._is_init_E[row, None].clone()}
+            now: dict[str, Any] = {**self._seen[row], "is_init": self._is_init_E[row, None].clone()}
             now |= {"action": action_A.clone(), "next": self._decide(row, clean_A)}
             steps.append(TensorDict(now, batch_size=[]))
         return torch.stack(steps) if steps else TensorDict({}, batch_size=[0])
@@ -240,3 +249,11 @@ class RowsEnv(EnvBase):
         for simulator in self._simulators:
             simulator.close()
         super().close(raise_if_closed=False)
+
+
+def admissible(actions: Tensor, env_spec: EnvSpec) -> NDArray[np.float32]:
+    """[..., A] finite numbers -> what a simulator may see: exactly one-hot, or clipped to [-1, 1]."""
+    actions = actions.detach().cpu().to(torch.float32)
+    if env_spec.discrete:
+        actions = torch.nn.functional.one_hot(actions.argmax(-1), env_spec.action_dim).to(torch.float32)
+    return actions.clamp(-1, 1).numpy()

@@ -49,6 +49,8 @@ class Simulator(Protocol):
     """Actions are one of `action_dim` choices, one-hot."""
     terminates: bool
     """Whether an episode can end by itself."""
+    proprio_dim: int
+    """How many numbers of `state` a real robot would know of itself."""
 
     def reset(self, seed: int) -> None:
         """Begins the episode of this seed."""
@@ -62,6 +64,21 @@ class Simulator(Protocol):
         """The frame of this moment, u8 [3, H, W]."""
         ...
 
+    def state(self) -> NDArray[np.float32]:
+        """What the simulator knows of this moment, f32 [S]; its first `proprio_dim` numbers are the proprioception.
+
+        For instruments, and for models that say openly that they read it; an agent from pixels never sees it.
+        """
+        ...
+
+    def snapshot(self) -> NDArray[np.float64]:
+        """Everything that decides how this moment goes on, f64 [P]."""
+        ...
+
+    def restore(self, snapshot_P: NDArray[np.float64]) -> None:
+        """Goes back to a moment of any world of the same task; from there equal actions give equal steps."""
+        ...
+
     def expert(self) -> NDArray[np.float32]:
         """What a scripted expert would do now, f32 [action_dim] in [-1, 1]. Does not move the world."""
         ...
@@ -69,6 +86,37 @@ class Simulator(Protocol):
     def close(self) -> None:
         """Frees what the world holds; may be called twice."""
         ...
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one decision gave; where `unstable`, the physics broke down in it: only the steps before that count."""
+
+    reward: float
+    terminated: bool
+    success: bool
+    unstable: bool
+
+
+def decide(simulator: Simulator, action_A: NDArray[np.float32], protocol: ProtocolConfig) -> Decision:
+    """Repeats an action as `protocol` says; rewards are summed, its bonus included.
+
+    Raises: EnvDataError for a reward that is not finite.
+    """
+    reward, terminated, success, unstable = 0.0, False, False, False
+    for _ in range(protocol.action_repeat):
+        step = simulator.step(action_A)
+        if step.unstable:
+            unstable = True
+            break
+        if not np.isfinite(step.reward):
+            raise EnvDataError(f"reward {step.reward} is not finite")
+        reward += step.reward
+        success = step.success or (success and protocol.success == "any")
+        terminated = step.terminated
+        if terminated:
+            break
+    return Decision(reward + protocol.success_bonus * success, terminated, success, unstable)
 
 
 class Task(Protocol):

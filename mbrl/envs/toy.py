@@ -56,6 +56,7 @@ class Toy:
         self.discrete = variant == "reach-discrete"
         self.terminates = variant == "reach-terminal"
         self.action_dim = len(_MOVES) if self.discrete else 2
+        self.proprio_dim = 2
         self._side = np.arange(image, dtype=np.float32) + 0.5
         self._image = image
         self._dot = self._goal = np.zeros(2)
@@ -93,6 +94,18 @@ class Toy:
         frame_HWC = _FIELD + square_HW1 * (_GOAL - _FIELD)
         frame_HWC = frame_HWC + disc_HW1 * (_DOT - frame_HWC)
         return np.ascontiguousarray(frame_HWC.round().astype(np.uint8).transpose(2, 0, 1))
+
+    def state(self) -> NDArray[np.float32]:
+        """Places of dot and goal, f32 [4]."""
+        return np.concatenate([self._dot, self._goal]).astype(np.float32)
+
+    def snapshot(self) -> NDArray[np.float64]:
+        """Places of dot and goal, f64 [4]."""
+        return np.concatenate([self._dot, self._goal])
+
+    def restore(self, snapshot_P: NDArray[np.float64]) -> None:
+        """Inverse of `snapshot`."""
+        self._dot, self._goal = snapshot_P[:2].copy(), snapshot_P[2:].copy()
 
     def expert(self) -> NDArray[np.float32]:
         """Straight to the goal, then stay."""

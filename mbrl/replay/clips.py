@@ -112,6 +112,12 @@ class ClipReplay:
                 f"{episode.action.shape[1]} actions, the model wants {list(frame)} and {actions}: "
                 "task and worldmodel configs disagree"
             )
+        missing = [key for key in self._spec.reads if not getattr(episode, key).shape[1]]
+        if missing:
+            raise ValueError(
+                f"episode {episode.number} has no {' and no '.join(missing)}, which the world model reads: the "
+                "environments do not tell it, or were made without snapshots"
+            )
         name = self.store.append(episode)
         self._forget_evicted()
         return name
@@ -129,7 +135,9 @@ class ClipReplay:
         Raises: ValueError if no stored episode is long enough.
         """
         rows = self._draw(n, length, stream=stream, draw=draw)
-        if codes and self._spec.anchor == "episode":
+        if "pixels" not in self._spec.reads:
+            frames = {}
+        elif codes and self._spec.anchor == "episode":
             frames = self._memoised(rows, length)
         else:
             frames = self._frames(rows, length)
@@ -137,7 +145,7 @@ class ClipReplay:
                 with torch.no_grad():
                     context, ids = self._tokenize(frames["context"], frames["pixels"])
                 frames = {"context_codes": context.cpu(), "codes": ids.cpu()}
-        return TensorDict(frames | self._steps(rows, length), batch_size=[n])
+        return TensorDict(frames | self._known(rows, length) | self._steps(rows, length), batch_size=[n])
 
     def _draw(self, n: int, length: int, *, stream: str, draw: int) -> list[tuple[int, int]]:
         """`n` pairs (index of the episode, index k of its frame where context or clip begins)."""
@@ -179,6 +187,15 @@ class ClipReplay:
             context_BtCHW[row] = pixels[k : k + context] if self._spec.anchor == "segment" else pixels[:1]
             pixels_BTCHW[row] = pixels[self._first_frame(k) : self._first_frame(k) + length]
         return {"context": torch.from_numpy(context_BtCHW), "pixels": torch.from_numpy(pixels_BTCHW)}
+
+    def _known(self, rows: list[tuple[int, int]], length: int) -> dict[str, Tensor]:
+        """What the model reads of each frame beside its pixels."""
+        keys = [key for key in self._spec.reads if key != "pixels"]
+        firsts = [(self.store.stored[index].episode, self._first_frame(k)) for index, k in rows]
+        return {
+            key: torch.from_numpy(np.stack([getattr(episode, key)[k : k + length] for episode, k in firsts]))
+            for key in keys
+        }
 
     def _steps(self, rows: list[tuple[int, int]], length: int) -> dict[str, Tensor]:
         """What led into each frame of the clip; nothing led into the frame that opens an episode."""

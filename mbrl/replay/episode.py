@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from mbrl.files import DamagedFile, sha256, write_atomically
 
-FORMAT = 1
-MAX_SIDE, MAX_DECISIONS, MAX_ACTIONS, MAX_BYTES = 1024, 100_000, 1024, 2**31
+FORMAT = 2
+MAX_SIDE, MAX_DECISIONS, MAX_ACTIONS, MAX_KNOWN, MAX_BYTES = 1024, 100_000, 1024, 100_000, 2**31
 """Caps that hold before anything is allocated: a hostile header must not exhaust the memory."""
 NAME = re.compile(r"ep-(\d{6,})-e(\d{2,})-(\d+)-([0-9a-f]{8})\.npz")
 WHOLE = ("format", "env", "number")
@@ -38,12 +38,19 @@ class DamagedEpisode(DamagedFile):
     """An episode file that must not be used."""
 
 
+class OtherFormat(ValueError):
+    """An episode file that another version of this program wrote: nothing is wrong with it, but it says too little."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Episode:
-    """A finished episode of L decisions. Row i of all but `pixels` belongs to the step from frame i to frame i+1.
+    """A finished episode of L decisions. Row i of all but the first four belongs to the step from frame i to frame i+1.
 
     Attributes:
         pixels: frames, u8 [L+1, 3, H, W].
+        proprio: what a robot knows of itself in each frame, f32 [L+1, Q]; Q may be 0.
+        state: the simulator's knowledge, for instruments, f32 [L+1, S]; S may be 0.
+        snapshot: what a simulator can go on from, f64 [L+1, P]; P is 0 unless the world model reads it.
         action: in [-1, 1], f32 [L, A].
         reward: received on arriving in frame i+1, f32 [L].
         terminated: the task ended in frame i+1, bool [L]; only the last may be set.
@@ -54,6 +61,9 @@ class Episode:
     """
 
     pixels: NDArray[np.uint8]
+    proprio: NDArray[np.float32]
+    state: NDArray[np.float32]
+    snapshot: NDArray[np.float64]
     action: NDArray[np.float32]
     reward: NDArray[np.float32]
     terminated: NDArray[np.bool_]
@@ -64,6 +74,9 @@ class Episode:
 
     DTYPES: ClassVar[dict[str, str]] = {
         "pixels": "|u1",
+        "proprio": "<f4",
+        "state": "<f4",
+        "snapshot": "<f8",
         "action": "<f4",
         "reward": "<f4",
         "terminated": "|b1",
@@ -95,6 +108,10 @@ class Episode:
         sides = self.pixels.shape[2:]
         if self.pixels.shape[:2] != (decisions + 1, 3) or len(sides) != 2 or not all(1 <= s <= MAX_SIDE for s in sides):
             raise ValueError(f"pixels must be [{decisions + 1}, 3, H, W] (got {list(self.pixels.shape)})")
+        for name in ("proprio", "state", "snapshot"):
+            shape = getattr(self, name).shape
+            if len(shape) != 2 or shape[0] != decisions + 1 or shape[1] > MAX_KNOWN:
+                raise ValueError(f"{name} must be [{decisions + 1}, <= {MAX_KNOWN}] (got {list(shape)})")
         for name in ("reward", "terminated", "truncated", "success"):
             if getattr(self, name).shape != (decisions,):
                 raise ValueError(f"{name} must be [{decisions}] (got {list(getattr(self, name).shape)})")
@@ -102,7 +119,7 @@ class Episode:
             raise ValueError(f"env and number must be >= 0 (got {self.env} and {self.number})")
 
     def _check_values(self) -> None:
-        for name in ("action", "reward"):
+        for name in ("proprio", "state", "action", "reward"):
             if not np.isfinite(getattr(self, name)).all():
                 raise ValueError(f"{name} of episode {self.number} must be finite")
         ended = self.terminated | self.truncated
@@ -154,7 +171,7 @@ def read_episode(path: Path, *, digest: str = "") -> Episode:
         path: the file; a name as `write_episode` gives must agree with the bytes and with what is inside.
         digest: the sha256 that the bytes must have, where it is known.
 
-    Raises: DamagedEpisode where the file is missing, changed, or not an episode.
+    Raises: DamagedEpisode where the file is missing, changed, or not an episode; OtherFormat.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -168,9 +185,15 @@ def read_episode(path: Path, *, digest: str = "") -> Episode:
         raise DamagedEpisode(f"{path}: its bytes changed since it was written (sha256 is {found[:8]}...)")
     try:
         arrays = _parse(content)
-        if arrays.pop("format") != FORMAT:
-            raise ValueError(f"format must be {FORMAT}")
+        written = int(arrays.pop("format"))
+        if written != FORMAT:
+            raise OtherFormat(
+                f"{path}: is an episode of format {written}, this version reads format {FORMAT}: "
+                "go on with the version that wrote it, or begin a new run"
+            )
         episode = Episode(env=int(arrays.pop("env")), number=int(arrays.pop("number")), **arrays)
+    except OtherFormat:
+        raise
     except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise DamagedEpisode(f"{path}: is not an episode file ({error})") from error
     if named and (int(named[1]), int(named[2]), int(named[3])) != (episode.number, episode.env, len(episode)):
@@ -189,15 +212,23 @@ def _members(episode: Episode) -> dict[str, NDArray]:
 
 
 def _parse(content: bytes) -> dict[str, NDArray]:
-    """The arrays of an npz, each checked against its own header before it is made. Raises ValueError and zip errors."""
+    """The arrays of an npz, each checked against its own header before it is made; of another format `format` alone.
+
+    Raises: ValueError and zip errors.
+    """
     dtypes = Episode.DTYPES | dict.fromkeys(WHOLE, "<i8")
-    arrays = {}
+    arrays: dict[str, NDArray] = {}
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = archive.infolist()
-        if sorted(member.filename for member in members) != sorted(f"{name}.npy" for name in dtypes):
-            raise ValueError(f"it holds {sorted(member.filename for member in members)}")
         if sum(member.file_size for member in members) > MAX_BYTES:
             raise ValueError(f"it unpacks to more than {MAX_BYTES} bytes")
+        held = sorted(member.filename for member in members)
+        if "format.npy" in held:  # before all others: another format has other members
+            arrays["format"] = _array("format", archive.read("format.npy"), np.dtype("<i8"))
+            if arrays["format"] != FORMAT:
+                return arrays
+        if held != sorted(f"{name}.npy" for name in dtypes):
+            raise ValueError(f"it holds {held}")
         for name, dtype in dtypes.items():
             arrays[name] = _array(name, archive.read(f"{name}.npy"), np.dtype(dtype))
     return arrays

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from mbrl.files import clear_temporaries, fsync_folder, set_aside
 from mbrl.replay.episode import NAME, DamagedEpisode, Episode, read_episode, write_episode
 
@@ -54,15 +56,21 @@ class Footprint:
                 )
 
 
-def expected_bytes(decisions: int, *, image: int, action_dim: int, episode_decisions: int) -> Footprint:
+def expected_bytes(
+    decisions: int, *, image: int, action_dim: int, known: Mapping[str, int], episode_decisions: int
+) -> Footprint:
     """What `decisions` stored decisions take, in episodes of `episode_decisions` with frames of `image` x `image`.
 
-    >>> expected_bytes(100, image=64, action_dim=4, episode_decisions=100).ram
-    1243388
+    Args:
+        known: how many numbers of `proprio`, `state` and `snapshot` are stored with each frame, where they are.
+
+    >>> expected_bytes(100, image=64, action_dim=4, known={"proprio": 4, "state": 39}, episode_decisions=100).ram
+    1260760
     """
     episodes = -(-decisions // episode_decisions)
     frames = decisions + episodes
-    arrays = frames * 3 * image * image + decisions * (4 * action_dim + 4 + 3)
+    beside = sum(np.dtype(Episode.DTYPES[key]).itemsize * width for key, width in known.items())
+    arrays = frames * (3 * image * image + beside) + decisions * (4 * action_dim + 4 + 3)
     return Footprint(ram=arrays, disk=arrays + episodes * 4096)
 
 

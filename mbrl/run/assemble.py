@@ -106,15 +106,10 @@ def assemble_player(configs: Configs, collecting: RowsEnv | None) -> Player:
     """
     torch.set_num_threads(configs.compute.threads)
     seeds, device = Seeds(configs.seed), configs.compute.device
-    judging = make_envs(configs.task, configs.protocol, seeds=seeds, stream="evaluate", rows=configs.evaluation.rows)
+    judging = worlds_of(configs, stream="evaluate", rows=configs.evaluation.rows)
     env_spec = judging.env_spec
-    model = configs.worldmodel.build(
-        tokenizer=configs.tokenizer,
-        transformer=configs.transformer,
-        action_dim=env_spec.action_dim,
-        terminates=env_spec.terminates,
-        seeds=seeds,
-    ).to(device)
+    sizes = {name: configs.groups[name] for name in ("tokenizer", "transformer", "task", "protocol")}
+    model = build(configs.worldmodel, {**sizes, "env_spec": env_spec, "seeds": seeds}).to(device)
     worlds = {"evaluate": judging, **({"explore": collecting} if collecting is not None else {})}
     runtime = {
         "spec": model.spec,
@@ -125,13 +120,14 @@ def assemble_player(configs: Configs, collecting: RowsEnv | None) -> Player:
         "expert": lambda mode: worlds[mode].expert_actions(),
     }
     agent, prefiller = build(configs.agent, runtime), build(configs.prefill, runtime)
-    return Player(model=model, agent=agent, prefiller=prefiller, evaluator=Evaluator(judging), seeds=seeds)
+    return Player(
+        model=model, agent=agent, prefiller=prefiller, evaluator=Evaluator(judging, reads=model.spec.reads), seeds=seeds
+    )
 
 
 def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: Stop) -> Run:
     """The whole run; reading this function top to bottom is reading the object graph."""
-    rows = configs.compute.rows
-    envs = make_envs(configs.task, configs.protocol, seeds=Seeds(configs.seed), stream="env", rows=rows)
+    envs = worlds_of(configs, stream="env", rows=configs.compute.rows)
     player = assemble_player(configs, envs)
     seeds, model = player.seeds, player.model
     stored = min(configs.replay.capacity, configs.schedule.total // configs.protocol.action_repeat)
@@ -139,6 +135,7 @@ def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: S
         stored,
         image=configs.protocol.image,
         action_dim=envs.env_spec.action_dim,
+        known=envs.known,
         episode_decisions=configs.protocol.decisions,
     ).require_room(folder)
     clock, progress = Clock(), Progress()
@@ -156,6 +153,7 @@ def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: S
         progress=progress,
         prefiller=player.prefiller,
         prefill=configs.schedule.prefill,
+        reads=model.spec.reads,
     )
     return Run(
         folder=folder,
@@ -174,6 +172,18 @@ def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: S
         videos=Videos(folder / "videos", keep=VIDEOS),
         checkpoints=Checkpoints(folder / "checkpoints", keep=configs.keep, info=info),
         stop=stop,
+    )
+
+
+def worlds_of(configs: Configs, *, stream: str, rows: int) -> RowsEnv:
+    """The run's environments with seeds of this stream."""
+    return make_envs(
+        configs.task,
+        configs.protocol,
+        seeds=Seeds(configs.seed),
+        stream=stream,
+        rows=rows,
+        snapshots="snapshot" in configs.worldmodel.reads,
     )
 
 

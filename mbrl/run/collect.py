@@ -16,6 +16,9 @@ from mbrl.replay.episode import Episode
 from mbrl.run.clock import Clock
 from mbrl.run.progress import Progress
 
+KEPT = ("pixels", "proprio", "state", "snapshot", "action", "next")
+"""What of a real step an episode is made from, where it is there."""
+
 
 class Collector:
     """Steps E environments with an agent; every finished episode is in replay, and on disk, when `step` returns.
@@ -25,14 +28,24 @@ class Collector:
     """
 
     def __init__(
-        self, env: RowsEnv, replay: ClipReplay, *, clock: Clock, progress: Progress, prefiller: Agent, prefill: int
+        self,
+        env: RowsEnv,
+        replay: ClipReplay,
+        *,
+        clock: Clock,
+        progress: Progress,
+        prefiller: Agent,
+        prefill: int,
+        reads: tuple[str, ...],
     ) -> None:
+        """`reads`: what of a real step the world model reads; agents see this and pixels (`ModelSpec.reads`)."""
         self.env = env
         self.replay = replay
         self.clock = clock
         self.progress = progress
         self.prefiller = prefiller
         self.prefill = prefill
+        self.reads = reads
         self.rows = env.batch_size[0]
         self.memory: Memory = None
         self.prefilling = True
@@ -46,7 +59,7 @@ class Collector:
         if self.prefilling and self.clock.env_steps >= self.prefill:
             self._hand_over()
         actor = self.prefiller if self.prefilling else agent
-        seen = self.now.select("pixels", "is_init")
+        seen = self.now.select("pixels", "is_init", *self.reads)
         action_EA, self.memory = actor.act(seen, self.memory, "explore", step=self.clock.decisions // self.rows)
         stepped, self.now = self.env.step_and_maybe_reset(self.now.set("action", action_EA))
         self._remember(stepped)
@@ -62,7 +75,7 @@ class Collector:
 
     def _remember(self, stepped: TensorDict) -> None:
         for row in range(self.rows):
-            self.open[row].append(stepped[row].select("pixels", "action", "next").clone())
+            self.open[row].append(stepped[row].select(*KEPT, strict=False).clone())
             if bool(stepped["next", "done"][row]):
                 episode = self._episode(row)
                 self.open[row] = []
@@ -75,13 +88,20 @@ class Collector:
 
     def _episode(self, row: int) -> Episode:
         steps = self.open[row]
-        frames = [step["pixels"] for step in steps] + [steps[-1]["next", "pixels"]]
+
+        def frames(key: str) -> np.ndarray:
+            if key not in steps[0].keys():  # noqa: SIM118 - a TensorDict has no `in`
+                return np.zeros((len(steps) + 1, 0))
+            return torch.stack([*(step[key] for step in steps), steps[-1]["next", key]]).numpy()
 
         def column(key: str) -> np.ndarray:
             return torch.stack([step["next", key].reshape(()) for step in steps]).numpy()
 
         return Episode(
-            pixels=torch.stack(frames).numpy(),
+            pixels=frames("pixels"),
+            proprio=frames("proprio"),
+            state=frames("state"),
+            snapshot=frames("snapshot"),
             action=torch.stack([step["action"] for step in steps]).float().numpy(),
             reward=column("reward").astype(np.float32),
             terminated=column("terminated"),
@@ -114,5 +134,5 @@ class Collector:
             nothing = torch.zeros(0, self.env.env_spec.action_dim)
             actions = [logged.get(str(row), nothing) for row in range(self.rows)]
             for row, steps in enumerate(self.env.replay_actions(state["episodes"], actions)):
-                self.open[row] = [step.select("pixels", "action", "next") for step in steps]
+                self.open[row] = [step.select(*KEPT, strict=False) for step in steps]
             self.now = self.env.current()

@@ -83,8 +83,10 @@ def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
 class Evaluator:
     """Scores agents on the episodes 0, 1, 2, ... of the stream `evaluate`: the same starts and goals each time."""
 
-    def __init__(self, env: RowsEnv) -> None:
+    def __init__(self, env: RowsEnv, *, reads: tuple[str, ...]) -> None:
+        """`reads`: what of a real step the world model reads; agents see this and pixels (`ModelSpec.reads`)."""
         self.env = env
+        self.reads = reads
         self.rows = env.batch_size[0]
 
     def score(self, agent: Agent, episodes: int) -> Score:
@@ -112,7 +114,7 @@ class Evaluator:
         decision = 0
         while any(playing):
             step = number * self.env.env_spec.decisions + decision  # each round draws its own numbers
-            action_EA, memory = agent.act(now.select("pixels", "is_init"), memory, "evaluate", step=step)
+            action_EA, memory = agent.act(now.select("pixels", "is_init", *self.reads), memory, "evaluate", step=step)
             stepped, now = self.env.step_and_maybe_reset(now.set("action", action_EA))
             for row in range(self.rows):
                 if playing[row]:

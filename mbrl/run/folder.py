@@ -45,10 +45,16 @@ LEFT_BEHIND = ("run.lock", "console.log")
 
 
 def default_folder(plain: Mapping[str, Any], variants: Mapping[str, str]) -> Path:
-    """runs/<task>/<agent>-<transformer>/seed-<n>/<date-time>."""
+    """runs/<task>/<agent>-<transformer>/seed-<n>/<date-time>; `perfect` instead of a transformer that has no part."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    method = f"{variants['agent']}-{variants['transformer']}"
+    model = "perfect" if world_model(plain) == "perfect" else variants["transformer"]
+    method = f"{variants['agent']}-{model}"
     return Path("runs") / plain["task"]["name"] / method / f"seed-{plain['seed']}" / stamp
+
+
+def world_model(plain: Mapping[str, Any]) -> str:
+    """The module of the run's world model: `ivideogpt`, or `perfect` for the simulator itself."""
+    return str(plain["worldmodel"]["_target_"].rpartition(".")[0].rpartition(".")[2])
 
 
 def holds_run(folder: Path) -> bool:
@@ -183,6 +189,7 @@ def run_info(plain: Mapping[str, Any], *, argv: list[str]) -> dict[str, Any]:
         "task": plain["task"]["name"],
         "protocol": plain["protocol"]["name"],
         "camera": plain["protocol"]["camera"],
+        "world_model": world_model(plain),
         "seed": plain["seed"],
         "threads": plain["compute"]["threads"],
         "device": device_name(plain["compute"]["device"]),

@@ -144,7 +144,8 @@ class Run:
         """Scores the agent, writes eval.csv, an episode's video and an open-loop clip of the model."""
         score = self.evaluator.score(self.agent, episodes)
         videos = [draw_episode(self.videos, self.clock.env_steps, score)]
-        horizon = longest_horizon(self.model.spec, len(score.video))
+        imagines = "pixels" in self.model.spec.reads
+        horizon = longest_horizon(self.model.spec, len(score.video)) if imagines else 0
         if horizon:
             clip = open_loop(self.model, score.video, score.actions, score.rewards, horizon=horizon)
             videos.append(draw_open_loop(self.videos, self.clock.env_steps, clip))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from point_world import IMAGE, PointDream, draw, spec, states
@@ -7,7 +9,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from agents.memory import LatentFilter
-from worldmodel.spec import Anchor
+from worldmodel.spec import Anchor, Reads
 
 T, W = 2, 3  # context frames, window
 
@@ -41,7 +43,7 @@ def test_at_first_context_and_window_are_the_first_frame(anchor: Anchor) -> None
     walk = Walk(anchor)
     walk.step(0, 1, 2, 3, 4)
     assert torch.equal(walk.now["context"][3], walk.frame(3, 0, 0))
-    assert torch.equal(walk.now["frames"][3], walk.frame(3, 0, 0, 0))
+    assert torch.equal(walk.now["pixels"][3], walk.frame(3, 0, 0, 0))
     assert walk.now["filled"].tolist() == [[1]] * 5
     assert not walk.now["actions"].any()
 
@@ -51,7 +53,7 @@ def test_anchor_episode_keeps_the_first_frame_as_context_for_ever() -> None:
     for number in range(6):
         walk.step(*(range(5) if number == 0 else ()))
     assert torch.equal(walk.now["context"][2], walk.frame(2, 0, 0))
-    assert torch.equal(walk.now["frames"][2], walk.frame(2, 3, 4, 5))
+    assert torch.equal(walk.now["pixels"][2], walk.frame(2, 3, 4, 5))
     assert torch.equal(walk.now["actions"][2], torch.stack([walk.actions[n][2] for n in (2, 3, 4)]))
     assert walk.now["filled"].tolist() == [[W]] * 5
 
@@ -62,7 +64,7 @@ def test_anchor_segment_moves_what_leaves_the_window_into_the_context() -> None:
     for number in range(6):
         walk.step(*(range(5) if number == 0 else ()))
         assert torch.equal(walk.now["context"][4], walk.frame(4, *expected[number])), number
-    assert torch.equal(walk.now["frames"][4], walk.frame(4, 3, 4, 5))
+    assert torch.equal(walk.now["pixels"][4], walk.frame(4, 3, 4, 5))
 
 
 @pytest.mark.parametrize("anchor", ["segment", "episode"])
@@ -73,7 +75,7 @@ def test_a_partial_reset_restarts_its_rows_and_no_others(anchor: Anchor) -> None
         straight.step(*(range(5) if number == 0 else ()))
     assert walk.now["filled"][:, 0].tolist() == [3, 2, 3, 3, 2]
     assert torch.equal(walk.now["context"][4], walk.frame(4, 3, 3))
-    assert torch.equal(walk.now["frames"][4], walk.frame(4, 3, 3, 4))
+    assert torch.equal(walk.now["pixels"][4], walk.frame(4, 3, 3, 4))
     assert torch.equal(walk.now["actions"][4, -1], walk.actions[3][4])
     assert not walk.now["actions"][4, :-1].any()
     others = torch.tensor([0, 2, 3])
@@ -109,9 +111,52 @@ def test_wrong_pixels_rows_and_specs_are_named() -> None:
     walk = Walk("episode")
     walk.step(0, 1, 2, 3, 4)
     init = torch.ones(3, 1, dtype=torch.bool)
-    with pytest.raises(ValueError, match=r"5 of memory, 3 of pixels"):
+    with pytest.raises(ValueError, match=r"5 of memory, 3 of what is seen"):
         walk.filter.see(TensorDict({"pixels": walk.frames[0][:3], "is_init": init}, batch_size=[3]), walk.memory)
     with pytest.raises(ValueError, match=r"pixels must be uint8 .*float32"):
         walk.filter.see(TensorDict({"pixels": walk.frames[0][:3].float(), "is_init": init}, batch_size=[3]), None)
     with pytest.raises(ValueError, match=r"observed must be >= 1"):
         LatentFilter(PointDream(spec(anchor="episode", observed=0)))
+
+
+class Told:
+    """A dream of a model that reads `reads`; its latent is the newest first number of the last of them."""
+
+    def __init__(self, *reads: Reads) -> None:
+        self.spec = replace(spec(observed=W), reads=reads)
+        self.clips: list[TensorDict] = []
+
+    def encode(self, clip: TensorDict) -> TensorDict:
+        self.clips.append(clip)
+        return TensorDict({"latent": clip[self.spec.reads[-1]][:, -1, :1].float()}, batch_size=clip.batch_size)
+
+
+def told(step: int, *begins: int) -> TensorDict:
+    """A real step of 5 rows in which every known number is 10 * row + step."""
+    number = 10 * torch.arange(5)[:, None] + step
+    is_init = torch.zeros(5, 1, dtype=torch.bool)
+    is_init[list(begins)] = True
+    td = {"pixels": torch.full((5, 3, IMAGE, IMAGE), step, dtype=torch.uint8), "proprio": number.float().expand(-1, 2)}
+    td |= {"state": number.float().expand(-1, 6), "snapshot": number.double().expand(-1, 7), "is_init": is_init}
+    return TensorDict(td, batch_size=[5])
+
+
+@pytest.mark.parametrize("reads", [("state", "snapshot"), ("pixels", "proprio")])
+def test_the_memory_holds_what_the_model_reads_of_the_last_steps_and_nothing_else(reads: tuple[Reads, ...]) -> None:
+    dream = Told(*reads)
+    own, memory = LatentFilter(dream), None
+    for step in range(5):
+        memory = own.see(told(step, *{0: range(5), 3: (1,)}.get(step, ())), memory)
+        memory["action"] = torch.full((5, 2), float(step))
+    context = {"context"} if "pixels" in reads else set()
+    assert set(memory.keys()) == {*reads, *context, "actions", "action", "filled"}
+    assert memory[reads[1]].dtype == told(0)[reads[1]].dtype
+    assert memory[reads[1]][:, :, 0].tolist() == [
+        [2, 3, 4], [13, 13, 14], [22, 23, 24], [32, 33, 34], [42, 43, 44]  # row 1 began anew with step 3
+    ]  # fmt: skip
+    assert memory["actions"][0, :, 0].tolist() == [1, 2, 3]
+
+    latent_ED = own.latent(memory, device=torch.device("cpu"))
+    assert latent_ED[:, 0].tolist() == [4, 14, 24, 34, 44]
+    assert {len(clip): clip[reads[1]].shape[1] for clip in dream.clips} == {1: 2, 4: 3}
+    assert all(set(clip.keys()) == {*reads, *context, "action"} for clip in dream.clips)

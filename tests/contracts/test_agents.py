@@ -41,7 +41,13 @@ class Rig:
             folder=folder, spec=model.spec, seeds=Seeds(0), tokenize=model.tokenize, version=lambda: 0
         )
         collector = Collector(
-            self.envs, self.replay, clock=Clock(), progress=Progress(), prefiller=self.player.prefiller, prefill=10**6
+            self.envs,
+            self.replay,
+            clock=Clock(),
+            progress=Progress(),
+            prefiller=self.player.prefiller,
+            prefill=10**6,
+            reads=model.spec.reads,
         )
         while len(self.replay) < 100:
             collector.step(self.player.agent)

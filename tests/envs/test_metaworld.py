@@ -101,9 +101,11 @@ def test_an_episodes_goal_is_the_first_draw_of_its_seed_and_stays(monkeypatch):
 
 @pytest.mark.metaworld
 def test_the_environment_keeps_its_own_specs():
-    env = metaworld("door-close-v3", rows=2, decisions=3)
-    check_env_specs(env, seed=0)
-    env.close()
+    for snapshots in (False, True):
+        env = metaworld("door-close-v3", rows=2, decisions=3, snapshots=snapshots)
+        check_env_specs(env, seed=0)
+        assert env.known["proprio"] == 4 and env.known["state"] == 39
+        env.close()
 
 
 @pytest.mark.metaworld

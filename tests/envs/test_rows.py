@@ -25,15 +25,22 @@ def act(env: RowsEnv, action: torch.Tensor):
     return env.step(env.current().set("action", action))["next"]
 
 
+@pytest.mark.parametrize("snapshots", [False, True])
 @pytest.mark.parametrize("name", TASKS)
-def test_the_environment_keeps_its_own_specs(name):
-    check_env_specs(toy(name), seed=0)
+def test_the_environment_keeps_its_own_specs(name, snapshots):
+    env = toy(name, snapshots=snapshots)
+    check_env_specs(env, seed=0)
+    assert ("snapshot" in set(env.observation_spec.keys())) is snapshots
 
 
 def test_a_real_step_has_the_keys_dtypes_and_shapes_of_the_contract():
     step = play(toy(rows=3), 1)[0]
     assert step["pixels"].shape == step["next", "pixels"].shape == (3, 3, 32, 32)
     assert step["pixels"].dtype == step["next", "pixels"].dtype == torch.uint8
+    for key, width in (("proprio", 2), ("state", 4)):
+        for frame in (step[key], step["next", key]):
+            assert frame.shape == (3, width) and frame.dtype == torch.float32
+    assert "snapshot" not in {*step.keys(), *step["next"].keys()}
     assert step["action"].shape == (3, 2) and step["action"].dtype == torch.float32
     assert step["next", "reward"].shape == (3, 1) and step["next", "reward"].dtype == torch.float32
     for key in ("terminated", "truncated", "done", "success"):
@@ -92,7 +99,8 @@ def test_replayed_actions_give_back_open_episodes_of_any_length_exactly():
     for tail, again in zip(tails, replayed, strict=True):
         assert again.batch_size == (len(tail),)
         for t, step in enumerate(tail):
-            for key in ("pixels", "is_init", "action", ("next", "pixels"), ("next", "reward"), ("next", "done")):
+            seen = [("next", key) for key in ("pixels", "proprio", "state", "reward", "done")]
+            for key in ("pixels", "proprio", "state", "is_init", "action", *seen):
                 assert torch.equal(step[key], again[t][key]), key
     assert torch.equal(env.current()["pixels"], other.current()["pixels"])
     assert torch.equal(env.current()["is_init"], other.current()["is_init"])
@@ -207,7 +215,7 @@ def test_a_row_that_has_ended_must_be_reset_before_it_is_stepped():
 def test_a_reward_that_is_not_finite_is_refused_with_its_place():
     env = recorded([Recorder({1: SimStep(float("nan"), terminated=False, success=False)})])
     env.reset()
-    with pytest.raises(EnvDataError, match="reward nan in row 0 of recorder, episode 0, decision 0"):
+    with pytest.raises(EnvDataError, match="reward nan is not finite in row 0 of recorder, episode 0, decision 0"):
         act(env, torch.zeros(1, 3))
 
 
@@ -218,17 +226,42 @@ def test_a_frame_of_another_kind_is_refused(frame):
         env.reset()
 
 
+def test_what_is_known_belongs_to_the_frame_that_it_comes_with():
+    ending = {2: SimStep(0.0, terminated=True, success=False)}
+    env = recorded([Recorder(), Recorder(ending), Recorder()], snapshots=True, decisions=4)
+    steps = play(env, 6)
+    counts = torch.stack([step["pixels"][:, 0, 0, 0] for step in steps], 1)
+    assert counts.tolist() == [[0, 1, 2, 3, 0, 1], [0, 1, 0, 1, 0, 1], [0, 1, 2, 3, 0, 1]]
+    for step in (*steps, *(step["next"] for step in steps)):
+        count_E = step["pixels"][:, 0, 0, 0].double()
+        assert torch.equal(step["state"].double(), torch.stack([count_E, 10 * count_E], 1))
+        assert torch.equal(step["proprio"], step["state"][:, :1])
+        assert torch.equal(step["snapshot"][:, 0], count_E) and step["snapshot"].dtype == torch.float64
+    assert env.known == {"proprio": 1, "state": 2, "snapshot": 3}
+    assert recorded([Recorder()]).known == {"proprio": 1, "state": 2}
+
+
+def test_a_step_that_was_given_away_does_not_change_any_more():
+    env = recorded([Recorder()], snapshots=True)
+    first = env.reset()
+    kept = first.clone()
+    for _ in range(3):
+        act(env, torch.zeros(1, 3))
+    assert all(torch.equal(first[key], kept[key]) for key in ("pixels", "proprio", "state", "snapshot"))
+
+
 def test_a_breakdown_truncates_keeps_the_last_good_frame_and_counts():
     broken = SimStep(99.0, terminated=False, success=True, unstable=True)
     env = recorded([Recorder({4: broken}), Recorder()], action_repeat=2)
     env.reset()
-    good = act(env, torch.zeros(2, 3))["pixels"]
+    good = act(env, torch.zeros(2, 3))
     after = act(env, torch.zeros(2, 3))
     assert after["truncated"][:, 0].tolist() == [True, False]
     assert not after["terminated"].any()
     assert after["reward"][:, 0].tolist() == [1.0, 2.0], "the good half of the repeat counts, the broken step does not"
     assert not after["success"].any()
-    assert torch.equal(after["pixels"][0], good[0])
+    assert torch.equal(after["pixels"][0], good["pixels"][0])
+    assert torch.equal(after["state"][0], good["state"][0])
     assert env.breakdowns == 1
 
 

@@ -64,6 +64,35 @@ def test_success_ends_only_the_terminal_variant():
         assert any(step.terminated for step in steps) == (name == "reach-terminal") == world.terminates
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_a_moment_goes_on_in_another_world_as_in_its_own(name):
+    one, other = Toy(name, image=32), Toy(name, image=32)
+    actions = np.random.default_rng(3).uniform(-1, 1, (9, one.action_dim)).astype(np.float32)
+    for seed in range(5):
+        one.reset(seed), other.reset(99)
+        for action in actions[:seed]:  # seed 0: right after the reset
+            one.step(action)
+        moment = one.snapshot()
+        other.step(actions[0])
+        other.restore(moment)
+        assert np.array_equal(one.draw(), other.draw())
+        for action in actions:
+            assert one.step(action) == other.step(action)
+            assert np.array_equal(one.state(), other.state())
+        one.restore(moment)
+        assert np.array_equal(one.snapshot(), moment), "a moment does not change while its world goes on"
+
+
+def test_proprioception_is_where_the_dot_is():
+    world = Toy("reach", image=32)
+    world.reset(0)
+    before = world.state()[: world.proprio_dim]
+    world.step(np.array([0.5, -0.5], np.float32))
+    moved = world.state()
+    assert moved[: world.proprio_dim] - before == pytest.approx([0.06, -0.06], abs=1e-6)
+    assert moved[2:] == pytest.approx(world._goal)
+
+
 def test_an_unknown_variant_names_the_nearest():
     with pytest.raises(ValueError, match=r"task.name must be one of .*got 'reech'.*nearest: reach"):
         config("task", "toy", name="reech")

@@ -35,6 +35,9 @@ class Recorder:
     action_dim: int = 3
     discrete: bool = False
     terminates: bool = False
+    proprio_dim: int = 1
+    proprio_scale: tuple[float, ...] = (1.0,)
+    parts: dict[str, slice] = field(default_factory=lambda: {"count": slice(0, 1)})
     seeds: list[int] = field(default_factory=list)
     actions: list[NDArray[np.float32]] = field(default_factory=list)
     count: int = 0
@@ -54,6 +57,15 @@ class Recorder:
             return self.frame
         return np.full((3, self.image, self.image), self.count, np.uint8)
 
+    def state(self) -> NDArray[np.float32]:
+        return np.array([self.count, 10 * self.count], np.float32)
+
+    def snapshot(self) -> NDArray[np.float64]:
+        return np.array([self.count, 0.5, -1.0])
+
+    def restore(self, snapshot_P: NDArray[np.float64]) -> None:
+        self.count = int(snapshot_P[0])
+
     def expert(self) -> NDArray[np.float32]:
         return np.full(self.action_dim, 0.5, np.float32)
 
@@ -61,13 +73,15 @@ class Recorder:
         pass
 
 
-def recorded(worlds: list[Recorder], **changes: Any) -> RowsEnv:
+def recorded(worlds: list[Recorder], *, snapshots: bool = False, **changes: Any) -> RowsEnv:
     """Rows over recorders under the toy protocol."""
     protocol: ProtocolConfig = config("protocol", "toy", image=16, **changes)
-    return RowsEnv(worlds, protocol, task="recorder", seeds=Seeds(7), stream="env")
+    return RowsEnv(worlds, protocol, task="recorder", seeds=Seeds(7), stream="env", snapshots=snapshots)
 
 
-def toy(name: str = "reach", *, rows: int = 3, run: int = 0, stream: str = "env", **changes: Any) -> RowsEnv:
+def toy(
+    name: str = "reach", *, rows: int = 3, run: int = 0, stream: str = "env", snapshots: bool = False, **changes: Any
+) -> RowsEnv:
     """Rows of the toy world."""
     return make_envs(
         config("task", "toy", name=name),
@@ -75,10 +89,13 @@ def toy(name: str = "reach", *, rows: int = 3, run: int = 0, stream: str = "env"
         seeds=Seeds(run),
         stream=stream,
         rows=rows,
+        snapshots=snapshots,
     )
 
 
-def metaworld(name: str, *, rows: int = 1, protocol: str = "default", run: int = 0, **changes: Any) -> RowsEnv:
+def metaworld(
+    name: str, *, rows: int = 1, protocol: str = "default", run: int = 0, snapshots: bool = False, **changes: Any
+) -> RowsEnv:
     """Rows of a Meta-World task."""
     return make_envs(
         config("task", "metaworld", name=name),
@@ -86,4 +103,5 @@ def metaworld(name: str, *, rows: int = 1, protocol: str = "default", run: int =
         seeds=Seeds(run),
         stream="env",
         rows=rows,
+        snapshots=snapshots,
     )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mbrl.replay.episode import DamagedEpisode, Episode, read_episode, write_episode
+from mbrl.replay.episode import DamagedEpisode, Episode, OtherFormat, read_episode, write_episode
 
 
 def test_an_episode_comes_back_equal_under_a_name_that_says_what_it_is(tmp_path: Path, make_episode) -> None:
@@ -44,6 +44,10 @@ def test_arrays_of_an_episode_cannot_be_written(make_episode) -> None:
     [
         ("pixels", np.zeros((5, 3, 5, 5), np.uint8), r"pixels must be \[4, 3, H, W\]"),
         ("pixels", np.zeros((4, 3, 5, 5), np.float32), "pixels must be an array of uint8"),
+        ("proprio", np.zeros((3, 2), np.float32), r"proprio must be \[4, <= \d+\]"),
+        ("state", np.zeros(4, np.float32), r"state must be \[4, <= \d+\]"),
+        ("state", np.full((4, 2), np.inf, np.float32), "state of episode 1 must be finite"),
+        ("snapshot", np.zeros((4, 3), np.float32), "snapshot must be an array of float64"),
         ("pixels", np.zeros((4, 5, 5, 3), np.uint8), r"pixels must be \[4, 3, H, W\]"),
         ("action", np.zeros((3,), np.float32), r"action must be \[L, A\]"),
         ("action", np.full((3, 4), np.nan, np.float32), "action of episode 1 must be finite"),
@@ -103,7 +107,7 @@ def test_a_foreign_name_is_read_by_its_contents(tmp_path: Path, make_episode) ->
         ("reward", _npy(np.zeros(4, np.float32)).replace(b"(4,)", b"(9,)"), "says"),
         ("success", _npy(np.array([0, 1, 2, 0], np.uint8)).replace(b"|u1", b"|b1"), "0 and 1 only"),
         ("pixels", b"not an array", "pixels must be uint8"),
-        ("format", _npy(np.asarray(np.int64(2))), "format must be 1"),
+        ("format", _npy(np.asarray(2.0)), "format must be int64"),
         ("env", _npy(np.arange(3)), "is not an episode file"),
     ],
 )
@@ -113,6 +117,34 @@ def test_hostile_members_are_refused_by_name(
     name, _ = write_episode(tmp_path, make_episode(9, 4))
     with pytest.raises(DamagedEpisode, match=words):
         read_episode(_repack(tmp_path / name, **{member: content}))
+
+
+def test_an_episode_of_another_format_is_named_as_that_and_not_as_damaged(tmp_path: Path, make_episode) -> None:
+    name, _ = write_episode(tmp_path, make_episode(9, 4))
+    first = tmp_path / "first.npz"  # as the first version wrote it
+    with zipfile.ZipFile(tmp_path / name) as now, zipfile.ZipFile(first, "w") as old:
+        for member in now.namelist():
+            if member.removesuffix(".npy") not in ("proprio", "state", "snapshot", "format"):
+                old.writestr(member, now.read(member))
+        old.writestr("format.npy", _npy(np.asarray(np.int64(1))))
+    with pytest.raises(OtherFormat, match=r"first\.npz: is an episode of format 1, this version reads format 2: go on"):
+        read_episode(first)
+    newer = _repack(tmp_path / name, format=_npy(np.asarray(np.int64(3))))
+    with pytest.raises(OtherFormat, match="of format 3"):
+        read_episode(newer)
+
+
+@pytest.mark.parametrize("widths", [(0, 0, 0), (4, 39, 0), (4, 39, 700)])
+def test_what_is_known_comes_back_bit_for_bit_however_much_it_is(
+    tmp_path: Path, make_episode, widths: tuple[int, int, int]
+) -> None:
+    random = np.random.default_rng(1)
+    proprio, state, snapshot = (random.normal(size=(6, width)) for width in widths)
+    known = {"proprio": proprio.astype(np.float32), "state": state.astype(np.float32), "snapshot": snapshot}
+    episode = replace(make_episode(3, 5), **known)
+    again = read_episode(tmp_path / write_episode(tmp_path, episode)[0])
+    assert again == episode
+    assert again.snapshot.dtype == np.float64 and again.snapshot.tobytes() == snapshot.tobytes()
 
 
 def test_a_header_that_claims_more_than_follows_allocates_nothing(tmp_path: Path, make_episode) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from mbrl.replay.clips import ClipReplay, ReplayConfig
 from worldmodel.seeds import Seeds
-from worldmodel.spec import ModelSpec
+from worldmodel.spec import ModelSpec, Reads
 
 LENGTHS = (3, 9, 1, 6)
 """Decisions of episodes 0 to 3."""
@@ -37,7 +38,14 @@ class FakeTokenizer:
 @pytest.fixture
 def build(tmp_path: Path, make_episode):
     def make(
-        anchor: str, *, lengths=LENGTHS, context: int = 2, seed: int = 1, terminated=(1,), **settings
+        anchor: str,
+        *,
+        lengths=LENGTHS,
+        context: int = 2,
+        seed: int = 1,
+        terminated=(1,),
+        reads: tuple[Reads, ...] = ("pixels",),
+        **settings,
     ) -> ClipReplay:
         tokenizer = FakeTokenizer()
         replay = ReplayConfig(
@@ -52,6 +60,7 @@ def build(tmp_path: Path, make_episode):
                 max_frames=9,
                 anchor=anchor,
                 observed=1,  # type: ignore[arg-type]
+                reads=reads,
             ),
             seeds=Seeds(seed),
             tokenize=tokenizer,
@@ -112,6 +121,42 @@ def test_clips_are_contiguous_in_one_episode_and_every_row_is_aligned(build, anc
     np.testing.assert_array_equal(clip["action"].numpy(), np.where(first[..., None], 0, wanted).astype(np.float32))
     np.testing.assert_array_equal(clip["continue"].numpy(), ~((number == 1) & (index == lengths)))
     assert (clip["continue"] == 0).any(), "episode 1 terminates and must be seen to"
+
+
+@pytest.mark.parametrize("codes", [False, True])
+@pytest.mark.parametrize("anchor", ["segment", "episode"])
+@pytest.mark.parametrize("reads", [("pixels",), ("pixels", "proprio"), ("state", "snapshot")])
+def test_a_clip_carries_what_the_model_reads_of_its_own_frames_and_nothing_else(
+    build, reads: tuple[Reads, ...], anchor: str, codes: bool
+) -> None:
+    clip = build(anchor, reads=reads).clips(40, 3, stream="fit", draw=1, codes=codes)
+    frames = {False: {"context", "pixels"}, True: {"context_codes", "codes"}}[codes] if "pixels" in reads else set()
+    told = set(reads) - {"pixels"}
+    assert set(clip.keys()) == frames | told | {"action", "reward", "continue", "first"}
+    widths = {"proprio": (2, torch.float32), "state": (5, torch.float32), "snapshot": (3, torch.float64)}
+    for key in told:
+        assert (clip[key].shape, clip[key].dtype) == (torch.Size([40, 3, widths[key][0]]), widths[key][1])
+        number, index = clip[key][..., 0].numpy(), clip[key][..., 1].numpy()
+        assert (np.diff(index, axis=1) == 1).all() and (number == number[:, :1]).all()
+        np.testing.assert_array_equal(clip["first"].numpy(), index == 0)
+        np.testing.assert_array_equal(clip["reward"].numpy(), np.where(index == 0, 0, 100 * number + index - 1))
+        if frames:
+            seen = clip["codes"][..., :2].numpy() if codes else _where(clip["pixels"])
+            np.testing.assert_array_equal(seen, np.stack([number, index], -1))
+
+
+def test_a_model_that_never_looks_makes_no_codes(build) -> None:
+    replay = build("episode", reads=("state", "snapshot"))
+    replay.clips(20, 2, stream="fit", draw=0, codes=True)
+    assert replay.tokenizer.calls == []
+
+
+def test_an_episode_without_what_the_model_reads_is_refused(build, make_episode) -> None:
+    episode = make_episode(9, 4)
+    blind = replace(episode, snapshot=episode.snapshot[:, :0], state=episode.state[:, :0])
+    with pytest.raises(ValueError, match=r"episode 9 has no state and no snapshot, which the world model reads"):
+        build("episode", reads=("state", "snapshot")).append(blind)
+    build("episode", seed=2, lengths=(), reads=("pixels", "proprio")).append(blind)
 
 
 @pytest.mark.parametrize(("anchor", "length", "count"), [("segment", 3, 5 + 6 - 3), ("episode", 3, 2 + 8 + 5)])

@@ -26,7 +26,15 @@ def collector(folder: Path, *overrides: str, prefill: int, rows: int) -> tuple[C
     replay = configs.replay.build(
         folder=folder, spec=model.spec, seeds=Seeds(0), tokenize=model.tokenize, version=lambda: 0
     )
-    made = Collector(envs, replay, clock=Clock(), progress=Progress(), prefiller=player.prefiller, prefill=prefill)
+    made = Collector(
+        envs,
+        replay,
+        clock=Clock(),
+        progress=Progress(),
+        prefiller=player.prefiller,
+        prefill=prefill,
+        reads=model.spec.reads,
+    )
     return made, player.agent
 
 

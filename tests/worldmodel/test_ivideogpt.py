@@ -16,6 +16,7 @@ from mbrl.run.configs import make
 from worldmodel.dream.imagine import Dream
 from worldmodel.ivideogpt import IVideoGPT
 from worldmodel.seeds import Seeds
+from worldmodel.spec import EnvSpec
 
 B, A, SIDE = 3, 2, 32
 
@@ -26,8 +27,15 @@ def build(*overrides: str, terminates: bool = False) -> IVideoGPT:
     model: IVideoGPT = parts["worldmodel"].build(
         tokenizer=parts["tokenizer"],
         transformer=parts["transformer"],
-        action_dim=A,
-        terminates=terminates,
+        env_spec=EnvSpec(
+            image=SIDE,
+            action_dim=A,
+            discrete=False,
+            action_repeat=1,
+            decisions=25,
+            terminates=terminates,
+            proprio_dim=2,
+        ),
         seeds=Seeds(3),
     )
     with torch.no_grad():  # zero-initialised heads would make every test of them vacuous

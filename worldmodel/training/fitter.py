@@ -80,7 +80,8 @@ class Fitter:
         for name, parameter in model.parameters_of("tokenizer").items():
             if config.codebooks == "frozen" and "quantize" in name:
                 parameter.requires_grad_(False)
-        self.optimizers = {part: Optimizer(model.parameters_of(part), self.parts[part].optim) for part in PARTS}
+        trained = {part: parameters for part in PARTS if (parameters := model.parameters_of(part))}
+        self.optimizers = {part: Optimizer(held, self.parts[part].optim) for part, held in trained.items()}
         self.skipped = 0
 
     def update(self, replay: Clips, part: Part, number: int) -> dict[str, float]:
@@ -119,10 +120,10 @@ class Fitter:
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizer moments by part, and the count of skipped updates."""
-        return {"skipped": self.skipped, **{part: self.optimizers[part].state_dict() for part in PARTS}}
+        return {"skipped": self.skipped, **{part: held.state_dict() for part, held in self.optimizers.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of `state_dict`."""
         self.skipped = state["skipped"]
-        for part in PARTS:
-            self.optimizers[part].load_state_dict(state[part])
+        for part, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state[part])

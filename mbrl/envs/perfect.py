@@ -1,0 +1,122 @@
+"""The simulator itself behind the WorldModel protocol, for diagnosis: an agent that fails in it fails by itself.
+
+It reads true states and steps true physics, so what is learned in it says nothing about learning from pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NoReturn
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from mbrl.envs.protocol import ProtocolConfig
+from mbrl.envs.rows import admissible
+from mbrl.envs.simulator import Simulator, Task, decide
+from worldmodel.spec import EnvSpec, ModelSpec, Part, Reads
+
+SCALE = 10.0
+"""Features per unit of the simulator's state, counted from the state of the first episode: decimetres in Meta-World."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerfectModelConfig:
+    """Nothing to set: the simulator is what it is."""
+
+    reads: ClassVar[tuple[Reads, ...]] = ("state", "snapshot")
+
+    def build(self, *, task: Task, protocol: ProtocolConfig, env_spec: EnvSpec) -> PerfectModel:
+        """A world of its own that goes wherever imagination goes."""
+        return PerfectModel(task.build(protocol=protocol, rows=1)[0], protocol, env_spec)
+
+
+class PerfectModel(nn.Module):
+    """A WorldModel without weights: a dream state is a snapshot, an imagined step is a real one.
+
+    Dream state: `latent` f32 [S], the scaled state; `wm`: `snapshot` f64 [P].
+    """
+
+    def __init__(self, simulator: Simulator, protocol: ProtocolConfig, env_spec: EnvSpec) -> None:
+        super().__init__()
+        self._simulator, self._protocol, self._env_spec = simulator, protocol, env_spec
+        simulator.reset(0)
+        self._centre_S = torch.from_numpy(simulator.state())
+        self.spec = ModelSpec(
+            image=protocol.image,
+            context=1,
+            action_dim=env_spec.action_dim,
+            latent_dim=len(self._centre_S),
+            max_frames=1 + protocol.decisions,
+            anchor="episode",
+            observed=1,
+            reads=PerfectModelConfig.reads,
+        )
+        self.version = self.tokenizer_version = 0
+
+    def encode(self, clip: TensorDict) -> TensorDict:
+        """The moment of the clip's last frame."""
+        rows = len(clip)
+        wm = TensorDict({"snapshot": clip["snapshot"][:, -1]}, batch_size=[rows])
+        latent_BS = self._feature(clip["state"][:, -1])
+        known = {"reward": latent_BS.new_zeros(rows, 1), "continue": latent_BS.new_ones(rows, 1)}
+        return TensorDict({"wm": wm, "latent": latent_BS, **known}, batch_size=[rows])
+
+    def imagine(self, state: TensorDict, action_BA: Tensor, generator: torch.Generator | None) -> TensorDict:
+        """One true decision in every row, one after the other; nothing is drawn from `generator`."""
+        snapshot_BP = state["wm", "snapshot"].cpu().numpy()
+        clean_BA = admissible(action_BA, self._env_spec)
+        rows = [self._decide(*row) for row in zip(snapshot_BP, clean_BA, strict=True)]
+        snapshots, states, rewards, goings = zip(*rows, strict=True)
+        arrived = {
+            "wm": {"snapshot": torch.from_numpy(np.stack(snapshots))},
+            "latent": self._feature(torch.from_numpy(np.stack(states))),
+            "reward": torch.tensor(rewards, dtype=torch.float32)[:, None],
+            "continue": torch.tensor(goings, dtype=torch.float32)[:, None],
+        }
+        return TensorDict(arrived, batch_size=[len(rows)]).to(action_BA.device)
+
+    def _decide(
+        self, snapshot_P: NDArray[np.float64], action_A: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32], float, bool]:
+        """The moment after a decision, its state, the reward, and whether it goes on."""
+        simulator = self._simulator
+        simulator.restore(snapshot_P)
+        made = decide(simulator, action_A, self._protocol)
+        if made.unstable:  # the step counts for nothing, as in RowsEnv, and the moment stays
+            simulator.restore(snapshot_P)
+        goes_on = not (made.terminated or made.unstable)
+        return simulator.snapshot(), simulator.state(), made.reward, goes_on
+
+    def decode(self, state: TensorDict) -> Tensor:
+        """Draws every row's moment, u8 [B, 3, H, W]."""
+        frames = []
+        for snapshot_P in state["wm", "snapshot"].cpu().numpy():
+            self._simulator.restore(snapshot_P)
+            frames.append(torch.from_numpy(self._simulator.draw()))
+        return torch.stack(frames)
+
+    def _feature(self, state_S: Tensor) -> Tensor:
+        return SCALE * (state_S - self._centre_S.to(state_S.device))
+
+    def parameters_of(self, part: Part) -> dict[str, nn.Parameter]:
+        """None."""
+        return {}
+
+    def updated(self, part: Part) -> None:
+        """Nothing moves."""
+
+    def tokenize(self, context_BtCHW: Tensor, frames_BTCHW: Tensor) -> NoReturn:
+        """Raises: TypeError; there are no codes."""
+        raise TypeError("the perfect model has no codes: it reads the simulator's state, not pixels")
+
+    def observe(self, state: TensorDict, action_BA: Tensor, frame_BCHW: Tensor) -> NoReturn:
+        """Raises: TypeError; a frame is not enough to know a moment."""
+        raise TypeError("the perfect model cannot go on from a frame: encode a clip with `state` and `snapshot`")
+
+    def losses(self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator) -> NoReturn:
+        """Raises: TypeError; there is nothing to fit."""
+        raise TypeError("the perfect model has nothing to fit: set schedule.tokenizer and schedule.dynamics to nothing")
