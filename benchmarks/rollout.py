@@ -115,7 +115,7 @@ def measure(size: str, case: Case, *, threads: int, device: torch.device) -> Res
     torch.set_num_threads(threads)
     seeds, layout = Seeds(0), case.layout
     transformer = TransformerConfig(**{k: v for k, v in _preset(size).items() if k != "_target_"})
-    heads = HeadConfig(reward="none", bins=0, low=0.0, high=0.0, width=0, action_recon=0.0)
+    heads = HeadConfig(action="slot", reward="none", bins=0, low=0.0, high=0.0, width=0, action_recon=0.0)
     draw = seeds.torch("benchmark")
     model = TokenModel(
         transformer, layout, action_dim=ACTION_DIM, heads=heads, feature_dim=0, continues=False, generator=draw

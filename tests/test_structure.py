@@ -30,7 +30,7 @@ LONG_FUNCTIONS: dict[str, int] = {}
 WORLDMODEL_RANKS = (
     ("spec", "layout", "seeds"),
     ("optim", "tokenizer"),
-    ("api", "losses", "transformer", "data"),
+    ("api", "losses", "proprio", "transformer", "data"),
     ("rollout", "toy", "dream", "evaluation"),
     ("ivideogpt",),
     ("weights",),

@@ -36,8 +36,10 @@ class WorldModel(Protocol):
         """Next state; the frame's codes are sampled from `generator`, or are the argmax where it is None."""
         ...
 
-    def observe(self, state: TensorDict, action_BA: Tensor, frame_BCHW: Tensor) -> TensorDict:
-        """Next state; the frame's codes are read from a real uint8 frame."""
+    def observe(
+        self, state: TensorDict, action_BA: Tensor, frame_BCHW: Tensor, proprio_BQ: Tensor | None = None
+    ) -> TensorDict:
+        """Next state; the frame's codes are read from a real uint8 frame; proprioception if `spec` reads it."""
         ...
 
     def decode(self, state: TensorDict) -> Tensor:

@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Literal
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.nn import functional
 
+from worldmodel import proprio
 from worldmodel.losses import AuxiliaryHeads, LossConfig, choose_frames, pixel_l1, reward_targets
 from worldmodel.rollout.engine import Frame, TokenEngine
 from worldmodel.rollout.sampling import SamplingConfig
-from worldmodel.seeds import Seeds
+from worldmodel.seeds import Seeds, moved, seeded_globally
 from worldmodel.spec import Anchor, EnvSpec, ModelSpec, Part, Reads
 from worldmodel.tokenizer.compressive import CompressiveTokenizer, TokenizerConfig
 from worldmodel.transformer.llama import TransformerConfig
@@ -39,19 +40,28 @@ class ModelConfig:
         anchor: see `worldmodel.spec.ModelSpec`.
         observed: real frames given after the context when imagination or acting starts.
         segment: future frames of a training clip; imagination may not go beyond.
+        embedding: `table`: a free vector for each token id (published); `levels`: an id's vector is composed of its
+            code's levels, so that neighbouring codes share what is learned of them (of use with FSQ).
         latent: what an agent reads, any of `context` (pooled code vectors of the context), `codes` (code vectors of the
             newest frame), `hidden` (the transformer's state at the newest frame's last code).
+        proprio: whether the model is told what the robot knows of itself, and predicts how it changes; an agent then
+            reads it too. Only the change is predicted: a model that is fed its own absolute predictions drifts away.
     """
 
     anchor: Anchor
     observed: int
     segment: int
+    embedding: Literal["table", "levels"]
     latent: tuple[str, ...]
     heads: HeadConfig
     losses: LossConfig
     sampling: SamplingConfig
+    proprio: bool
 
-    reads: ClassVar[tuple[Reads, ...]] = ("pixels",)
+    @property
+    def reads(self) -> tuple[Reads, ...]:
+        """See `worldmodel.spec.ModelSpec`."""
+        return ("pixels", "proprio") if self.proprio else ("pixels",)
 
     def __post_init__(self) -> None:
         if self.anchor not in ("segment", "episode"):
@@ -59,38 +69,27 @@ class ModelConfig:
         least = 1 if self.anchor == "episode" else 0
         if not least <= self.observed < self.segment:
             raise ValueError(f"observed must be >= {least} and below segment={self.segment} (got {self.observed})")
+        if self.embedding not in ("table", "levels"):
+            raise ValueError(f"embedding must be table or levels (got {self.embedding})")
         unknown = [part for part in self.latent if part not in LATENT_PARTS]
         if unknown or not self.latent:
             raise ValueError(f"latent must be some of {', '.join(LATENT_PARTS)} (got {list(self.latent)})")
 
     def build(
-        self,
-        *,
-        tokenizer: TokenizerConfig,
-        transformer: TransformerConfig,
-        env_spec: EnvSpec,
-        seeds: Seeds,
+        self, *, tokenizer: TokenizerConfig, transformer: TransformerConfig, env_spec: EnvSpec, seeds: Seeds
     ) -> IVideoGPT:
         """The model with fresh weights drawn from stream `init/worldmodel`."""
         generator = seeds.torch("init/worldmodel")
         with seeded_globally(generator):
-            built = tokenizer.build()
             return IVideoGPT(
                 self,
-                tokenizer=built,
+                tokenizer=tokenizer.build(),
                 transformer=transformer,
                 action_dim=env_spec.action_dim,
+                proprio_dim=env_spec.proprio_dim if self.proprio else 0,
                 terminates=env_spec.terminates,
                 generator=generator,
             )
-
-
-@contextmanager
-def seeded_globally(generator: torch.Generator) -> Iterator[None]:
-    """Torch's global generator, which initialisers and dropout insist on, follows `generator` inside."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        yield
 
 
 class IVideoGPT(nn.Module):
@@ -103,12 +102,12 @@ class IVideoGPT(nn.Module):
         tokenizer: CompressiveTokenizer,
         transformer: TransformerConfig,
         action_dim: int,
+        proprio_dim: int,
         terminates: bool,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.tokenizer = tokenizer
-        self.layout = tokenizer.layout
+        self.tokenizer, self.layout = tokenizer, tokenizer.layout
         if self.layout.length(config.segment) > transformer.positions:
             raise ValueError(
                 f"segment={config.segment} needs {self.layout.length(config.segment)} positions, "
@@ -123,36 +122,34 @@ class IVideoGPT(nn.Module):
         self.tokens = TokenModel(
             transformer,
             self.layout,
-            action_dim=action_dim,
+            action_dim=action_dim + proprio_dim,
             heads=config.heads,
-            feature_dim=widths["context"] + widths["codes"],
+            feature_dim=widths["context"] + widths["codes"] + proprio_dim,
             continues=terminates,
+            proprio_dim=proprio_dim,
+            features_VJ=tokenizer.id_features() if config.embedding == "levels" else None,
             generator=generator,
         )
-        self.auxiliary = (
-            AuxiliaryHeads(
+        self.auxiliary = None
+        if config.losses.auxiliary > 0:
+            self.auxiliary = AuxiliaryHeads(
                 codes=self.layout.codes_future,
                 vector_dim=tokenizer.vector_dim,
                 context_dim=widths["context"],
                 action_dim=action_dim,
             )
-            if config.losses.auxiliary > 0
-            else None
-        )
-        self.config = config
-        self.pooled = pooled
+        self.config, self.pooled = config, pooled
         self.spec = ModelSpec(
             image=tokenizer.config.image,
             context=self.layout.context,
             action_dim=action_dim,
-            latent_dim=sum(widths[part] for part in config.latent),
+            latent_dim=sum(widths[part] for part in config.latent) + proprio_dim,
             max_frames=config.segment,
             anchor=config.anchor,
             observed=config.observed,
             reads=config.reads,
         )
-        self.version = 0
-        self.tokenizer_version = 0
+        self.version = self.tokenizer_version = 0
         self._engines: dict[int, TokenEngine] = {}
 
     # -- what an agent and the dream ask ------------------------------------------------------------------------------
@@ -170,9 +167,11 @@ class IVideoGPT(nn.Module):
         """A clip of at least `spec.observed` frames (pixels or codes) -> the dream state after its last frame."""
         clip = clip.to(self.device)
         context_BN, codes_BFK = self._codes(clip)
-        actions_BFA = clip["action"]
-        frame = self._engine(len(clip)).prefill(self._per_frame(context_BN), self._ids(codes_BFK), actions_BFA)
-        wm = {"context": context_BN, "pooled": self._pooled(context_BN), "codes": codes_BFK, "actions": actions_BFA}
+        wm = {"context": context_BN, "pooled": self._pooled(context_BN), "codes": codes_BFK, "actions": clip["action"]}
+        if self.config.proprio:
+            wm["actions"] = proprio.told(clip["action"], clip["proprio"])
+            wm["proprio"] = clip["proprio"][:, -1]
+        frame = self._engine(len(clip)).prefill(self._per_frame(context_BN), self._ids(codes_BFK), wm["actions"])
         if "context" in clip.keys():  # noqa: SIM118 - a TensorDict has no `in`
             wm["frames"] = clip["context"]  # u8 [B, t, 3, H, W]: only `observe` reads them
         return self._state(wm, frame)
@@ -180,17 +179,22 @@ class IVideoGPT(nn.Module):
     @torch.no_grad()
     def imagine(self, state: TensorDict, action_BA: Tensor, generator: torch.Generator | None) -> TensorDict:
         """Next state; codes sampled from `generator`, or the argmax where it is None."""
-        action_BA = action_BA.to(self.device)
+        action_BA = self._told(state, action_BA)
         return self._next(state, action_BA, self._resume(state).sample_frame(action_BA, generator))
 
     @torch.no_grad()
-    def observe(self, state: TensorDict, action_BA: Tensor, frame_BCHW: Tensor) -> TensorDict:
+    def observe(
+        self, state: TensorDict, action_BA: Tensor, frame_BCHW: Tensor, proprio_BQ: Tensor | None = None
+    ) -> TensorDict:
         """Next state; codes read from a real uint8 frame. The state must come from pixels (its context is needed)."""
+        if self.config.proprio != (proprio_BQ is not None):
+            raise ValueError(f"observe needs proprio exactly if the model reads it (it reads {self.spec.reads})")
         if ("wm", "frames") not in state.keys(include_nested=True):
             raise ValueError("observe needs the context's pixels: encode a clip with `context` u8, not `context_codes`")
-        action_BA = action_BA.to(self.device)
+        action_BA = self._told(state, action_BA)
         _, codes_BFK = self.tokenize(state["wm", "frames"], frame_BCHW[:, None])
-        return self._next(state, action_BA, self._resume(state).force_frame(action_BA, self._ids(codes_BFK)[:, 0]))
+        frame = self._resume(state).force_frame(action_BA, self._ids(codes_BFK)[:, 0])
+        return self._next(state, action_BA, frame, proprio_BQ)
 
     @torch.no_grad()
     def decode(self, state: TensorDict) -> Tensor:
@@ -236,21 +240,35 @@ class IVideoGPT(nn.Module):
         return {"loss": torch.stack(list(losses.values())).sum(), **metrics}
 
     def _dynamics_losses(self, clip: TensorDict, generator: torch.Generator) -> dict[str, Tensor]:
+        cfg = self.config.losses
         context_BN, codes_BFK = self._codes(clip)
+        read_BFK, before_BN = codes_BFK, context_BN
+        if cfg.jitter:
+            read_BFK = self.tokenizer.dynamics_quantize.jittered(codes_BFK, cfg.jitter, generator)
+        if cfg.strange_context:
+            strange_B1 = torch.rand(len(context_BN), 1, generator=generator, device=self.device) < cfg.strange_context
+            before_BN = torch.where(strange_B1, context_BN.roll(1, 0), context_BN)
         given = 1 if self.config.anchor == "episode" else 0  # the clip's first frame is observed, not predicted
-        reward_BF, known_BF = reward_targets(clip["reward"], clip["first"], self.config.losses.reward_target)
+        reward_BF, known_BF = reward_targets(clip["reward"], clip["first"], cfg.reward_target)
+        action_BFA, told_BFQ, change_BFQ = clip["action"], None, None
+        if self.config.proprio:
+            told_BFQ = proprio.disturbed(clip["proprio"], generator)
+            action_BFA = proprio.told(action_BFA, told_BFQ)
+            change_BFQ = proprio.change(clip["proprio"], told_BFQ)
         losses = self.tokens.losses(
-            self._per_frame(context_BN),
+            self._per_frame(before_BN),
             codes_BFK,
-            actions_BFA=clip["action"],
-            features_BFE=self._features(self._pooled(context_BN), codes_BFK),
+            read_BFK=read_BFK,
+            actions_BFA=action_BFA,
+            features_BFE=self._features(context_BN, read_BFK, told_BFQ),
+            change_BFQ=change_BFQ,
             reward_BF=reward_BF,
             reward_known_BF=known_BF,
             continue_BF=clip["continue"],
             given=given,
             generator=generator,
         )
-        losses["reward"] = self.config.losses.reward * losses["reward"]
+        losses["reward"] = cfg.reward * losses["reward"]
         metrics = {f"dynamics/{name}": value.detach() for name, value in losses.items()}
         return {"loss": torch.stack(list(losses.values())).sum(), **metrics}
 
@@ -292,12 +310,18 @@ class IVideoGPT(nn.Module):
         return functional.adaptive_avg_pool2d(vectors_BVss, self.pooled).flatten(1)
 
     @torch.no_grad()
-    def _features(self, pooled_BC: Tensor, codes_BFK: Tensor) -> Tensor | None:
+    def code_features(self, context_BN: Tensor, codes_BFK: Tensor) -> tuple[Tensor, Tensor]:
+        """Code vectors of the context, pooled, [B, C], and of each frame, [B, F, E]."""
+        vectors_BFE = self.tokenizer.code_vectors(codes_BFK.to(self.device)).flatten(2)
+        return self._pooled(context_BN.to(self.device)), vectors_BFE
+
+    def _features(self, context_BN: Tensor, codes_BFK: Tensor, proprio_BFQ: Tensor | None) -> Tensor | None:
         """What the two-hot head reads beside the hidden state, [B, F, E]; the published head reads nothing else."""
         if self.config.heads.reward != "twohot":
             return None
-        vectors_BFE = self.tokenizer.code_vectors(codes_BFK).flatten(2)
-        return torch.cat([pooled_BC[:, None].expand(-1, vectors_BFE.shape[1], -1), vectors_BFE], -1)
+        pooled_BC, vectors_BFE = self.code_features(context_BN, codes_BFK)
+        told = [] if proprio_BFQ is None else [proprio_BFQ]
+        return torch.cat([pooled_BC[:, None].expand(-1, vectors_BFE.shape[1], -1), vectors_BFE, *told], -1)
 
     def _engine(self, rows: int) -> TokenEngine:
         if rows not in self._engines:
@@ -320,14 +344,22 @@ class IVideoGPT(nn.Module):
             )
         return engine
 
-    def _next(self, state: TensorDict, action_BA: Tensor, frame: Frame) -> TensorDict:
+    def _next(self, state: TensorDict, action_BA: Tensor, frame: Frame, proprio_BQ: Tensor | None = None) -> TensorDict:
         # an id of the wrong kind (possible with published sampling) reads as the nearest future code (spec 4.2)
         codes_BK = (frame.ids_BK - self.layout.vocab_context).clamp(0, self.layout.vocab_future - 1)
         old = state["wm"]
         wm = {key: old[key] for key in ("context", "pooled", "frames") if key in old.keys()}  # noqa: SIM118
         wm["codes"] = torch.cat([old["codes"], codes_BK[:, None]], 1)
         wm["actions"] = torch.cat([old["actions"], action_BA[:, None]], 1)
+        if self.config.proprio:
+            predicted_BQ = old["proprio"] + self.tokens.proprio_linear(frame.hidden_BD) / proprio.CHANGE_GAIN
+            wm["proprio"] = predicted_BQ if proprio_BQ is None else proprio_BQ.to(self.device)
         return self._state(wm, frame)
+
+    def _told(self, state: TensorDict, action_BA: Tensor) -> Tensor:
+        """What the transformer is told at the next frame: the action, and the proprioception that it starts from."""
+        action_BA = action_BA.to(self.device)
+        return torch.cat([action_BA, state["wm", "proprio"]], -1) if self.config.proprio else action_BA
 
     def _state(self, wm: dict[str, Tensor], frame: Frame) -> TensorDict:
         codes_BFK, pooled_BC, rows = wm["codes"], wm["pooled"], len(wm["codes"])
@@ -336,18 +368,13 @@ class IVideoGPT(nn.Module):
         else:
             vectors_BE = pooled_BC.new_zeros(rows, self.layout.codes_future * self.tokenizer.vector_dim)
         parts = {"context": pooled_BC, "codes": vectors_BE, "hidden": frame.hidden_BD}
-        read_BE = torch.cat([pooled_BC, vectors_BE], -1) if self.config.heads.reward == "twohot" else None
+        told = [wm["proprio"]] if self.config.proprio else []
+        read_BE = torch.cat([pooled_BC, vectors_BE, *told], -1) if self.config.heads.reward == "twohot" else None
         state = TensorDict({"wm": {**wm, "ticket": frame.tickets_B1}}, batch_size=[rows])
-        state["latent"] = torch.cat([parts[part] for part in self.config.latent], -1).float()
+        state["latent"] = torch.cat([*(parts[part] for part in self.config.latent), *told], -1).float()
         state["reward"] = self.tokens.reward(frame.hidden_BD, read_BE)[:, None]
         state["continue"] = self.tokens.continues(frame.hidden_BD)[:, None]
         return state
-
-
-def moved(generator: torch.Generator, device: torch.device) -> torch.Generator:
-    """A generator on `device` whose numbers follow from `generator`, which lives on the CPU."""
-    seed = int(torch.randint(2**62, (), generator=generator))
-    return torch.Generator(device).manual_seed(seed)
 
 
 @contextmanager

@@ -27,6 +27,10 @@ class LossConfig:
         warmup: tokenizer updates without quantisation at the very start (published: 0).
         future_frames: future frames of a clip that the tokenizer's loss sees, drawn once per batch; the first and the
             last are always among them where an auxiliary loss spans them.
+        jitter: share of the levels of the codes that the dynamics read in training that are moved to a neighbour
+            (published: 0). From few episodes a transformer learns them by heart, and not what actions do.
+        strange_context: probability that a training clip is read behind another clip's context (published: 0), for the
+            same reason: a context tells the episode.
         reward: weight of the reward loss beside the cross-entropy.
         reward_target: which reward frame j predicts: `arriving`, the one received on arriving in it; `published`, the
             next one (QUIRK 14 of the published code, for going on with checkpoints that were trained so).
@@ -37,6 +41,8 @@ class LossConfig:
     auxiliary: float
     warmup: int
     future_frames: int
+    jitter: float
+    strange_context: float
     reward: float
     reward_target: Literal["arriving", "published"]
 
@@ -44,6 +50,9 @@ class LossConfig:
         for name in ("commit", "pixel_weight", "auxiliary", "warmup", "reward"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0 (got {getattr(self, name)})")
+        for name in ("jitter", "strange_context"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1) (got {getattr(self, name)})")
         if self.reward_target not in ("arriving", "published"):
             raise ValueError(f"reward_target must be arriving or published (got {self.reward_target})")
         if self.future_frames < 1:

@@ -6,6 +6,8 @@ Nothing here has state, so a checkpoint stores counters and never a generator.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,3 +43,17 @@ class Seeds:
         generator = torch.Generator(device=device)
         generator.manual_seed(int(self._sequence(stream, counters).generate_state(1, np.uint64)[0] >> 1))
         return generator
+
+
+@contextmanager
+def seeded_globally(generator: torch.Generator) -> Iterator[None]:
+    """Torch's global generator, which initialisers and dropout insist on, follows `generator` inside."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        yield
+
+
+def moved(generator: torch.Generator, device: torch.device) -> torch.Generator:
+    """A generator on `device` whose numbers follow from `generator`, which lives on the CPU."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return torch.Generator(device).manual_seed(seed)

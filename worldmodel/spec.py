@@ -4,9 +4,9 @@ Axes: B rows, E environments, T steps of a clip, t context frames, A action, N c
 D latent feature, F frames so far, Q proprioception, S state, P snapshot.
 Frames are uint8 [3, H, W] everywhere outside a network.
 
-* real step, batch [E]: `pixels` u8 [3,H,W], `proprio` f32 [Q] (what a robot knows of itself), `is_init` bool [1],
-  `action` f32 [A] in [-1, 1], and under `next`: `pixels`, `proprio`, `reward` f32 [1] (summed over the action repeat,
-  plus the protocol's bonus), `terminated`, `truncated`, `done`, `success` bool [1].
+* real step, batch [E]: `pixels` u8 [3,H,W], `proprio` f32 [Q] (what a robot knows of itself, scaled to be about 1),
+  `is_init` bool [1], `action` f32 [A] in [-1, 1], and under `next`: `pixels`, `proprio`, `reward` f32 [1] (summed over
+  the action repeat, plus the protocol's bonus), `terminated`, `truncated`, `done`, `success` bool [1].
   Beside them, for instruments and for models that declare it (`ModelSpec.reads`): `state` f32 [S], the simulator's
   knowledge, and `snapshot` f64 [P], from which a simulator can go on.
 * clip, batch [B]: what a world model reads: t context frames and T frames that follow.

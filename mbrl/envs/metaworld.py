@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +97,8 @@ class MetaWorld:
     discrete = False
     terminates = False
     proprio_dim = 4  # where the hand is, in metres, and how far the gripper is open
+    proprio_scale = (10.0, 10.0, 10.0, 1.0)  # decimetres
+    parts: ClassVar[Mapping[str, slice]] = {"hand": slice(0, 3), "object": slice(4, 7)}
 
     def __init__(self, world: Any, painter: Any, policy: Any, *, settle: int) -> None:
         import mujoco

@@ -101,6 +101,11 @@ class RowsEnv(EnvBase):
     # -- episodes and their numbers ------------------------------------------------------------------------------------
 
     @property
+    def parts(self) -> dict[str, slice]:
+        """What slices of `state` are called."""
+        return dict(self._simulators[0].parts)
+
+    @property
     def episodes(self) -> list[int]:
         """The number of each row's episode; assigning sets the numbers that the next reset opens."""
         return list(self._episode)
@@ -131,7 +136,8 @@ class RowsEnv(EnvBase):
 
     def _known(self, simulator: Simulator) -> dict[str, Tensor]:
         state_S = torch.from_numpy(simulator.state())
-        known = {"proprio": state_S[: self.env_spec.proprio_dim].clone(), "state": state_S}
+        proprio_Q = state_S[: simulator.proprio_dim] * torch.tensor(simulator.proprio_scale)
+        known = {"proprio": proprio_Q, "state": state_S}
         return known | ({"snapshot": torch.from_numpy(simulator.snapshot())} if self._snapshots else {})
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDict:

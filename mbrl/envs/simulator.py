@@ -6,7 +6,7 @@ Knows numpy only: no TensorDict, no rendering, no particular world.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,6 +51,10 @@ class Simulator(Protocol):
     """Whether an episode can end by itself."""
     proprio_dim: int
     """How many numbers of `state` a real robot would know of itself."""
+    proprio_scale: tuple[float, ...]
+    """What these numbers are multiplied with, so that what matters in them is about 1 in size."""
+    parts: Mapping[str, slice]
+    """What some slices of `state` are called, for instruments: positions in the world's unit of length."""
 
     def reset(self, seed: int) -> None:
         """Begins the episode of this seed."""

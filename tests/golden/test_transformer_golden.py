@@ -56,7 +56,7 @@ class Golden:
             assert torch.equal(found, wanted), name
 
     def model(self, kind: str = "transformer_action", *, reward: str = "scalar", recon: float = 0.0) -> TokenModel:
-        heads = HeadConfig(reward=reward, bins=0, low=0.0, high=0.0, width=0, action_recon=recon)
+        heads = HeadConfig(action="slot", reward=reward, bins=0, low=0.0, high=0.0, width=0, action_recon=recon)
         return load(self.directory / kind, self.layout, self.arrays["action"].shape[2], heads)
 
     def codes(self) -> tuple[Tensor, Tensor]:
@@ -76,7 +76,7 @@ def load(directory: Path, layout: TokenLayout, action_dim: int, heads: HeadConfi
 
 
 def no_heads() -> HeadConfig:
-    return HeadConfig(reward="none", bins=0, low=0.0, high=0.0, width=0, action_recon=0.0)
+    return HeadConfig(action="slot", reward="none", bins=0, low=0.0, high=0.0, width=0, action_recon=0.0)
 
 
 def tail(golden: Golden, x_BNX: Tensor, extra: int) -> Tensor:

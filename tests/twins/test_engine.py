@@ -32,7 +32,7 @@ def make_model(dtype: torch.dtype = torch.float32, *, seed: int = 0, dropout: fl
     transformer = TransformerConfig(
         hidden=24, layers=3, heads=2, mlp=29, positions=64, rope_theta=1e4, norm_eps=1e-6, dropout=dropout
     )
-    heads = HeadConfig(reward="scalar", bins=0, low=0.0, high=0.0, width=0, action_recon=0.0)
+    heads = HeadConfig(action="slot", reward="scalar", bins=0, low=0.0, high=0.0, width=0, action_recon=0.0)
     generator = torch.Generator().manual_seed(seed)
     model = TokenModel(
         transformer, LAYOUT, action_dim=ACTIONS, heads=heads, feature_dim=0, continues=False, generator=generator

@@ -18,7 +18,7 @@ from worldmodel.ivideogpt import IVideoGPT
 from worldmodel.seeds import Seeds
 from worldmodel.spec import EnvSpec
 
-B, A, SIDE = 3, 2, 32
+B, A, Q, SIDE = 3, 2, 5, 32
 
 
 def build(*overrides: str, terminates: bool = False) -> IVideoGPT:
@@ -32,15 +32,15 @@ def build(*overrides: str, terminates: bool = False) -> IVideoGPT:
             action_dim=A,
             discrete=False,
             action_repeat=1,
-            decisions=25,
+            decisions=9,
             terminates=terminates,
-            proprio_dim=2,
+            proprio_dim=Q,
         ),
         seeds=Seeds(3),
     )
     with torch.no_grad():  # zero-initialised heads would make every test of them vacuous
         for name, parameter in model.named_parameters():
-            if "head" in name or "action_linear" in name or "continue" in name:
+            if any(part in name for part in ("head", "action_linear", "proprio_linear", "continue")):
                 parameter.add_(torch.randn(parameter.shape, generator=Seeds(5).torch(name)) * 0.3)
     return model
 
@@ -49,7 +49,15 @@ SEGMENT = ("worldmodel.anchor=segment", "worldmodel.observed=1")
 
 
 @pytest.fixture(
-    scope="module", params=[(), SEGMENT, (*SEGMENT, "tokenizer.context=2")], ids=["episode", "segment", "two"]
+    scope="module",
+    params=[
+        (),
+        SEGMENT,
+        (*SEGMENT, "tokenizer.context=2"),
+        ("worldmodel.proprio=true",),
+        ("worldmodel.embedding=table", "worldmodel.heads.action=slot"),
+    ],
+    ids=["episode", "segment", "two", "proprio", "table"],
 )
 def model(request: pytest.FixtureRequest) -> IVideoGPT:
     return build(*request.param)
@@ -66,6 +74,7 @@ def clip(model: IVideoGPT, frames: int) -> TensorDict:
             "context": u8(model.spec.context),
             "pixels": u8(frames),
             "action": torch.rand(B, frames, A, generator=generator) * 2 - 1,
+            "proprio": torch.randn(B, frames, Q, generator=generator),
             "reward": torch.rand(B, frames, generator=generator),
             "continue": torch.ones(B, frames),
             "first": torch.zeros(B, frames, dtype=torch.bool),
@@ -75,10 +84,13 @@ def clip(model: IVideoGPT, frames: int) -> TensorDict:
 
 
 def cut(whole: TensorDict, frames: int) -> TensorDict:
-    return TensorDict(
-        {"context": whole["context"], "pixels": whole["pixels"][:, :frames], "action": whole["action"][:, :frames]},
-        batch_size=[B],
-    )
+    kept = {key: whole[key][:, :frames] for key in ("pixels", "action", "proprio")}
+    return TensorDict({"context": whole["context"], **kept}, batch_size=[B])
+
+
+def seen(model: IVideoGPT, whole: TensorDict, j: int) -> tuple[Tensor, ...]:
+    """Action into frame j, the frame, and the proprioception in it where the model reads that."""
+    return tuple(whole[key][:, j] for key in ("action", *model.spec.reads))
 
 
 def close(one: TensorDict, other: TensorDict) -> None:
@@ -91,7 +103,7 @@ def test_observing_a_frame_gives_the_state_that_encoding_it_gives(model: IVideoG
     whole = clip(model, 4)
     state = model.encode(cut(whole, 2))
     for j in (2, 3):
-        state = model.observe(state, whole["action"][:, j], whole["pixels"][:, j])
+        state = model.observe(state, *seen(model, whole, j))
     close(state, model.encode(cut(whole, 4)))
 
 
@@ -99,20 +111,29 @@ def test_imagining_is_observing_what_was_imagined(model: IVideoGPT) -> None:
     whole = clip(model, 3)
     state = model.encode(cut(whole, 2))
     dreamt = model.imagine(state, whole["action"][:, 2], torch.Generator().manual_seed(0))
-    codes = dreamt["wm", "codes"]
-    again = model.encode(
-        TensorDict({"context_codes": state["wm", "context"], "codes": codes, "action": whole["action"]}, batch_size=[B])
-    )
-    close(dreamt, again)
+    again = {"context_codes": state["wm", "context"], "codes": dreamt["wm", "codes"], "action": whole["action"]}
+    if model.config.proprio:
+        assert not torch.equal(dreamt["wm", "proprio"], state["wm", "proprio"])
+        again["proprio"] = torch.cat([whole["proprio"][:, :2], dreamt["wm", "proprio"][:, None]], 1)
+    close(dreamt, model.encode(TensorDict(again, batch_size=[B])))
+
+
+def test_proprioception_is_given_exactly_where_it_is_read(model: IVideoGPT) -> None:
+    whole = clip(model, 2)
+    state = model.encode(cut(whole, 1))
+    wrong = (*seen(model, whole, 1), whole["proprio"][:, 1])[: 2 if model.config.proprio else 3]
+    with pytest.raises(ValueError, match="proprio exactly if"):
+        model.observe(state, *wrong)
 
 
 def test_codes_in_place_of_pixels_give_the_same_state(model: IVideoGPT) -> None:
     whole = clip(model, 3)
     context, codes = model.tokenize(whole["context"], whole["pixels"])
-    given = TensorDict({"context_codes": context, "codes": codes, "action": whole["action"]}, batch_size=[B])
+    kept = {key: whole[key] for key in ("action", "proprio")}
+    given = TensorDict({"context_codes": context, "codes": codes, **kept}, batch_size=[B])
     close(model.encode(cut(whole, 3)), model.encode(given))
     with pytest.raises(ValueError, match="context's pixels"):
-        model.observe(model.encode(given), whole["action"][:, 0], whole["pixels"][:, 0])
+        model.observe(model.encode(given), *seen(model, whole, 0))
 
 
 def test_forks_permutations_and_stale_caches_change_nothing(model: IVideoGPT) -> None:
@@ -134,7 +155,7 @@ def test_a_changed_weight_changes_what_is_imagined() -> None:
     state = model.encode(cut(clip(model, 2), 2))
     before = model.imagine(state, torch.zeros(B, A), None)
     with torch.no_grad():
-        model.tokens.llm.lm_head.weight.mul_(-1)
+        next(model.tokens.llm.lm_head.parameters()).mul_(-1)
     model.updated("dynamics")
     assert model.version == 1 and model.tokenizer_version == 0
     assert not torch.equal(before["wm", "codes"], model.imagine(state, torch.zeros(B, A), None)["wm", "codes"])

@@ -17,8 +17,8 @@ LAYOUT = TokenLayout(context=2, codes_context=5, codes_future=3, vocab_context=1
 TRANSFORMER = TransformerConfig(
     hidden=24, layers=2, heads=2, mlp=29, positions=64, rope_theta=1e4, norm_eps=1e-6, dropout=0.0
 )
-SCALAR = HeadConfig(reward="scalar", bins=0, low=0.0, high=0.0, width=0, action_recon=0.0)
-TWOHOT = HeadConfig(reward="twohot", bins=13, low=-2.0, high=4.0, width=17, action_recon=0.0)
+SCALAR = HeadConfig(action="slot", reward="scalar", bins=0, low=0.0, high=0.0, width=0, action_recon=0.0)
+TWOHOT = HeadConfig(action="slot", reward="twohot", bins=13, low=-2.0, high=4.0, width=17, action_recon=0.0)
 ROWS, FRAMES, ACTIONS, FEATURE = 3, 4, 2, 6
 
 

@@ -110,12 +110,15 @@ class TokenEngine:
         Raises: ValueError if the engine is full or holds nothing.
         """
         fused, cache = self._resumed()
-        x_BTD, drawn = self._opening(action_BA), []
+        added_B1D = self._action(action_BA)
+        x_BTD, drawn = self._opening() + added_B1D, []
+        if self._model.heads.action == "slot":
+            added_B1D = torch.zeros_like(added_B1D)
         for _ in range(self._layout.codes_future):
             logits_BV = fused.logits(fused(x_BTD, cache, keep=1)[:, 0])
             ids_B = draw(logits_BV, self._sampling, generator) + self._first
             drawn.append(ids_B)
-            x_BTD = self._model.llm.embed(ids_B.unsqueeze(1))
+            x_BTD = self._model.llm.embed(ids_B.unsqueeze(1)) + added_B1D
         return self._named(torch.stack(drawn, 1), fused(x_BTD, cache, keep=1)[:, 0], None)
 
     @torch.no_grad()
@@ -124,7 +127,10 @@ class TokenEngine:
         fused, cache = self._resumed()
         if ids_BK.shape != (self._held_rows, self._layout.codes_future):
             raise ValueError(f"ids {tuple(ids_BK.shape)} must be {(self._held_rows, self._layout.codes_future)}")
-        x_BTD = torch.cat([self._opening(action_BA), self._model.llm.embed(ids_BK)], 1)
+        added_B1D, codes_BKD = self._action(action_BA), self._model.llm.embed(ids_BK)
+        if self._model.heads.action == "frame":
+            codes_BKD = codes_BKD + added_B1D
+        x_BTD = torch.cat([self._opening() + added_B1D, codes_BKD], 1)
         return self._named(ids_BK, fused(x_BTD, cache, keep=1)[:, 0], None)
 
     def resident(self, tickets_B1: Tensor, frame: int) -> bool:
@@ -178,14 +184,17 @@ class TokenEngine:
             raise ValueError(f"frame {len(self._tickets)} does not fit an engine made for {self._frames} frames")
         return self._fused, self._cache
 
-    def _opening(self, action_BA: Tensor | None) -> Tensor:
-        """Embedding [B, 1, D] of the `sdf` that carries the action."""
-        sdf_D = self._model.llm.model.embed_tokens.weight[self._layout.sdf]
+    def _opening(self) -> Tensor:
+        """Embedding [B, 1, D] of the `sdf` that opens a frame."""
+        return self._model.llm.model.embed_tokens.weight[self._layout.sdf].expand(self._held_rows, 1, -1)
+
+    def _action(self, action_BA: Tensor | None) -> Tensor:
+        """What the action into a frame adds, [B, 1, D]; 0 for an action-free model."""
         if action_BA is None:
-            return sdf_D.expand(self._held_rows, 1, -1)
+            return self._opening().new_zeros(self._held_rows, 1, 1)
         if action_BA.shape != (self._held_rows, self._model.action_dim):
             raise ValueError(f"action {tuple(action_BA.shape)} must be {(self._held_rows, self._model.action_dim)}")
-        return (sdf_D + self._model.action_linear(action_BA)).unsqueeze(1)
+        return self._model.action_linear(action_BA).unsqueeze(1)
 
     def _named(self, ids_BK: Tensor, hidden_BD: Tensor, tickets_B1: Tensor | None) -> Frame:
         """Push the newest frame's tickets."""

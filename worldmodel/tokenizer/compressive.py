@@ -278,6 +278,11 @@ class CompressiveTokenizer(nn.Module):
         side = self.config.side
         return self.quantize.vectors(context_codes_BtN).unflatten(2, (side, side)).permute(0, 1, 4, 2, 3)
 
+    def id_features(self) -> Tensor:
+        """Features [vocab, J] of every token id: those of its code, and one for each separator."""
+        kinds = [book.features() for book in (self.quantize, self.dynamics_quantize)]
+        return torch.block_diag(*kinds, torch.eye(self.layout.vocab - sum(len(kind) for kind in kinds)))
+
     def decode_context(self, context_codes_BtN: Tensor) -> DecodedContext:
         """Decode context codes int64 [B, t, N] once, for any number of future frames."""
         return self._decode_context(self.context_vectors(context_codes_BtN))

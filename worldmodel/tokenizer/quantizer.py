@@ -1,6 +1,6 @@
 """Two ways to turn latent vectors into codes: nearest code of a book, and rounding of each dimension.
 
-They know vectors only. Both have the same three methods, so the tokenizer does not ask which one it holds.
+They know vectors only. Both have the same methods, so the tokenizer does not ask which one it holds.
 """
 
 from __future__ import annotations
@@ -52,6 +52,16 @@ class VectorQuantizer(nn.Module):
     def vectors(self, codes: Tensor) -> Tensor:
         """int64 [...] -> [..., D]."""
         return self.embedding(codes)
+
+    def features(self) -> Tensor:
+        """What codes have in common, [codes, J = codes]: nothing, each is one of its own."""
+        return torch.eye(len(self.embedding.weight))
+
+    def jittered(self, codes: Tensor, share: float, generator: torch.Generator) -> Tensor:
+        """Codes int64 [...] of which this share is replaced by any code: those of a book have no neighbours."""
+        replaced = torch.rand(codes.shape, generator=generator, device=codes.device) < share
+        other = torch.randint(len(self.embedding.weight), codes.shape, generator=generator, device=codes.device)
+        return torch.where(replaced, other, codes)
 
     def forward(self, latents: Tensor, *, quantize: bool, generator: torch.Generator | None) -> Quantized:
         """Quantize [..., D]; with `quantize=False` the latents pass, while the loss still pulls the book to them."""
@@ -113,6 +123,21 @@ class FiniteScalarQuantizer(nn.Module):
         """int64 [...] -> [..., D] in [-1, 1]."""
         digits = codes.unsqueeze(-1) // self.places % self.levels
         return digits.to(self.running_mean.dtype) * 2 / (self.levels - 1) - 1
+
+    def features(self) -> Tensor:
+        """What neighbouring codes have in common, [codes, J]: each dimension's level as one-hot, and as a number."""
+        codes = torch.arange(int(self.levels.prod()), device=self.levels.device)
+        digits = codes.unsqueeze(-1) // self.places % self.levels
+        one_hot = [F.one_hot(digits[:, d], int(n)) for d, n in enumerate(self.levels)]
+        return torch.cat([*one_hot, self.vectors(codes)], -1).to(self.running_mean.dtype)
+
+    def jittered(self, codes: Tensor, share: float, generator: torch.Generator) -> Tensor:
+        """Codes int64 [...] in which this share of all levels has moved to a neighbouring one."""
+        digits = codes.unsqueeze(-1) // self.places % self.levels
+        moved = torch.rand(digits.shape, generator=generator, device=codes.device) < share
+        step = torch.randint(0, 2, digits.shape, generator=generator, device=codes.device) * 2 - 1
+        moved_digits = (digits + moved * step).clamp(min=0).minimum(self.levels - 1)
+        return (moved_digits * self.places).sum(-1)
 
     def forward(self, latents: Tensor, *, quantize: bool, generator: torch.Generator | None) -> Quantized:
         """Quantize [..., D]; with `quantize=False` uniform noise of half a level takes the place of rounding.

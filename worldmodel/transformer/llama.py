@@ -55,14 +55,15 @@ class TransformerConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1) (got {self.dropout})")
 
-    def build(self, *, vocab: int, generator: torch.Generator) -> Llama:
+    def build(self, *, vocab: int, generator: torch.Generator, features_VJ: Tensor | None = None) -> Llama:
         """The transformer with weights drawn from `generator`.
 
         Args:
             vocab: number of token ids.
             generator: source of the initial weights.
+            features_VJ: float [vocab, J], from which embedding and output matrix are composed; None: free rows.
         """
-        return Llama(self, vocab=vocab, generator=generator)
+        return Llama(self, vocab=vocab, features_VJ=features_VJ, generator=generator)
 
 
 class Cache(Protocol):
@@ -97,6 +98,39 @@ class Embedding(nn.Embedding):
 
     def reset_parameters(self) -> None:
         """Leave the weight unset."""
+
+
+class Composed(nn.Module):
+    """A matrix [vocab, D] whose rows are sums: ids that have a feature in common share what belongs to it."""
+
+    features: Tensor
+
+    def __init__(self, features_VJ: Tensor, width: int) -> None:
+        """Draws nothing; `features_VJ` [vocab, J] says how much of each of J learned vectors is in an id's row."""
+        super().__init__()
+        self.register_buffer("features", features_VJ, persistent=False)
+        self.basis = nn.Parameter(torch.empty(features_VJ.shape[1], width))
+
+    @property
+    def weight(self) -> Tensor:
+        """The rows, [vocab, D]."""
+        return self.features @ self.basis
+
+
+class ComposedEmbedding(Composed):
+    """`Embedding` whose table is composed."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Ids [...] -> [..., D]."""
+        return F.embedding(ids, self.weight)
+
+
+class ComposedLinear(Composed):
+    """`Linear` onto the vocabulary whose matrix is composed: the logit of an id is a sum over its features."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Hidden [..., D] -> [..., vocab]."""
+        return F.linear(hidden, self.weight)
 
 
 class RMSNorm(nn.Module):
@@ -204,9 +238,11 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """The embedding, the blocks and the final norm (`model.*` in published names)."""
 
-    def __init__(self, config: TransformerConfig, vocab: int) -> None:
+    def __init__(self, config: TransformerConfig, vocab: int, features_VJ: Tensor | None) -> None:
         super().__init__()
-        self.embed_tokens = Embedding(vocab, config.hidden)
+        self.embed_tokens: Embedding | ComposedEmbedding = (
+            Embedding(vocab, config.hidden) if features_VJ is None else ComposedEmbedding(features_VJ, config.hidden)
+        )
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = RMSNorm(config.hidden, config.norm_eps)
 
@@ -216,11 +252,16 @@ class Llama(nn.Module):
 
     rope: Tensor  # [2, N, C]
 
-    def __init__(self, config: TransformerConfig, *, vocab: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, config: TransformerConfig, *, vocab: int, features_VJ: Tensor | None, generator: torch.Generator
+    ) -> None:
+        """`features_VJ` [vocab, J]: embedding and output matrix are composed of them; None: a free row for each id."""
         super().__init__()
         self.config = config
-        self.model = Decoder(config, vocab)
-        self.lm_head = Linear(config.hidden, vocab)
+        self.model = Decoder(config, vocab, features_VJ)
+        self.lm_head: Linear | ComposedLinear = (
+            Linear(config.hidden, vocab) if features_VJ is None else ComposedLinear(features_VJ, config.hidden)
+        )
         self.register_buffer("rope", rope_tables(config), persistent=False)
         for parameter in self.parameters():
             if parameter.dim() > 1:  # norms stay at one

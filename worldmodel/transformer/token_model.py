@@ -22,9 +22,11 @@ IGNORED = -100  # label of a position that is not supervised (torch's own conven
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """What is read off the hidden state at the end of each frame.
+    """How actions get in, and what is read off the hidden state at the end of each frame.
 
     Attributes:
+        action: where the action into a frame is added: `slot`, at the token that opens it (published); `frame`, at each
+            of its tokens, so that no attention has to be learned before actions have any effect.
         reward: `none`; `scalar`: the published linear layer on the hidden state, squared error on symlog rewards;
             `twohot`: an MLP on [hidden, the caller's feature], cross-entropy on two-hot symlog rewards.
         bins: two-hot bins, spread evenly over [low, high]; 0 unless `twohot`.
@@ -34,6 +36,7 @@ class HeadConfig:
         action_recon: weight of the published action-reconstruction loss (spec 8.1 step 5); 0 means no such head.
     """
 
+    action: Literal["slot", "frame"]
     reward: Literal["none", "scalar", "twohot"]
     bins: int
     low: float
@@ -42,6 +45,8 @@ class HeadConfig:
     action_recon: float
 
     def __post_init__(self) -> None:
+        if self.action not in ("slot", "frame"):
+            raise ValueError(f"action must be slot or frame (got {self.action})")
         if self.reward not in ("none", "scalar", "twohot"):
             raise ValueError(f"reward must be none, scalar or twohot (got {self.reward})")
         if self.action_recon < 0:
@@ -142,17 +147,21 @@ class TokenModel(nn.Module):
         feature_dim: int,
         continues: bool,
         generator: torch.Generator,
+        proprio_dim: int = 0,
+        features_VJ: Tensor | None = None,
     ) -> None:
-        """Fresh weights from `generator`; the action embedding, two-hot and continue outputs start at zero.
+        """Fresh weights from `generator`; the action embedding, two-hot, continue and proprio outputs start at zero.
 
         Args:
+            features_VJ: what embedding and output matrix are composed of (`Llama`); None: free rows.
+            proprio_dim: numbers Q whose change a head predicts; an action then has them behind it (A includes Q).
             feature_dim: width E of the feature that the two-hot head reads beside the hidden state.
             continues: whether a head predicts that the episode goes on (else the probability is 1).
         """
         super().__init__()
         self.layout, self.heads, self.action_dim, self.has_continue = layout, heads, action_dim, continues
         hidden = transformer.hidden
-        self.llm = transformer.build(vocab=layout.vocab, generator=generator)
+        self.llm = transformer.build(vocab=layout.vocab, generator=generator, features_VJ=features_VJ)
         self.action_linear = _zero(_Unset(action_dim, hidden))  # an action-free model starts unchanged
         if heads.reward == "scalar":
             self.reward_linear = _uniform(_Unset(hidden, 1), generator)
@@ -163,11 +172,13 @@ class TokenModel(nn.Module):
             self.register_buffer("bins", torch.linspace(heads.low, heads.high, heads.bins), persistent=False)
         if continues:
             self.continue_linear = _zero(_Unset(hidden, 1))
+        if proprio_dim:
+            self.proprio_linear = _zero(_Unset(hidden, proprio_dim))
         if heads.action_recon:
             self.action_recon_linear = _uniform(_Unset(hidden, action_dim), generator)
 
     def embed(self, ids_BN: Tensor, actions_BFA: Tensor | None) -> Tensor:
-        """Input embeddings [B, N, D]; actions_BFA[:, j] is added at the `sdf` that opens future frame j.
+        """Input embeddings [B, N, D]; actions_BFA[:, j] is added at the `sdf` of future frame j, or all over the frame.
 
         Args:
             ids_BN: vocabulary ids of whole frames (see `layout_ids`).
@@ -180,7 +191,11 @@ class TokenModel(nn.Module):
         if actions_BFA.shape != (ids_BN.shape[0], frames, self.action_dim):
             raise ValueError(f"actions {tuple(actions_BFA.shape)} must be {(ids_BN.shape[0], frames, self.action_dim)}")
         added_BND = torch.zeros_like(embeddings_BND)
-        added_BND[:, self.layout.prelude :: self.layout.stride] = self.action_linear(actions_BFA).to(added_BND.dtype)
+        action_BFD = self.action_linear(actions_BFA).to(added_BND.dtype)
+        if self.heads.action == "slot":
+            added_BND[:, self.layout.prelude :: self.layout.stride] = action_BFD
+        else:
+            added_BND[:, self.layout.prelude :] = action_BFD.repeat_interleave(self.layout.stride, 1)
         return embeddings_BND + added_BND
 
     def forward(
@@ -247,20 +262,26 @@ class TokenModel(nn.Module):
         continue_BF: Tensor,
         given: int,
         generator: torch.Generator,
+        read_BFK: Tensor | None = None,
+        change_BFQ: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Scalar losses of a training clip, as many as there are heads: codes, reward, continue, action_recon.
+        """Scalar losses of a training clip, as many as there are heads: codes, reward, continue, proprio, action_recon.
 
         Args:
+            codes_BFK: what is to be predicted.
+            read_BFK: what the model reads instead, a disturbed form of `codes_BFK`.
+            change_BFQ: [B, F, Q] change of the proprioception into frame j; not supervised in the `given` frames.
             reward_BF: [B, F] reward received on arriving in frame j, environment units.
             reward_known_BF: bool [B, F]; the reward loss is the mean over these.
             continue_BF: float [B, F], 0 where the episode terminated in frame j.
             given: leading frames whose codes are not supervised.
             generator: source of dropout.
         """
-        ids_BN = layout_ids(context_codes_BtN, codes_BFK, self.layout)
+        targets_BN = layout_ids(context_codes_BtN, codes_BFK, self.layout)
+        ids_BN = targets_BN if read_BFK is None else layout_ids(context_codes_BtN, read_BFK, self.layout)
         hidden_BND = self(ids_BN, actions_BFA, generator=generator)
         hidden_BFD = self.frame_hidden(hidden_BND)
-        losses = {"codes": self.code_loss(hidden_BND, layout_labels(ids_BN, self.layout, given=given))}
+        losses = {"codes": self.code_loss(hidden_BND, layout_labels(targets_BN, self.layout, given=given))}
         if self.heads.reward != "none":
             # an unknown reward may be NaN, which would survive a product with 0
             known_BF = reward_BF.masked_fill(~reward_known_BF, 0)
@@ -268,6 +289,8 @@ class TokenModel(nn.Module):
             losses["reward"] = each_BF.sum() / reward_known_BF.sum().clamp(min=1)
         if self.has_continue:
             losses["continue"] = self.continue_loss(hidden_BFD, continue_BF).mean()
+        if change_BFQ is not None:
+            losses["proprio"] = (self.proprio_linear(hidden_BFD) - change_BFQ)[:, given:].square().mean()
         if self.heads.action_recon and actions_BFA is not None:
             losses["action_recon"] = self.heads.action_recon * self.action_recon_loss(hidden_BND, actions_BFA)
         return losses
