@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
+import torch
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -84,4 +85,20 @@ class Agent(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Inverse of `state_dict`, strict."""
+        ...
+
+
+@runtime_checkable
+class Imagining(Protocol):
+    """What an agent that learns in dreams may answer besides `Agent`, for instruments; others are not asked."""
+
+    gamma: float
+    """Discount per decision."""
+
+    def dream_policy(self, generator: torch.Generator) -> Policy:
+        """How it acts in its dreams now, as explorative as in the real world; noise comes from `generator`."""
+        ...
+
+    def value(self, latent_BD: Tensor) -> Tensor:
+        """The discounted return that it expects from these latents, f32 [B], in environment units."""
         ...

@@ -17,7 +17,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from agents.api import Dream, Memory, Metrics, Mode, Replay
+from agents.api import Dream, Memory, Metrics, Mode, Policy, Replay
 from agents.distributions import BoundedNormal, LearnedStdConfig, ScheduledStdConfig, TwoHot, check_finite
 from agents.memory import LatentFilter
 from agents.nets import Actor, Critic
@@ -136,7 +136,7 @@ class Dreamer:
         self._dream, self._seeds = dream, seeds
         self._filter = LatentFilter(dream)
         self._starts, self._horizon, self._observed = config.starts, config.horizon, spec.observed
-        self._gamma, self._lam, self._action_dim = config.gamma, config.lam, spec.action_dim
+        self.gamma, self._lam, self._action_dim = config.gamma, config.lam, spec.action_dim
         self._slow_rate, self._slow_scale = config.slow_rate, config.slow_scale
         self._epochs, self._ratio_clip = config.epochs, config.ratio_clip
         self._entropy, self._restraint = config.entropy, config.restraint
@@ -214,11 +214,8 @@ class Dreamer:
             "time/actor_critic_s": time.perf_counter() - imagined,
         }
 
-    @torch.no_grad()
-    def _dreamt(self, replay: Replay, update: int) -> Dreamt:
-        """Imagines from inside real clips, and judges what was imagined."""
-        clip = replay.clips(self._starts, self._observed, stream="learn", draw=update, codes=True).to(self._device)
-        generator = self._seeds.torch("imagine/policy", update, device=self._device)
+    def dream_policy(self, generator: torch.Generator) -> Policy:
+        """See `agents.api.Imagining.dream_policy`."""
         std = self._std_at(self._explored)
 
         def policy(td: TensorDict, memory: Memory) -> tuple[Tensor, Memory]:
@@ -226,6 +223,18 @@ class Dreamer:
             noise_BA = torch.randn(len(latent_BD), self._action_dim, generator=generator, device=latent_BD.device)
             return self.actor(latent_BD, std).sample(noise_BA), memory
 
+        return policy
+
+    @torch.no_grad()
+    def value(self, latent_BD: Tensor) -> Tensor:
+        """See `agents.api.Imagining.value`."""
+        return self.critic.value(latent_BD.to(self._device))
+
+    @torch.no_grad()
+    def _dreamt(self, replay: Replay, update: int) -> Dreamt:
+        """Imagines from inside real clips, and judges what was imagined."""
+        clip = replay.clips(self._starts, self._observed, stream="learn", draw=update, codes=True).to(self._device)
+        policy = self.dream_policy(self._seeds.torch("imagine/policy", update, device=self._device))
         state = self._dream.encode(clip)
         path = self._dream.rollout(policy, state, None, self._horizon, stream="imagine", draw=update)
         latent_BSD = torch.cat([path["latent"][:, :1], path["next", "latent"]], 1)
@@ -235,7 +244,7 @@ class Dreamer:
         weight_BH = torch.cat([alive_B[:, None], continue_BH[:, :-1]], 1).cumprod(1)
 
         value_BS = self.critic.value(latent_BSD)
-        return_BH = lambda_returns(reward_BH, value_BS[:, 1:], self._gamma * continue_BH, self._lam)
+        return_BH = lambda_returns(reward_BH, value_BS[:, 1:], self.gamma * continue_BH, self._lam)
         check_finite("imagined returns", return_BH)
         surplus_BH = return_BH - value_BS[:, :-1]
         advantage_BH = self.normaliser(return_BH, surplus_BH)

@@ -33,9 +33,9 @@ class ReplayConfig:
     """Settings of the replay.
 
     Attributes:
-        capacity: decisions kept in memory; the oldest episodes beyond it are dropped.
+        capacity: decisions kept in memory; the oldest episodes beyond it are dropped (demonstrations never).
         recent_fraction: share of the rows of a draw that come from the newest episodes only.
-        recent_episodes: how many episodes count as the newest.
+        recent_episodes: how many episodes count as the newest; demonstrations are the oldest.
         on_damage: what a resumed run does about a damaged episode file: `stop`, or `skip` it with a warning.
     """
 
@@ -55,10 +55,20 @@ class ReplayConfig:
             raise ValueError(f"on_damage must be one of {', '.join(get_args(OnDamage))} (got {self.on_damage})")
 
     def build(
-        self, *, folder: Path, spec: ModelSpec, seeds: Seeds, tokenize: Tokenize, version: Callable[[], int]
+        self,
+        *,
+        folder: Path,
+        spec: ModelSpec,
+        seeds: Seeds,
+        tokenize: Tokenize,
+        version: Callable[[], int],
+        demos: int = 0,
     ) -> ClipReplay:
-        """The replay whose files lie in `folder`; `tokenize` gives codes, valid as long as `version()` stays."""
-        return ClipReplay(self, folder=folder, spec=spec, seeds=seeds, tokenize=tokenize, version=version)
+        """The replay whose files lie in `folder`; `tokenize` gives codes, valid as long as `version()` stays.
+
+        `demos`: the run's first episodes are demonstrations, so many: kept for ever, on top of `capacity`.
+        """
+        return ClipReplay(self, folder=folder, spec=spec, seeds=seeds, tokenize=tokenize, version=version, demos=demos)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +97,10 @@ class ClipReplay:
         seeds: Seeds,
         tokenize: Tokenize,
         version: Callable[[], int],
+        demos: int = 0,
     ) -> None:
         self.config = config
-        self.store = EpisodeStore(folder, capacity=config.capacity, on_damage=config.on_damage)
+        self.store = EpisodeStore(folder, capacity=config.capacity, on_damage=config.on_damage, protected=demos)
         self._spec = spec
         self._seeds = seeds
         self._tokenize = tokenize
@@ -220,7 +231,7 @@ class ClipReplay:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def _memoised(self, rows: list[tuple[int, int]], length: int) -> dict[str, Tensor]:
-        made = [self._episode_codes(index) for index, _ in rows]
+        made = [self.episode_codes(index) for index, _ in rows]
         return {
             "context_codes": torch.stack([codes.context for codes in made]).long(),
             "codes": torch.stack(
@@ -228,8 +239,11 @@ class ClipReplay:
             ).long(),
         }
 
-    def _episode_codes(self, index: int) -> Codes:
-        """Codes of a whole episode under the tokenizer's version of now; encoded again where that has moved."""
+    def episode_codes(self, index: int) -> Codes:
+        """Codes of the whole stored episode `index` (anchor `episode`) under the tokenizer's version of now.
+
+        Encoded again where that has moved.
+        """
         stored, version = self.store.stored[index], self._version()
         known = self._codes.get(stored.name)
         if known is not None and known.version == version:

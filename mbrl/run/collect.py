@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,8 @@ KEPT = ("pixels", "proprio", "state", "snapshot", "action", "next")
 class Collector:
     """Steps E environments with an agent; every finished episode is in replay, and on disk, when `step` returns.
 
-    Until `prefill` env steps have passed the `prefiller` acts; the agent takes over where all rows begin an episode.
+    Until `prefill` env steps have passed, and until the agent is `ready`, the `prefiller` acts; the agent takes over
+    where all rows begin an episode.
     What is open when a run is interrupted is saved as the episodes' numbers and actions: resuming replays them.
     """
 
@@ -36,6 +37,7 @@ class Collector:
         progress: Progress,
         prefiller: Agent,
         prefill: int,
+        ready: Callable[[], bool],
         reads: tuple[str, ...],
     ) -> None:
         """`reads`: what of a real step the world model reads; agents see this and pixels (`ModelSpec.reads`)."""
@@ -45,18 +47,21 @@ class Collector:
         self.progress = progress
         self.prefiller = prefiller
         self.prefill = prefill
+        self.ready = ready
         self.reads = reads
         self.rows = env.batch_size[0]
         self.memory: Memory = None
         self.prefilling = True
         self.open: list[list[TensorDict]] = [[] for _ in range(self.rows)]  # transitions of each row's open episode
         self.now: TensorDict | None = None  # what the agents see next
+        self.finished: list[Episode] = []  # episodes that ended in the newest step
 
     def step(self, agent: Agent) -> None:
         """One decision in every environment."""
+        self.finished = []
         if self.now is None:
             self.now = self.env.reset()
-        if self.prefilling and self.clock.env_steps >= self.prefill:
+        if self.prefilling and self.clock.env_steps >= self.prefill and self.ready():
             self._hand_over()
         actor = self.prefiller if self.prefilling else agent
         seen = self.now.select("pixels", "is_init", *self.reads)
@@ -77,39 +82,15 @@ class Collector:
         for row in range(self.rows):
             self.open[row].append(stepped[row].select(*KEPT, strict=False).clone())
             if bool(stepped["next", "done"][row]):
-                episode = self._episode(row)
+                episode = episode_of(self.open[row], env=row, number=self.clock.episodes)
                 self.open[row] = []
                 self.replay.append(episode)
+                self.finished.append(episode)
                 self.progress.episode(
                     float(episode.reward.sum()),
                     bool(episode.success.any() if self.env.protocol.success == "any" else episode.success[-1]),
                 )
                 self.clock.episodes += 1
-
-    def _episode(self, row: int) -> Episode:
-        steps = self.open[row]
-
-        def frames(key: str) -> np.ndarray:
-            if key not in steps[0].keys():  # noqa: SIM118 - a TensorDict has no `in`
-                return np.zeros((len(steps) + 1, 0))
-            return torch.stack([*(step[key] for step in steps), steps[-1]["next", key]]).numpy()
-
-        def column(key: str) -> np.ndarray:
-            return torch.stack([step["next", key].reshape(()) for step in steps]).numpy()
-
-        return Episode(
-            pixels=frames("pixels"),
-            proprio=frames("proprio"),
-            state=frames("state"),
-            snapshot=frames("snapshot"),
-            action=torch.stack([step["action"] for step in steps]).float().numpy(),
-            reward=column("reward").astype(np.float32),
-            terminated=column("terminated"),
-            truncated=column("truncated"),
-            success=column("success"),
-            env=row,
-            number=self.clock.episodes,
-        )
 
     def state_dict(self) -> dict[str, Any]:
         """Episode numbers, the open episodes' actions, and the memory of whoever acts."""
@@ -136,3 +117,29 @@ class Collector:
             for row, steps in enumerate(self.env.replay_actions(state["episodes"], actions)):
                 self.open[row] = [step.select(*KEPT, strict=False) for step in steps]
             self.now = self.env.current()
+
+
+def episode_of(steps: Sequence[TensorDict], *, env: int, number: int) -> Episode:
+    """A whole episode from its real steps (the `KEPT` of each, batch []), as row `env` met them."""
+
+    def frames(key: str) -> np.ndarray:
+        if key not in steps[0].keys():  # noqa: SIM118 - a TensorDict has no `in`
+            return np.zeros((len(steps) + 1, 0))
+        return torch.stack([*(step[key] for step in steps), steps[-1]["next", key]]).numpy()
+
+    def column(key: str) -> np.ndarray:
+        return torch.stack([step["next", key].reshape(()) for step in steps]).numpy()
+
+    return Episode(
+        pixels=frames("pixels"),
+        proprio=frames("proprio"),
+        state=frames("state"),
+        snapshot=frames("snapshot"),
+        action=torch.stack([step["action"] for step in steps]).float().numpy(),
+        reward=column("reward").astype(np.float32),
+        terminated=column("terminated"),
+        truncated=column("truncated"),
+        success=column("success"),
+        env=env,
+        number=number,
+    )

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from tensordict import TensorDict
-from torch import Tensor
 
 from agents.api import Agent
 from mbrl.envs.rows import RowsEnv
+from mbrl.replay.episode import Episode
+from mbrl.run.collect import KEPT, episode_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +40,8 @@ class Score:
     returns: tuple[float, ...]
     success: tuple[bool, ...]
     success_last: tuple[bool, ...]
-    video: Tensor
-    """u8 [T, 3, H, W], the first episode."""
-    rewards: Tensor
-    """f32 [T - 1], its rewards."""
-    actions: Tensor
-    """f32 [T - 1, A], its actions."""
+    first: Episode
+    """The first of them, whole."""
 
     def metrics(self) -> dict[str, float]:
         """The row of eval.csv."""
@@ -94,19 +91,16 @@ class Evaluator:
         rounds = [self._round(agent, number) for number in range(math.ceil(episodes / self.rows))]
         steps_ET = [steps for round_ in rounds for steps in round_][:episodes]
         success = self.env.protocol.success
-        first = steps_ET[0]
         return Score(
             returns=tuple(float(steps["next", "reward"].sum()) for steps in steps_ET),
             success=tuple(solved(steps, success) for steps in steps_ET),
             success_last=tuple(solved(steps, "last") for steps in steps_ET),
-            video=torch.cat([first["pixels"], first["next", "pixels"][-1:]]),
-            rewards=first["next", "reward"][:, 0],
-            actions=first["action"],
+            first=episode_of(list(steps_ET[0].unbind(0)), env=0, number=0),
         )
 
     @torch.no_grad()
     def _round(self, agent: Agent, number: int) -> list[TensorDict]:
-        """One episode per row: its real steps, batch [T] (frames are kept for row 0 only)."""
+        """One episode per row: its real steps, batch [T]; all of a step only in the very first episode."""
         self.env.episodes = [number] * self.rows
         now, memory = self.env.reset(), None
         playing = [True] * self.rows
@@ -118,9 +112,8 @@ class Evaluator:
             stepped, now = self.env.step_and_maybe_reset(now.set("action", action_EA))
             for row in range(self.rows):
                 if playing[row]:
-                    keys = [("next", "reward"), ("next", "success"), "action"]
-                    kept = [*keys, "pixels", ("next", "pixels")] if row == 0 else keys
-                    steps[row].append(stepped[row].select(*kept).clone())
+                    kept = KEPT if row == number == 0 else (("next", "reward"), ("next", "success"))
+                    steps[row].append(stepped[row].select(*kept, strict=False).clone())
                     playing[row] = not bool(stepped["next", "done"][row])
             decision += 1
         return [torch.stack(row) for row in steps]

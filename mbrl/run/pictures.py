@@ -15,8 +15,9 @@ FPS = 10.0
 
 def draw_episode(videos: Videos, env_step: int, score: Score) -> Path:
     """The first evaluation episode with its rewards."""
-    reward = torch.cat([torch.zeros(1), score.rewards])
-    return videos.gif("eval", env_step, strip({"episode": score.video}, rewards={"reward": reward}), fps=FPS)
+    frames, rewards = torch.from_numpy(score.first.pixels.copy()), torch.from_numpy(score.first.reward.copy())
+    reward = torch.cat([torch.zeros(1), rewards])
+    return videos.gif("eval", env_step, strip({"episode": frames}, rewards={"reward": reward}), fps=FPS)
 
 
 def draw_open_loop(videos: Videos, env_step: int, clip: OpenLoop) -> Path:

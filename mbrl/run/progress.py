@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-PHASES = ("collect", "fit", "imagine", "learn", "evaluate")
+PHASES = ("collect", "measure", "fit", "imagine", "learn", "evaluate")
 RECENT = 10  # episodes in the running means
 
 

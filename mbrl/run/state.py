@@ -14,13 +14,18 @@ from mbrl.io.checkpoint import Checkpoints, NotSaved
 from mbrl.io.logger import Logger
 from mbrl.io.video import Videos
 from mbrl.replay.clips import ClipReplay
-from mbrl.run.audit import longest_horizon, open_loop
+from mbrl.replay.episode import Episode
+from mbrl.run.audit import open_loop
 from mbrl.run.clock import Cadence, Clock
 from mbrl.run.collect import Collector
+from mbrl.run.demos import DONE, Demos
 from mbrl.run.evaluate import EvaluationConfig, Evaluator, Score
+from mbrl.run.gate import Gate, GateConfig
+from mbrl.run.instruments import Instruments, gated
 from mbrl.run.pictures import draw_episode, draw_open_loop
 from mbrl.run.progress import Progress
 from mbrl.run.stop import Stop
+from mbrl.run.windows import longest_horizon
 from worldmodel.api import WorldModel
 from worldmodel.training.fitter import Fitter
 
@@ -47,6 +52,7 @@ class ScheduleConfig:
         evaluate: interim evaluations.
         log: rows of metrics.csv and progress lines.
         save: checkpoints.
+        gate: what the world model must show before `learn` begins; what is owed until then is caught up.
     """
 
     total: int
@@ -57,6 +63,7 @@ class ScheduleConfig:
     evaluate: Cadence
     log: Cadence
     save: Cadence
+    gate: GateConfig
 
     def __post_init__(self) -> None:
         for name in ("total", "prefill"):
@@ -82,11 +89,14 @@ class Run:
     clock: Clock
     model: WorldModel
     collector: Collector
+    demos: Demos | None
     replay: ClipReplay
     fitter: Fitter
     agent: Agent
     prefiller: Agent
     evaluator: Evaluator
+    instruments: Instruments
+    gate: Gate
     progress: Progress
     logger: Logger
     videos: Videos
@@ -104,10 +114,16 @@ class Run:
     def behind(self) -> bool:
         """Whether anything is owed still: a run that was stopped between two updates first does the rest of them."""
         done, now = self.clock.done, self.clock.env_steps
-        return any(getattr(self.schedule, name).owed(now, done.get(name, 0)) for name in OWED)
+        return any(getattr(self.schedule, name).owed(now, done.get(name, 0)) for name in OWED if self._may(name))
+
+    def _may(self, name: str) -> bool:
+        """Whether what is owed of `name` may be done now: the agent learns behind the gate."""
+        return name != "learn" or self.gate.open
 
     def owed(self, name: str) -> Iterator[int]:
-        """The updates of `name` that are owed now; none any more once a stop is asked for."""
+        """The updates of `name` that are owed now; none once a stop is asked for, none before a closed gate."""
+        if not self._may(name):
+            return
         cadence: Cadence = getattr(self.schedule, name)
         count = cadence.owed(self.clock.env_steps, self.clock.done.get(name, 0))
         if count >= MANY and not self.stop:
@@ -118,7 +134,7 @@ class Run:
             yield number
 
     def timed(self, phase: str) -> AbstractContextManager[None]:
-        """Books the body's time on `collect`, `fit`, `imagine`, `learn` or `evaluate`."""
+        """Books the body's time on `collect`, `measure`, `fit`, `imagine`, `learn` or `evaluate`."""
         return self.progress.timed(phase)
 
     def note(self, metrics: Metrics) -> None:
@@ -133,6 +149,12 @@ class Run:
             "update": self.clock.done.get("learn", 0),
         }
 
+    def demonstrate(self) -> None:
+        """Fills replay with the demonstrations that are asked for and not yet there."""
+        if self.demos is not None:
+            with self.timed("collect"):
+                self.demos.collect(self.stop)
+
     def measure_random_policy(self) -> None:
         """Scores the prefilling (random) policy on the evaluation episodes: what learning has to beat."""
         if "random" not in self.scores and not self.stop:
@@ -140,16 +162,34 @@ class Run:
                 score = self.evaluator.score(self.prefiller, self.evaluation.episodes)
             self._tell("random", score)
 
+    def measure(self, episode: Episode) -> None:
+        """Measures model and agent on an episode that was held out so far; may open the gate.
+
+        Nothing is measured before the model's first fit.
+        """
+        if not self._fitted():
+            return
+        found = self.instruments.heldout(episode, own=not self.collector.prefilling)
+        self.note(found)
+        if self.gate.judge(found.get(gated(self.model.spec)), lambda: self.instruments.codes_alive(episode.number)):
+            log.info("env step %d: %s", self.clock.env_steps, str(self.gate))
+
+    def _fitted(self) -> bool:
+        """Whether the model is more than its first weights (one without weights always is)."""
+        return self.clock.done.get("dynamics", 0) > 0 or not self.model.parameters_of("dynamics")
+
     def evaluate(self, episodes: int, *, name: str = "latest") -> None:
         """Scores the agent, writes eval.csv, an episode's video and an open-loop clip of the model."""
         score = self.evaluator.score(self.agent, episodes)
         videos = [draw_episode(self.videos, self.clock.env_steps, score)]
         imagines = "pixels" in self.model.spec.reads
-        horizon = longest_horizon(self.model.spec, len(score.video)) if imagines else 0
+        horizon = longest_horizon(self.model.spec, score.first) if imagines else 0
         if horizon:
-            clip = open_loop(self.model, score.video, score.actions, score.rewards, horizon=horizon)
+            clip = open_loop(self.model, score.first, horizon=horizon)
             videos.append(draw_open_loop(self.videos, self.clock.env_steps, clip))
         self._tell(name, score, clip.metrics() if horizon else {})
+        if self._fitted():
+            self.note(self.instruments.probed())
         for path in videos:
             self.logger.video(path.stem.split("-")[0], path, self.x())
 
@@ -162,7 +202,9 @@ class Run:
         )
 
     def report(self) -> None:
-        """One row of metrics.csv and the progress line."""
+        """One row of metrics.csv and the progress line; while the gate is closed also what it waits for."""
+        if self._fitted() and (alive := self.instruments.codes_alive(self.clock.episodes)) is not None:
+            self.note({"replay/codes_alive": float(alive)})
         row = self.progress.row()
         self.logger.log(row, self.x())
         log.info(
@@ -170,10 +212,13 @@ class Run:
                 row,
                 env_steps=self.clock.env_steps,
                 total=self.schedule.total,
-                episodes=self.clock.episodes,
+                episodes=self.clock.episodes - self.clock.done.get(DONE, 0),
                 left_s=self._left_s(),
             )
         )
+
+        if not self.gate.open and self.clock.env_steps >= self.schedule.learn.start:
+            log.info("env step %d: %s", self.clock.env_steps, str(self.gate))
 
     def _left_s(self) -> float:
         """Seconds left at the mean pace so far (the first fits are dear, so it begins too high)."""
@@ -219,11 +264,16 @@ class Run:
             with self.timed("evaluate"):
                 self.evaluate(self.evaluation.episodes, name="final")
             self.report()
+        if not self.stop and not self.gate.open:
+            short = "; ".join(self.gate.lacking())
+            log.warning(
+                "WARNING: the actor never started learning: the world model fell short of schedule.gate: %s", short
+            )
         self.save(owed=False)
 
 
 class RunState:
-    """The clock and the told scores as one checkpoint part."""
+    """The clock, the gate and the told scores as one checkpoint part."""
 
     def __init__(self, run: Run, counting_save: int) -> None:
         self.run, self.counting_save = run, counting_save
@@ -232,9 +282,10 @@ class RunState:
         """Plain JSON."""
         clock = self.run.clock.state_dict()
         clock["done"]["save"] = clock["done"].get("save", 0) + self.counting_save
-        return {"clock": clock, "scores": self.run.scores}
+        return {"clock": clock, "scores": self.run.scores, "gate": self.run.gate.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
         self.run.clock.load_state_dict(state["clock"])
+        self.run.gate.load_state_dict(state["gate"])
         self.run.scores = {name: dict(values) for name, values in state["scores"].items()}

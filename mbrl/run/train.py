@@ -7,23 +7,27 @@ from mbrl.run.state import Run
 
 def train(run: Run) -> None:
     """Runs until the env steps are used up or a stop is asked for; leaves a checkpoint behind either way."""
+    run.demonstrate()
     run.measure_random_policy()
     while run.going():
         if not run.behind():  # (a stopped run first does what was owed when it stopped)
             with run.timed("collect"):  # 1  act in the world, remember it
                 run.collector.step(run.agent)
-        for part in ("tokenizer", "dynamics"):  # 2  fine-tune the world model on replay, each part on its cadence
+            with run.timed("measure"):  # 2  what no fit has seen yet says how good the world model is
+                for episode in run.collector.finished:
+                    run.measure(episode)
+        for part in ("tokenizer", "dynamics"):  # 3  fine-tune the world model on replay, each part on its cadence
             for update in run.owed(part):
                 with run.timed("fit"):
                     run.note(run.fitter.update(run.replay, part, update))
-        for update in run.owed("learn"):  # 3  the agent learns, in imagination
+        for update in run.owed("learn"):  # 4  the agent learns, in imagination (once the model is good enough)
             with run.timed("learn"):
                 run.note(run.agent.learn(run.replay, update))
-        for _ in run.owed("evaluate"):  # 4  how good is it?
+        for _ in run.owed("evaluate"):  # 5  how good is it?
             with run.timed("evaluate"):
                 run.evaluate(run.evaluation.interim)
         for _ in run.owed("log"):
             run.report()
-        for _ in run.owed("save"):  # 5  never lose more than this
+        for _ in run.owed("save"):  # 6  never lose more than this
             run.save()
     run.finish()

@@ -22,13 +22,16 @@ META_WORLD_CAMERAS = ("corner", "corner2", "corner3", "corner4", "topview", "beh
 """As data, so that a config is checked without importing the simulator; a test compares them with its models."""
 
 
-def check_together(groups: Mapping[str, Any]) -> None:
-    """Raises: ValueError with the first disagreement: the key, its value, what it is up against, and a mend."""
-    for complaint in complaints(groups):
+def check_together(groups: Mapping[str, Any], *, demos: int = 0) -> None:
+    """`demos`: demonstrations that the replay holds beside its capacity.
+
+    Raises: ValueError with the first disagreement: the key, its value, what it is up against, and a mend.
+    """
+    for complaint in complaints(groups, demos=demos):
         raise ValueError(complaint)
 
 
-def complaints(groups: Mapping[str, Any]) -> Iterator[str]:
+def complaints(groups: Mapping[str, Any], *, demos: int = 0) -> Iterator[str]:
     """Every disagreement, most basic first."""
     yield from worlds(groups)
     if isinstance(groups["worldmodel"], PerfectModelConfig):
@@ -39,7 +42,8 @@ def complaints(groups: Mapping[str, Any]) -> Iterator[str]:
         yield from clips(groups)
         yield from horizons(groups)
         yield from rewards(groups)
-    yield from amounts(groups)
+        yield from thresholds(groups)
+    yield from amounts(groups, demos)
 
 
 def worlds(groups: Mapping[str, Any]) -> Iterator[str]:
@@ -80,6 +84,21 @@ def nothing_to_fit(groups: Mapping[str, Any]) -> Iterator[str]:
                 f"schedule.{part}.upfront and times must be 0 with worldmodel=perfect, which has nothing to fit "
                 f"(got {cadence.upfront} and {cadence.times}); use experiment=perfect"
             )
+    if groups["schedule"].gate.episodes:
+        yield (
+            f"schedule.gate.episodes must be 0 with worldmodel=perfect, which has nothing to pass "
+            f"(got {groups['schedule'].gate.episodes}); use experiment=perfect"
+        )
+
+
+def thresholds(groups: Mapping[str, Any]) -> Iterator[str]:
+    """The gate asks for no more codes than there are."""
+    needed, there = groups["schedule"].gate.codes_alive, groups["tokenizer"].vocab_future
+    if needed > there:
+        yield (
+            f"schedule.gate.codes_alive={needed} must be <= tokenizer.vocab_future={there}, the codes that there are; "
+            f"lower it or choose a larger tokenizer"
+        )
 
 
 def images(groups: Mapping[str, Any]) -> Iterator[str]:
@@ -156,7 +175,7 @@ def clips(groups: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def amounts(groups: Mapping[str, Any]) -> Iterator[str]:
+def amounts(groups: Mapping[str, Any], demos: int) -> Iterator[str]:
     """There is an episode to learn from when learning begins, and the replay fits into memory."""
     protocol, schedule, replay = groups["protocol"], groups["schedule"], groups["replay"]
     rows = groups["compute"].rows
@@ -175,10 +194,17 @@ def amounts(groups: Mapping[str, Any]) -> Iterator[str]:
     kept = min(replay.capacity, schedule.total // protocol.action_repeat)
     known = KNOWN | (SNAPSHOT if "snapshot" in groups["worldmodel"].reads else {})
     size = {"image": protocol.image, "action_dim": ACTION_DIM, "episode_decisions": protocol.decisions}
-    needed, free = expected_bytes(kept, known=known, **size).ram, available_ram()
-    if needed > free:
+    shown, free = demos * protocol.decisions, available_ram()
+    needed = expected_bytes(kept + shown, known=known, **size).ram
+    lasting = expected_bytes(shown, known=known, **size).ram
+    if lasting > free:
+        yield (
+            f"demos={demos} needs {lasting / 1e9:.2f} GB of memory, {free / 1e9:.2f} GB are free; "
+            f"lower demos to {demos * free // lasting}"
+        )
+    elif needed > free:
         yield (
             f"replay.capacity={replay.capacity} needs {needed / 1e9:.2f} GB of memory for "
             f"schedule.total={schedule.total} env steps, {free / 1e9:.2f} GB are free; "
-            f"lower replay.capacity to {kept * free // needed}"
+            f"lower replay.capacity to {kept * (free - lasting) // (needed - lasting)}"
         )
