@@ -198,11 +198,12 @@ def memory(plain: Mapping[str, Any]) -> Iterator[Finding]:
     from mbrl.run.validate import KNOWN, SNAPSHOT
 
     protocol, schedule, replay = plain["protocol"], plain["schedule"], plain["replay"]
-    decisions = schedule["total"] // protocol["action_repeat"]
+    decisions, shown = schedule["total"] // protocol["action_repeat"], plain.get("demos", 0) * protocol["decisions"]
     known = KNOWN | (SNAPSHOT if world_model(plain) == "perfect" else {})
-    kept, size = min(replay["capacity"], decisions), {"image": protocol["image"], "action_dim": ACTION_DIM}
+    kept, size = min(replay["capacity"], decisions) + shown, {"image": protocol["image"], "action_dim": ACTION_DIM}
     size["episode_decisions"] = protocol["decisions"]
     ram = expected_bytes(kept, known=known, **size).ram
+    decisions += shown
     disk = expected_bytes(decisions, known=known, **size).disk
     folder = Path(plain["run_dir"] or ".").absolute()
     while not folder.exists():

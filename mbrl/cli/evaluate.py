@@ -45,19 +45,24 @@ def run(args: list[str]) -> int:
     configs = Configs.of(plain, trusted=trusted)
     checkpoint = read_newest(asked.folder / "checkpoints")
     player = assemble_player(configs, None)
-    player.model.load_state_dict(checkpoint.states["model"])
-    player.agent.load_state_dict(checkpoint.states["agent"])
+    best = checkpoint.states["best"] if configs.evaluation.weights == "best" else {}
+    acting = best["states"] if best else checkpoint.states
+    weights_step = best["env_step"] if best else checkpoint.step
+    player.model.load_state_dict(acting["model"])
+    player.agent.load_state_dict(acting["agent"])
     score = player.evaluator.score(player.agent, asked.episodes)
     metrics, rule = score.metrics(), configs.protocol.success
-    print(f"{configs.task.name}, protocol {configs.protocol.name}, checkpoint {checkpoint.step}: {score}")
+    print(f"{configs.task.name}, protocol {configs.protocol.name}, weights of env step {weights_step}: {score}")
     print(
         f"success at {'any' if rule == 'any' else 'the last'} decision, which counts here, {metrics['success']:.2f}; "
         f"at the last decision {metrics['success_last']:.2f}"
     )
     result = {
         "checkpoint": checkpoint.step,
+        "weights_step": weights_step,
         "protocol": configs.protocol.name,
         "task": configs.task.name,
+        "demos": configs.demos,
         **metrics,
     }
     path = asked.folder / "evaluation.json"

@@ -97,14 +97,16 @@ class EpisodeStore:
         folder: made if missing; belongs to this store alone.
         capacity: decisions kept in memory; the oldest whole episodes beyond it are dropped, the newest never.
         on_damage: whether `restore` stops at a damaged or missing episode, or goes on without it and says so.
+        protected: episodes with numbers below this one are never dropped; they are kept on top of `capacity`.
     """
 
-    def __init__(self, folder: Path, *, capacity: int, on_damage: OnDamage = "stop") -> None:
+    def __init__(self, folder: Path, *, capacity: int, on_damage: OnDamage = "stop", protected: int = 0) -> None:
         if capacity < 1:
             raise ValueError(f"capacity must be >= 1 (got {capacity})")
         self.folder = folder
         self.capacity = capacity
         self.on_damage = on_damage
+        self.protected = protected
         self.stored: list[Stored] = []
         self._decisions = 0
         self._claimed = False
@@ -132,8 +134,10 @@ class EpisodeStore:
     def _take(self, stored: Stored) -> None:
         self.stored.append(stored)
         self._decisions += len(stored.episode)
-        while self._decisions > self.capacity and len(self.stored) > 1:
-            self._decisions -= len(self.stored.pop(0).episode)
+        lasting = [stored for stored in self.stored if stored.episode.number < self.protected]  # they stand first
+        limit = self.capacity + sum(len(stored.episode) for stored in lasting)
+        while self._decisions > limit and len(self.stored) > len(lasting) + 1:
+            self._decisions -= len(self.stored.pop(len(lasting)).episode)
 
     def listing(self) -> list[list[str]]:
         """`[name, sha256]` of every episode in memory, in order; plain JSON, for `restore`."""

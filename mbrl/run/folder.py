@@ -45,10 +45,12 @@ LEFT_BEHIND = ("run.lock", "console.log")
 
 
 def default_folder(plain: Mapping[str, Any], variants: Mapping[str, str]) -> Path:
-    """runs/<task>/<agent>-<transformer>/seed-<n>/<date-time>; `perfect` instead of a transformer that has no part."""
+    """runs/<task>/<agent>-<transformer>[-demos<n>]/seed-<n>/<date-time>; `perfect` where no transformer has a part."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     model = "perfect" if world_model(plain) == "perfect" else variants["transformer"]
     method = f"{variants['agent']}-{model}"
+    if plain["demos"]:  # never averaged with runs that had none
+        method += f"-demos{plain['demos']}"
     return Path("runs") / plain["task"]["name"] / method / f"seed-{plain['seed']}" / stamp
 
 
@@ -189,6 +191,7 @@ def run_info(plain: Mapping[str, Any], *, argv: list[str]) -> dict[str, Any]:
         "task": plain["task"]["name"],
         "protocol": plain["protocol"]["name"],
         "camera": plain["protocol"]["camera"],
+        "demos": plain.get("demos", 0),
         "world_model": world_model(plain),
         "seed": plain["seed"],
         "threads": plain["compute"]["threads"],
