@@ -47,6 +47,7 @@ class Rig:
             progress=Progress(),
             prefiller=self.player.prefiller,
             prefill=10**6,
+            ready=lambda: True,
             reads=model.spec.reads,
         )
         while len(self.replay) < 100:

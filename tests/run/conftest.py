@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,15 @@ import mbrl.run.train
 
 Train = Callable[..., int]
 WATCH = os.WEXITED | os.WNOHANG | os.WNOWAIT  # has the child ended? (and leave it for waitpid)
+
+
+@pytest.fixture(autouse=True)
+def said_to_nobody_afterwards() -> Iterator[None]:
+    """A run in this process talks to a screen that is gone after its test."""
+    yield
+    for handler in list(logging.getLogger("mbrl").handlers):
+        logging.getLogger("mbrl").removeHandler(handler)
+        handler.close()
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ def collector(folder: Path, *overrides: str, prefill: int, rows: int) -> tuple[C
         progress=Progress(),
         prefiller=player.prefiller,
         prefill=prefill,
+        ready=lambda: True,
         reads=model.spec.reads,
     )
     return made, player.agent
