@@ -30,6 +30,15 @@ def split(state: Any, *, name: str) -> tuple[Any, dict[str, Tensor]]:
     return _split(state, name, tensors), tensors
 
 
+def copied(state: Any) -> Any:
+    """A state whose tensors and containers are its own."""
+    if isinstance(state, Tensor):
+        return state.detach().clone()
+    if isinstance(state, Mapping):
+        return {key: copied(value) for key, value in state.items()}
+    return [copied(value) for value in state] if isinstance(state, list | tuple) else state
+
+
 def join(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     """Inverse of `split`. Raises: KeyError if the tree names a tensor that is not in the table."""
     if isinstance(tree, dict):

@@ -15,6 +15,7 @@ from mbrl.envs.rows import RowsEnv
 from mbrl.io.checkpoint import Checkpoints
 from mbrl.io.video import Videos
 from mbrl.replay.store import expected_bytes
+from mbrl.run.best import Best
 from mbrl.run.clock import Clock
 from mbrl.run.collect import Collector
 from mbrl.run.configs import make
@@ -178,6 +179,7 @@ def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: S
         agent=player.agent,
         prefiller=player.prefiller,
         evaluator=player.evaluator,
+        best=Best({"model": model, "agent": player.agent}),
         instruments=Instruments(model=model, agent=player.agent, replay=replay, seeds=seeds, parts=envs.parts),
         gate=gate,
         progress=progress,

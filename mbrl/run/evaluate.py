@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,15 +20,19 @@ from mbrl.run.collect import KEPT, episode_of
 class EvaluationConfig:
     """Attributes:
     episodes: episodes of the first and the last evaluation.
-    interim: episodes of those in between.
+    interim: episodes of those in between, which have starts and goals of their own.
     rows: environments that are stepped side by side.
+    weights: whose score the final one is: those at the `last` env step, or the `best` by the interim evaluations.
     """
 
     episodes: int
     interim: int
     rows: int
+    weights: Literal["last", "best"]
 
     def __post_init__(self) -> None:
+        if self.weights not in ("last", "best"):
+            raise ValueError(f"weights must be last or best (got {self.weights})")
         for name in ("episodes", "interim", "rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1 (got {getattr(self, name)})")
@@ -78,7 +83,7 @@ def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
 
 
 class Evaluator:
-    """Scores agents on the episodes 0, 1, 2, ... of the stream `evaluate`: the same starts and goals each time."""
+    """Scores agents on the episodes 0, 1, 2, ... of a stream: the same starts and goals each time."""
 
     def __init__(self, env: RowsEnv, *, reads: tuple[str, ...]) -> None:
         """`reads`: what of a real step the world model reads; agents see this and pixels (`ModelSpec.reads`)."""
@@ -86,8 +91,13 @@ class Evaluator:
         self.reads = reads
         self.rows = env.batch_size[0]
 
-    def score(self, agent: Agent, episodes: int) -> Score:
-        """Plays `episodes` whole episodes in mode `evaluate`, all rows side by side, as many rounds as it takes."""
+    def score(self, agent: Agent, episodes: int, *, stream: str = "evaluate") -> Score:
+        """Plays `episodes` whole episodes in mode `evaluate`, all rows side by side, as many rounds as it takes.
+
+        Args:
+            stream: names the starts and goals; `select` for what is chosen by, so that `evaluate` stays untouched.
+        """
+        self.env.stream = stream
         rounds = [self._round(agent, number) for number in range(math.ceil(episodes / self.rows))]
         steps_ET = [steps for round_ in rounds for steps in round_][:episodes]
         success = self.env.protocol.success

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from mbrl.io.video import Videos
 from mbrl.replay.clips import ClipReplay
 from mbrl.replay.episode import Episode
 from mbrl.run.audit import open_loop
+from mbrl.run.best import Best
 from mbrl.run.clock import Cadence, Clock
 from mbrl.run.collect import Collector
 from mbrl.run.demos import DONE, Demos
@@ -95,6 +96,7 @@ class Run:
     agent: Agent
     prefiller: Agent
     evaluator: Evaluator
+    best: Best
     instruments: Instruments
     gate: Gate
     progress: Progress
@@ -178,18 +180,31 @@ class Run:
         """Whether the model is more than its first weights (one without weights always is)."""
         return self.clock.done.get("dynamics", 0) > 0 or not self.model.parameters_of("dynamics")
 
-    def evaluate(self, episodes: int, *, name: str = "latest") -> None:
-        """Scores the agent, writes eval.csv, an episode's video and an open-loop clip of the model."""
-        score = self.evaluator.score(self.agent, episodes)
+    def evaluate(self) -> None:
+        """An interim evaluation, on starts and goals of its own; its weights may turn out to be the best so far."""
+        score = self.evaluator.score(self.agent, self.evaluation.interim, stream="select")
+        self.best.offer(score, env_step=self.clock.env_steps)
+        self._show("latest", score)
+        if self._fitted():
+            self.note(self.instruments.probed())
+
+    def _evaluate_finally(self) -> None:
+        """The score that counts, on the random policy's starts and goals."""
+        chosen = self.evaluation.weights == "best" and bool(self.best)
+        step = self.best.env_step if chosen else self.clock.env_steps
+        log.info("final evaluation of the weights of env step %d", step)
+        with self.best.in_place() if chosen else nullcontext():
+            self._show("final", self.evaluator.score(self.agent, self.evaluation.episodes), {"weights_step": step})
+
+    def _show(self, name: str, score: Score, more: dict[str, float] | None = None) -> None:
+        """Writes eval.csv, an episode's video and an open-loop clip of the model."""
         videos = [draw_episode(self.videos, self.clock.env_steps, score)]
         imagines = "pixels" in self.model.spec.reads
         horizon = longest_horizon(self.model.spec, score.first) if imagines else 0
         if horizon:
             clip = open_loop(self.model, score.first, horizon=horizon)
             videos.append(draw_open_loop(self.videos, self.clock.env_steps, clip))
-        self._tell(name, score, clip.metrics() if horizon else {})
-        if self._fitted():
-            self.note(self.instruments.probed())
+        self._tell(name, score, {**(clip.metrics() if horizon else {}), **(more or {})})
         for path in videos:
             self.logger.video(path.stem.split("-")[0], path, self.x())
 
@@ -233,6 +248,7 @@ class Run:
             "agent": self.agent,
             "collector": self.collector,
             "replay": self.replay,
+            "best": self.best,
             "logger": self.logger,
             "progress": self.progress,
             "run": RunState(self, counting_save),
@@ -262,7 +278,7 @@ class Run:
         """The last evaluation (unless a stop was asked for) and the last checkpoint."""
         if not self.stop and self.scores.get("final", {}).get("env_step") != self.clock.env_steps:
             with self.timed("evaluate"):
-                self.evaluate(self.evaluation.episodes, name="final")
+                self._evaluate_finally()
             self.report()
         if not self.stop and not self.gate.open:
             short = "; ".join(self.gate.lacking())

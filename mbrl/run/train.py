@@ -25,7 +25,7 @@ def train(run: Run) -> None:
                 run.note(run.agent.learn(run.replay, update))
         for _ in run.owed("evaluate"):  # 5  how good is it?
             with run.timed("evaluate"):
-                run.evaluate(run.evaluation.interim)
+                run.evaluate()
         for _ in run.owed("log"):
             run.report()
         for _ in run.owed("save"):  # 6  never lose more than this

@@ -236,7 +236,7 @@ def test_an_episode_is_measured_before_it_is_fitted_and_only_once_there_was_a_fi
 def test_measuring_fills_its_columns_and_changes_nothing_of_what_is_learned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ("schedule.total=150", "schedule.tokenizer.upfront=2", "schedule.dynamics.upfront=2", "agent.gamma=0.8")
+    words = ("schedule.total=200", "schedule.tokenizer.upfront=2", "schedule.dynamics.upfront=2", "agent.gamma=0.8")
     for name in ("measured", "unmeasured"):
         if name == "unmeasured":
             monkeypatch.setattr(Instruments, "heldout", lambda self, episode, *, own: {})
