@@ -27,12 +27,14 @@ SAMPLED = SamplingConfig(temperature=0.8, top_k=9, codes_only=True)
 ATOL = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 
-def make_model(dtype: torch.dtype = torch.float32, *, seed: int = 0, dropout: float = 0.0) -> TokenModel:
+def make_model(
+    dtype: torch.dtype = torch.float32, *, seed: int = 0, dropout: float = 0.0, action: str = "slot"
+) -> TokenModel:
     """A random model in which every weight matters: norms and the action embedding are drawn too."""
     transformer = TransformerConfig(
         hidden=24, layers=3, heads=2, mlp=29, positions=64, rope_theta=1e4, norm_eps=1e-6, dropout=dropout
     )
-    heads = HeadConfig(action="slot", reward="scalar", bins=0, low=0.0, high=0.0, width=0, action_recon=0.0)
+    heads = HeadConfig(action=action, reward="scalar", bins=0, low=0.0, high=0.0, width=0, action_recon=0.0)
     generator = torch.Generator().manual_seed(seed)
     model = TokenModel(
         transformer, LAYOUT, action_dim=ACTIONS, heads=heads, feature_dim=0, continues=False, generator=generator
@@ -63,10 +65,11 @@ def slow_frame(model: TokenModel, context: Tensor, ids_BFK: Tensor, actions_BFA:
 
 
 @pytest.mark.parametrize("dtype", ATOL)
-@pytest.mark.parametrize("seed", range(4))
-def test_any_use_of_the_engine_agrees_with_recomputing_everything(dtype, seed):
+@pytest.mark.parametrize("action", ["slot", "frame"])
+@pytest.mark.parametrize("seed", range(3))
+def test_any_use_of_the_engine_agrees_with_recomputing_everything(dtype, action, seed):
     """Random prompts, imagined and given frames, rewinds and row permutations, in any order."""
-    model, rng = make_model(dtype, seed=seed), np.random.default_rng(seed)
+    model, rng = make_model(dtype, seed=seed, action=action), np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
     engine = TokenEngine(model, rows=ROWS, frames=FRAMES, sampling=GREEDY)
     state = None

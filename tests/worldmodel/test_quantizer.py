@@ -54,3 +54,32 @@ def test_the_nearest_code_wins_and_the_loss_pulls_both_ways() -> None:
     torch.testing.assert_close(latents.grad, 2 * (latents - quantizer.vectors(out.codes)).detach() / latents.numel())
     assert quantizer.embedding.weight.grad is not None
     assert quantizer.embedding.weight.grad.abs().max() > 0
+
+
+def test_features_of_scalar_codes_tell_each_code_and_what_neighbours_share() -> None:
+    levels = (3, 5, 2)
+    features_CJ = FiniteScalarQuantizer(levels, positions=1).features()
+    assert features_CJ.shape == (30, sum(levels) + 3)
+    assert len(features_CJ.unique(dim=0)) == 30
+    one_hot = features_CJ[:, : sum(levels)]
+    shared = one_hot @ one_hot.T  # in how many dimensions two codes have the same level
+    assert bool((shared.diagonal() == 3).all()) and shared[0, 1] == 2, "code 1 differs from code 0 in one dimension"
+
+
+def test_jitter_moves_the_asked_share_of_levels_by_one() -> None:
+    quantizer = FiniteScalarQuantizer((6, 7), positions=1)
+    codes = torch.randint(42, (4000,), generator=torch.Generator().manual_seed(0))
+    moved = quantizer.jittered(codes, 0.2, torch.Generator().manual_seed(1))
+    steps = torch.stack([moved % 6 - codes % 6, moved // 6 - codes // 6], -1)
+    assert int(steps.abs().max()) == 1
+    share = float(steps.abs().float().mean())  # at the border half of the moves lead nowhere
+    assert 0.16 < share < 0.2
+    assert torch.equal(quantizer.jittered(codes, 0.0, torch.Generator().manual_seed(1)), codes)
+
+
+def test_codes_of_a_book_have_nothing_in_common_and_jitter_to_any_other() -> None:
+    quantizer = VectorQuantizer(9, 2)
+    assert torch.equal(quantizer.features(), torch.eye(9))
+    codes = torch.full((3000,), 4)
+    moved = quantizer.jittered(codes, 0.5, torch.Generator().manual_seed(1))
+    assert len(moved.unique()) == 9 and 0.4 < float((moved != codes).float().mean()) < 0.5
