@@ -29,7 +29,7 @@ VERBS = {
         summary="train an agent inside a world model that it learns itself; continue an interrupted run",
         help="""usage: mbrl train [key=value ...] [group=variant ...] [--config-dir DIR]
 
-  mbrl train                                     plate-slide-v3 with the CPU presets
+  mbrl train                                     door-close-v3 with the CPU presets
   mbrl train task.name=door-close-v3 seed=2      another task (mbrl tasks lists them), another seed
   mbrl train run_dir=runs/mine                   a folder of your choice; the same line again continues the run
   mbrl train agent=mine --config-dir configs.d   your own configs.d/agent/mine.yaml

@@ -1,0 +1,156 @@
+"""Does a run's world model know which actions are better? `python -m benchmarks.dreams run=<dir> [starts=24] [...]`.
+
+From real moments many action sequences are tried in the simulator itself and in the model's imagination. Reward R2 over
+all moments says little about it: states differ far more than the actions that one can take in them. What a policy
+gradient needs is the correlation of true and imagined returns *within* a moment.
+"""
+
+# M moments, S sequences, H decisions, A action
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from agents.api import Agent
+from mbrl.envs.make import make_envs
+from mbrl.envs.perfect import PerfectModel, PerfectModelConfig
+from mbrl.envs.rows import RowsEnv
+from mbrl.io.checkpoint import read_newest
+from mbrl.replay.episode import Episode
+from mbrl.run.assemble import Configs, assemble_player
+from mbrl.run.collect import KEPT, episode_of
+from mbrl.run.folder import read_config
+from mbrl.run.windows import clips_of, longest_horizon, real_frames
+from worldmodel.api import WorldModel
+from worldmodel.seeds import Seeds
+
+HOLD = 4  # decisions for which a drawn action is kept: held actions lead somewhere
+NOISE = 0.3
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How well returns are imagined.
+
+    Attributes:
+        reward_r2_first: R2 of the reward after one imagined frame, against the variance over all moments and sequences.
+        reward_r2_last: the same after all of them.
+        across: correlation of true and imagined mean returns of the moments.
+        within: correlation of true and imagined returns of the sequences of a moment, averaged over moments.
+        gain: what the sequence that looks best in imagination truly gains over the mean, as a share of what the best
+            one gains; 1 for a perfect model, 0 for one that knows nothing.
+    """
+
+    reward_r2_first: float
+    reward_r2_last: float
+    across: float
+    within: float
+    gain: float
+
+
+def judge(true_MSH: Tensor, imagined_MSH: Tensor) -> Judged:
+    """Compares rewards of the same action sequences, f32 [M, S, H]; returns are their sums.
+
+    >>> truth = torch.randn(5, 7, 3, generator=torch.Generator().manual_seed(0))
+    >>> found = judge(truth, truth)
+    >>> round(found.within, 3), round(found.gain, 3), found.reward_r2_last
+    (1.0, 1.0, 1.0)
+    """
+    error_H = (true_MSH - imagined_MSH).square().mean((0, 1))
+    r2_H = 1 - error_H / true_MSH.var(correction=0).clamp_min(1e-12)
+    true_MS, imagined_MS = true_MSH.sum(2), imagined_MSH.sum(2)
+    true_C, imagined_C = (x - x.mean(1, keepdim=True) for x in (true_MS, imagined_MS))
+    # moments in which no sequence makes a difference say nothing
+    tells_M = true_C.std(1) > 1e-3 * true_MS.std().clamp_min(1e-12)
+    product_M = (true_C * imagined_C).mean(1)
+    sizes_M = (true_C.square().mean(1) * imagined_C.square().mean(1)).sqrt().clamp_min(1e-12)
+    chosen_M = true_C.gather(1, imagined_C.argmax(1, keepdim=True))[:, 0]
+    return Judged(
+        reward_r2_first=float(r2_H[0]),
+        reward_r2_last=float(r2_H[-1]),
+        across=float(torch.corrcoef(torch.stack([true_MS.mean(1), imagined_MS.mean(1)]))[0, 1]),
+        within=float((product_M / sizes_M)[tells_M].mean()),
+        gain=float(chosen_M.sum() / true_C.amax(1).sum()),
+    )
+
+
+def sequences(shape: tuple[int, int, int, int], generator: np.random.Generator) -> Tensor:
+    """Random held and disturbed actions in [-1, 1], f32 [M, S, H, A]."""
+    moments, count, horizon, actions = shape
+    held = generator.uniform(-1, 1, (moments, count, -(-horizon // HOLD), actions)).repeat(HOLD, 2)[:, :, :horizon]
+    return torch.from_numpy(np.clip(held + NOISE * generator.standard_normal(shape), -1, 1).astype(np.float32))
+
+
+@torch.no_grad()
+def compare(
+    model: WorldModel, simulator: PerfectModel, episodes: list[Episode], *, starts: int, count: int, seeds: Seeds
+) -> Judged:
+    """Tries `count` action sequences from `starts` random moments of `episodes` (which hold snapshots) in both."""
+    spec, generator = model.spec, seeds.numpy("dreams", 0)
+    horizon = min(longest_horizon(spec, episode) for episode in episodes)
+    rewards: list[list[Tensor]] = [[], []]
+    actions_MSHA = sequences((starts, count, horizon, spec.action_dim), generator)
+    for moment in range(starts):
+        episode = episodes[int(generator.integers(len(episodes)))]
+        first = int(generator.integers(real_frames(spec) - spec.observed, len(episode) + 2 - spec.observed - horizon))
+        newest = first + spec.observed - 1
+        clip = clips_of(episode, spec, np.array([first] * count), length=spec.observed)
+        known = {
+            name: torch.from_numpy(getattr(episode, name)[[newest] * count])[:, None] for name in simulator.spec.reads
+        }
+        frames = seeds.torch("dreams", 1, moment)
+        states = [simulator.encode(TensorDict(known, batch_size=[count])), model.encode(clip)]
+        for h in range(horizon):
+            action_SA = actions_MSHA[moment, :, h]
+            states = [simulator.imagine(states[0], action_SA, None), model.imagine(states[1], action_SA, frames)]
+            for told, state in zip(rewards, states, strict=True):
+                told.append(state["reward"][:, 0].cpu())
+    shape = (starts, horizon, count)
+    true_MSH, imagined_MSH = (torch.stack(told).view(shape).transpose(1, 2) for told in rewards)
+    return judge(true_MSH, imagined_MSH)
+
+
+def played(agent: Agent, env: RowsEnv, reads: tuple[str, ...], count: int) -> list[Episode]:
+    """`count` greedy episodes of one row."""
+    episodes: list[Episode] = []
+    now, memory = env.reset(), None
+    while len(episodes) < count:
+        steps: list[TensorDict] = []
+        while not steps or not bool(steps[-1]["next", "done"]):
+            action, memory = agent.act(now.select("pixels", "is_init", *reads), memory, "evaluate", step=len(steps))
+            stepped, now = env.step_and_maybe_reset(now.set("action", action))
+            steps.append(stepped[0].select(*KEPT, strict=False).clone())
+        episodes.append(episode_of(steps, env=0, number=len(episodes)))
+    return episodes
+
+
+def main(words: list[str]) -> int:
+    """Command line."""
+    given = {"starts": "24", "sequences": "12", "episodes": "8", **dict(word.split("=", 1) for word in words)}
+    folder = Path(given["run"])
+    configs = Configs.of(read_config(folder), trusted=False)
+    states = read_newest(folder / "checkpoints").states
+    player = assemble_player(configs, None)
+    player.model.load_state_dict(states["model"])
+    player.agent.load_state_dict(states["agent"])
+    seeds, model = Seeds(configs.seed), player.model
+    env = make_envs(configs.task, configs.protocol, seeds=seeds, stream="dreams", rows=1, snapshots=True)
+    simulator = PerfectModelConfig().build(task=configs.task, protocol=configs.protocol, env_spec=env.env_spec)
+    size = {"starts": int(given["starts"]), "count": int(given["sequences"])}
+    for name, agent in (("random", player.prefiller), ("trained", player.agent)):
+        episodes = played(agent, env, model.spec.reads, int(given["episodes"]))
+        found = compare(model, simulator, episodes, seeds=seeds, **size)
+        print(json.dumps({"policy": name, **{key: round(value, 3) for key, value in asdict(found).items()}}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
