@@ -105,10 +105,10 @@ def test_the_newest_checkpoint_is_scored_and_where_it_is_damaged_it_is_named_and
 ) -> None:
     monkeypatch.setattr(logging.getLogger("mbrl"), "propagate", True)
     assert main(["eval", f"run={folder}", "episodes=1"]) == 0
-    assert "checkpoint 525" in capsys.readouterr().out
+    assert "weights of env step 525" in capsys.readouterr().out
     name = damage(folder, 525)
     assert main(["eval", f"run={folder}", "episodes=1"]) == 0
-    assert "checkpoint 500" in capsys.readouterr().out
+    assert "weights of env step 500" in capsys.readouterr().out
     assert name in caplog.text
     assert (folder / "checkpoints" / "step-000000525").is_dir(), "who only looks moves nothing"
 
