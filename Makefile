@@ -11,7 +11,7 @@ export VENV PYTHON
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
-	@echo '  ARGS="..."      goes to the command: make train ARGS="task.name=door-close-v3 seed=2"'
+	@echo '  ARGS="..."      goes to the command: make train ARGS="task.name=plate-slide-v3 seed=2"'
 
 setup: $(VENV)/.rendering  ## prepare .venv, the pinned packages and OpenGL (train and test do it themselves)
 

@@ -103,11 +103,9 @@ def compare(
         first = int(generator.integers(real_frames(spec) - spec.observed, len(episode) + 2 - spec.observed - horizon))
         newest = first + spec.observed - 1
         clip = clips_of(episode, spec, np.array([first] * count), length=spec.observed)
-        known = {
-            name: torch.from_numpy(getattr(episode, name)[[newest] * count])[:, None] for name in simulator.spec.reads
-        }
-        frames = seeds.torch("dreams", 1, moment)
-        states = [simulator.encode(TensorDict(known, batch_size=[count])), model.encode(clip)]
+        known = clips_of(episode, simulator.spec, np.array([newest] * count), length=1)
+        states = [simulator.encode(known), model.encode(clip)]
+        frames = seeds.torch("dreams", 1, moment, device=states[1]["latent"].device)
         for h in range(horizon):
             action_SA = actions_MSHA[moment, :, h]
             states = [simulator.imagine(states[0], action_SA, None), model.imagine(states[1], action_SA, frames)]
@@ -125,7 +123,8 @@ def played(agent: Agent, env: RowsEnv, reads: tuple[str, ...], count: int) -> li
     while len(episodes) < count:
         steps: list[TensorDict] = []
         while not steps or not bool(steps[-1]["next", "done"]):
-            action, memory = agent.act(now.select("pixels", "is_init", *reads), memory, "evaluate", step=len(steps))
+            step = len(episodes) * env.env_spec.decisions + len(steps)  # each episode draws its own numbers
+            action, memory = agent.act(now.select("pixels", "is_init", *reads), memory, "evaluate", step=step)
             stepped, now = env.step_and_maybe_reset(now.set("action", action))
             steps.append(stepped[0].select(*KEPT, strict=False).clone())
         episodes.append(episode_of(steps, env=0, number=len(episodes)))
@@ -134,8 +133,17 @@ def played(agent: Agent, env: RowsEnv, reads: tuple[str, ...], count: int) -> li
 
 def main(words: list[str]) -> int:
     """Command line."""
-    given = {"starts": "24", "sequences": "12", "episodes": "8", **dict(word.split("=", 1) for word in words)}
+    given = {"run": "", "starts": "24", "sequences": "12", "episodes": "8"}
+    for word in words:
+        key, _, value = word.partition("=")
+        if key not in given or not value:
+            print(f"error: {word} is not understood; write {' '.join(f'{key}=...' for key in given)}", file=sys.stderr)
+            return 2
+        given[key] = value
     folder = Path(given["run"])
+    if not given["run"] or not folder.is_dir():
+        print(f"error: run must be the folder of a run (got {given['run']!r})", file=sys.stderr)
+        return 2
     configs = Configs.of(read_config(folder), trusted=False)
     states = read_newest(folder / "checkpoints").states
     player = assemble_player(configs, None)

@@ -28,7 +28,7 @@ from worldmodel.transformer.token_model import HeadConfig, TokenModel, symlog
 # B rows, t context frames, N codes of a context frame, F future frames, K codes of a future frame, A action, D latent
 
 LATENT_PARTS = ("context", "codes", "hidden")
-ENGINES = 4  # row counts (acting, evaluating, dreaming, auditing) whose caches are kept
+ENGINES = 8  # row counts (acting, evaluating, dreaming, measuring, ...) whose caches are kept
 CONTEXT_POOL = 4  # the context's code vectors are averaged to a 4x4 grid before an agent reads them
 
 
@@ -69,6 +69,10 @@ class ModelConfig:
         least = 1 if self.anchor == "episode" else 0
         if not least <= self.observed < self.segment:
             raise ValueError(f"observed must be >= {least} and below segment={self.segment} (got {self.observed})")
+        if self.proprio and self.observed < 1:
+            raise ValueError(
+                f"observed must be >= 1 with proprio=true, which is known of real frames (got {self.observed})"
+            )
         if self.embedding not in ("table", "levels"):
             raise ValueError(f"embedding must be table or levels (got {self.embedding})")
         unknown = [part for part in self.latent if part not in LATENT_PARTS]

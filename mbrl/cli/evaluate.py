@@ -45,9 +45,9 @@ def run(args: list[str]) -> int:
     configs = Configs.of(plain, trusted=trusted)
     checkpoint = read_newest(asked.folder / "checkpoints")
     player = assemble_player(configs, None)
-    best = checkpoint.states["best"] if configs.evaluation.weights == "best" else {}
+    best = checkpoint.states["best"]["found"] if configs.evaluation.weights == "best" else {}
     acting = best["states"] if best else checkpoint.states
-    weights_step = best["env_step"] if best else checkpoint.step
+    weights_step = best["env_step"] if best else checkpoint.states["run"]["clock"]["env_steps"]
     player.model.load_state_dict(acting["model"])
     player.agent.load_state_dict(acting["agent"])
     score = player.evaluator.score(player.agent, asked.episodes)

@@ -30,7 +30,7 @@ VERBS = {
         help="""usage: mbrl train [key=value ...] [group=variant ...] [--config-dir DIR]
 
   mbrl train                                     door-close-v3 with the CPU presets
-  mbrl train task.name=door-close-v3 seed=2      another task (mbrl tasks lists them), another seed
+  mbrl train task.name=plate-slide-v3 seed=2     another task (mbrl tasks lists them), another seed
   mbrl train run_dir=runs/mine                   a folder of your choice; the same line again continues the run
   mbrl train agent=mine --config-dir configs.d   your own configs.d/agent/mine.yaml
 
@@ -43,12 +43,13 @@ Groups and their variants are the folders and files under configs/. Ctrl-C saves
         summary="score a trained agent on the evaluation episodes",
         help="""usage: mbrl eval run=DIR [episodes=20] [device=cpu] [--config-dir DIR]
 
-  mbrl eval run=runs/mine episodes=50            the newest checkpoint
+  mbrl eval run=runs/mine episodes=50            the weights that the run's own final score is of
   mbrl eval run=runs/mine device=cpu             a run of a GPU machine, scored without one
   mbrl eval run=runs/mine --config-dir configs.d a run with classes of your own, which files in configs.d name
 
-The episodes have the same starts and goals as those of the run's own evaluations, the last one included: episode by
-episode the first ones here are the ones there. Training uses none of them. With more episodes new ones follow.
+Of the newest checkpoint the best weights so far are scored, or with evaluation.weights=last the last ones. The episodes
+have the same starts and goals as those of the run's first (random) and last evaluation: episode by episode the
+first ones here are the ones there. Nothing was chosen or trained on them. With more episodes new ones follow.
 
 Writes evaluation.json into the run folder and changes nothing else in it.""",
     ),

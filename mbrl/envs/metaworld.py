@@ -97,6 +97,7 @@ class MetaWorld:
     discrete = False
     terminates = False
     proprio_dim = 4  # where the hand is, in metres, and how far the gripper is open
+    proprio_centre = (0.0, 0.6, 0.2, 0.5)  # about where the hand begins
     proprio_scale = (10.0, 10.0, 10.0, 1.0)  # decimetres
     parts: ClassVar[Mapping[str, slice]] = {"hand": slice(0, 3), "object": slice(4, 7)}
 

@@ -136,7 +136,8 @@ class RowsEnv(EnvBase):
 
     def _known(self, simulator: Simulator) -> dict[str, Tensor]:
         state_S = torch.from_numpy(simulator.state())
-        proprio_Q = state_S[: simulator.proprio_dim] * torch.tensor(simulator.proprio_scale)
+        centre_Q, scale_Q = torch.tensor(simulator.proprio_centre), torch.tensor(simulator.proprio_scale)
+        proprio_Q = (state_S[: simulator.proprio_dim] - centre_Q) * scale_Q
         known = {"proprio": proprio_Q, "state": state_S}
         return known | ({"snapshot": torch.from_numpy(simulator.snapshot())} if self._snapshots else {})
 

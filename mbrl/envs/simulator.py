@@ -51,8 +51,9 @@ class Simulator(Protocol):
     """Whether an episode can end by itself."""
     proprio_dim: int
     """How many numbers of `state` a real robot would know of itself."""
+    proprio_centre: tuple[float, ...]
     proprio_scale: tuple[float, ...]
-    """What these numbers are multiplied with, so that what matters in them is about 1 in size."""
+    """Proprioception is (number - centre) * scale, so that what matters in it is about 1 in size."""
     parts: Mapping[str, slice]
     """What some slices of `state` are called, for instruments: positions in the world's unit of length."""
 

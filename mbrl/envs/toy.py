@@ -56,7 +56,7 @@ class Toy:
         self.discrete = variant == "reach-discrete"
         self.terminates = variant == "reach-terminal"
         self.action_dim = len(_MOVES) if self.discrete else 2
-        self.proprio_dim, self.proprio_scale = 2, (5.0, 5.0)
+        self.proprio_dim, self.proprio_centre, self.proprio_scale = 2, (0.5, 0.5), (2.0, 2.0)
         self.parts = {"dot": slice(0, 2), "goal": slice(2, 4)}
         self._side = np.arange(image, dtype=np.float32) + 0.5
         self._image = image

@@ -180,7 +180,9 @@ def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: S
         prefiller=player.prefiller,
         evaluator=player.evaluator,
         best=Best({"model": model, "agent": player.agent}),
-        instruments=Instruments(model=model, agent=player.agent, replay=replay, seeds=seeds, parts=envs.parts),
+        instruments=Instruments(
+            model=model, agent=player.agent, replay=replay, seeds=seeds, parts=envs.parts, demos=configs.demos
+        ),
         gate=gate,
         progress=progress,
         logger=configs.logger.build(folder=folder, config=info),

@@ -16,13 +16,16 @@ from mbrl.run.evaluate import Score
 class Best:
     """A copy of everything that acts, as it was at the best interim evaluation so far.
 
-    Better is: more successes, then a higher return, then later.
+    Better is: more successes, then a higher return, then later. Evaluations of different sizes are not compared: the
+    first of a new size replaces what there was.
     """
 
     def __init__(self, acting: Mapping[str, Any]) -> None:
         """`acting`: the parts that decide how the agent acts (the world model is one), each with a state dict."""
         self._acting = dict(acting)
         self._found: dict[str, Any] = {}
+        self.offered = -1
+        """Env step of the newest offer."""
 
     def __bool__(self) -> bool:
         """Whether there is any yet."""
@@ -36,10 +39,11 @@ class Best:
     def offer(self, score: Score, *, env_step: int) -> None:
         """Keeps the weights of now if `score`, an interim evaluation, is the best so far."""
         told = score.metrics()
-        mark = [told["success"], told["return"]]
-        if not self._found or mark >= self._found["mark"]:
+        mark, size = [told["success"], told["return"]], int(told["episodes"])
+        self.offered = env_step
+        if not self._found or size != self._found["size"] or mark >= self._found["mark"]:
             states = {name: copied(part.state_dict()) for name, part in self._acting.items()}
-            self._found = {"mark": mark, "env_step": env_step, "states": states}
+            self._found = {"mark": mark, "size": size, "env_step": env_step, "states": states}
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -56,9 +60,9 @@ class Best:
             part.load_state_dict(states[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """Mark, env step and states; empty before the first interim evaluation."""
-        return self._found
+        """The newest offer, and of the best one mark, size, env step and states (before the first there is none)."""
+        return {"offered": self.offered, "found": self._found}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of `state_dict`."""
-        self._found = dict(state)
+        self.offered, self._found = state["offered"], dict(state["found"])

@@ -67,9 +67,20 @@ class Instruments:
     """Measures a model and an agent on real episodes; draws nothing that training draws."""
 
     def __init__(
-        self, *, model: WorldModel, agent: Agent, replay: ClipReplay, seeds: Seeds, parts: Mapping[str, slice]
+        self,
+        *,
+        model: WorldModel,
+        agent: Agent,
+        replay: ClipReplay,
+        seeds: Seeds,
+        parts: Mapping[str, slice],
+        demos: int = 0,
     ) -> None:
-        """`parts`: what the probe looks for: names of slices of the simulator's state."""
+        """Args:
+        parts: what the probe looks for: names of slices of the simulator's state.
+        demos: how many of the first episodes are demonstrations; their rewards would make any error look small.
+        """
+        self.demos = demos
         self.model, self.agent, self.replay, self.seeds, self.parts = model, agent, replay, seeds, dict(parts)
 
     # -- one held-out episode -----------------------------------------------------------------------------------------
@@ -79,9 +90,11 @@ class Instruments:
         """Columns `heldout/...` of an episode that is in replay but that the model was not fitted to.
 
         * `reward_r2_1`, `_5`, `_10`: R2 of the reward after so many imagined frames with the true actions, sampled as
-          in dreams, from up to 10 moments; against the variance of the rewards of the WHOLE replay (a steady policy's
-          episode has none of its own).
-        * `codes`, `reward`, ...: the losses of the dynamics on this episode, as when it is fitted (dropout included).
+          in dreams, from up to 10 moments; against the variance of the rewards of the WHOLE replay without
+          demonstrations (a steady policy's episode has none of its own). That variance grows while the agent learns:
+          `reward_rmse_*` is the same error in environment units.
+        * `codes`, `reward`, ...: the losses of the dynamics on this episode, as when it is fitted (dropout and jitter
+          included; a strange context is here another clip's of the same episode).
         * `return_imagined`, `return_real`: discounted rewards of the next frames, imagined with the agent's own policy
           and as they followed. The dream's noise is white, the real one may be correlated.
         * `value`, `return_to_go`: the critic at these moments and the discounted rewards to the episode's end, with
@@ -124,6 +137,7 @@ class Instruments:
             if frame <= horizon:
                 true, imagined = real.reward[:, frame - 1], reward_BH[:rows, frame - 1]
                 values[f"reward_r2_{frame}"] = r_squared(true, imagined, variance)
+                values[f"reward_rmse_{frame}"] = float((true - imagined).square().mean().sqrt())
         if agent is not None:
             gone_on = torch.cat([torch.ones(rows, 1), continue_BH[rows:, :-1]], 1).cumprod(1)
             discount_H = discounts(agent.gamma, horizon)
@@ -185,7 +199,9 @@ class Instruments:
         return "pixels" in self.model.spec.reads
 
     def _reward_variance(self) -> float:
-        return float(np.concatenate([stored.episode.reward for stored in self.replay.store.stored]).var())
+        held = [stored.episode for stored in self.replay.store.stored]
+        own = [episode.reward for episode in held if episode.number >= self.demos]
+        return float(np.concatenate(own).var())
 
     # -- the whole replay ---------------------------------------------------------------------------------------------
 

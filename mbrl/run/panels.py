@@ -37,7 +37,7 @@ PANELS: tuple[Panel, ...] = (
         unit="R²",
         floor=-1.0,
         ceiling=1.05,
-        lines=(Line(column="probe/*_r2", label="*", last=(("probe/*_cm", "{} cm"), ("probe/*_rmse", "rmse {}"))),),
+        lines=(Line(column="probe/*_r2", label="*", last=(("probe/*_rmse", "rmse {}"),)),),
     ),
     Lines(
         title="7  Imagined against real return",

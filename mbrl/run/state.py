@@ -190,11 +190,24 @@ class Run:
 
     def _evaluate_finally(self) -> None:
         """The score that counts, on the random policy's starts and goals."""
-        chosen = self.evaluation.weights == "best" and bool(self.best)
+        if self.evaluation.weights == "best" and self.best.offered != self.clock.env_steps:
+            self.evaluate()  # the last weights are candidates too
+        chosen = self.evaluation.weights == "best"
         step = self.best.env_step if chosen else self.clock.env_steps
         log.info("final evaluation of the weights of env step %d", step)
         with self.best.in_place() if chosen else nullcontext():
             self._show("final", self.evaluator.score(self.agent, self.evaluation.episodes), {"weights_step": step})
+        self.scores["final"] |= self._asked()
+
+    def _asked(self) -> dict[str, float]:
+        """What a final score belongs to; a finished run that is asked for another one is scored again."""
+        judged = self.evaluation
+        return {
+            "env_step": float(self.clock.env_steps),
+            "asked_best": float(judged.weights == "best"),
+            "asked_episodes": float(judged.episodes),
+            "asked_rows": float(judged.rows),
+        }
 
     def _show(self, name: str, score: Score, more: dict[str, float] | None = None) -> None:
         """Writes eval.csv, an episode's video and an open-loop clip of the model."""
@@ -276,7 +289,7 @@ class Run:
 
     def finish(self) -> None:
         """The last evaluation (unless a stop was asked for) and the last checkpoint."""
-        if not self.stop and self.scores.get("final", {}).get("env_step") != self.clock.env_steps:
+        if not self.stop and not self._asked().items() <= self.scores.get("final", {}).items():
             with self.timed("evaluate"):
                 self._evaluate_finally()
             self.report()

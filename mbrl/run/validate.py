@@ -40,6 +40,7 @@ def complaints(groups: Mapping[str, Any], *, demos: int = 0) -> Iterator[str]:
         yield from images(groups)
         yield from positions(groups)
         yield from clips(groups)
+        yield from embeddings(groups)
         yield from horizons(groups)
         yield from rewards(groups)
         yield from thresholds(groups)
@@ -120,6 +121,15 @@ def positions(groups: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"worldmodel.segment={segment} needs {needed} token positions, transformer.positions={there}; "
             f"lower worldmodel.segment to {fitting} or raise transformer.positions to {needed}"
+        )
+
+
+def embeddings(groups: Mapping[str, Any]) -> Iterator[str]:
+    """Embeddings are composed of levels only where codes have any."""
+    if groups["worldmodel"].embedding == "levels" and groups["tokenizer"].quantizer != "fsq":
+        yield (
+            f"worldmodel.embedding=levels needs tokenizer.quantizer=fsq, whose codes have levels "
+            f"(got {groups['tokenizer'].quantizer}); set worldmodel.embedding=table"
         )
 
 

@@ -39,7 +39,6 @@ NEW = {
     "heldout/reward_r2_10": "nan",
     "replay/codes_alive": "61",
     "probe/hand_r2": "0.8",
-    "probe/hand_cm": "1.25",
     "probe/object_r2": "0.5",
     "heldout/return_imagined": "31",
     "heldout/return_real": "28",

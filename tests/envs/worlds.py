@@ -36,6 +36,7 @@ class Recorder:
     discrete: bool = False
     terminates: bool = False
     proprio_dim: int = 1
+    proprio_centre: tuple[float, ...] = (0.0,)
     proprio_scale: tuple[float, ...] = (1.0,)
     parts: dict[str, slice] = field(default_factory=lambda: {"count": slice(0, 1)})
     seeds: list[int] = field(default_factory=list)

@@ -63,6 +63,13 @@ def test_the_best_survives_a_checkpoint() -> None:
         assert other.number.item() == 7
 
 
+def test_evaluations_of_different_sizes_are_not_compared() -> None:
+    best = Best({"model": Weights(0)})
+    best.offer(Score((5.0,), (True,), (True,), first=None), env_step=10)  # type: ignore[arg-type]
+    best.offer(score(3, 1.0), env_step=20)
+    assert best.env_step == 20, "3 of 4 say more than 1 of 1"
+
+
 def test_weights_that_are_no_choice_are_refused() -> None:
     with pytest.raises(ValueError, match="weights must be last or best"):
         EvaluationConfig(episodes=1, interim=1, rows=1, weights="middle")  # type: ignore[arg-type]
@@ -97,6 +104,6 @@ def test_the_final_score_is_that_of_the_chosen_weights_on_starts_that_chose_noth
     other = acting[500 - scored, "select"]
     assert any(not torch.equal(final[name], other[name]) for name in final)
     states = read_newest(tmp_path / "run" / "checkpoints").states
-    assert states["best"]["env_step"] == 200
+    assert states["best"]["found"]["env_step"] == 200
     for name, tensor in acting[300, "select"].items():
         assert torch.equal(states["agent"][name], tensor), "training goes on from the newest weights"

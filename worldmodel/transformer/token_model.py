@@ -270,7 +270,8 @@ class TokenModel(nn.Module):
         Args:
             codes_BFK: what is to be predicted.
             read_BFK: what the model reads instead, a disturbed form of `codes_BFK`.
-            change_BFQ: [B, F, Q] change of the proprioception into frame j; not supervised in the `given` frames.
+            change_BFQ: [B, F, Q] change of the proprioception into frame j; not supervised in the `given` frames and in
+                the first, of which nothing earlier is known.
             reward_BF: [B, F] reward received on arriving in frame j, environment units.
             reward_known_BF: bool [B, F]; the reward loss is the mean over these.
             continue_BF: float [B, F], 0 where the episode terminated in frame j.
@@ -290,7 +291,7 @@ class TokenModel(nn.Module):
         if self.has_continue:
             losses["continue"] = self.continue_loss(hidden_BFD, continue_BF).mean()
         if change_BFQ is not None:
-            losses["proprio"] = (self.proprio_linear(hidden_BFD) - change_BFQ)[:, given:].square().mean()
+            losses["proprio"] = (self.proprio_linear(hidden_BFD) - change_BFQ)[:, max(given, 1) :].square().mean()
         if self.heads.action_recon and actions_BFA is not None:
             losses["action_recon"] = self.heads.action_recon * self.action_recon_loss(hidden_BND, actions_BFA)
         return losses
