@@ -1,7 +1,8 @@
 """Learning curves of finished runs as one picture: `python -m benchmarks.curves out=docs/curve.png runs/a runs/b`.
 
-Left: success over env steps; right: return over minutes of wall clock. Dots are greedy evaluations, thin lines training
-episodes, the dashed line the random policy on the same starts and goals.
+Left: success over env steps; right: return over minutes of wall clock. Dots are interim evaluations, which have starts
+and goals of their own, thin lines training episodes; the star is the final score, the dashed line the random policy on
+the same starts and goals as the star.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def draw(folders: list[Path], out: Path) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for folder, info in zip(folders, infos, strict=True):
         scores, training = read(folder / "eval.csv"), read(folder / "metrics.csv")
-        random_policy, greedy = scores[0], scores[1:]
+        random_policy, final = scores[0], scores[-1]
+        greedy = [row for row in scores[1:] if "weights_step" not in row]
         episodes = [row for row in training if "train/episode/return" in row]
         for axis, x, scale, y, tag in (
             (axes[0], "env_step", 1000.0, "success", "train/episode/success"),
@@ -43,10 +45,11 @@ def draw(folders: list[Path], out: Path) -> None:
             axis.plot(
                 [r[x] / scale for r in greedy], [r[y] for r in greedy], "o-", color=colour, label=f"seed {info['seed']}"
             )
+            axis.plot(final[x] / scale, final[y], "*", ms=13, color=colour, mec="black", mew=0.5)
             axis.axhline(random_policy[y], ls="--", lw=0.8, color=colour)
     axes[0].set(xlabel="thousand env steps", ylabel="success", ylim=(-0.05, 1.05))
     axes[1].set(xlabel="minutes", ylabel="return of an episode")
-    title = "dots: greedy, thin: training, dashed: random policy"
+    title = "dots: greedy on interim starts, star: final score, thin: training, dashed: random policy"
     figure.legend(*axes[0].get_legend_handles_labels(), title=title, loc="outside lower center", ncols=5, fontsize=8)
     task, protocol = told.pop()
     figure.suptitle(f"{task}, protocol {protocol}, {infos[0]['device']}, {infos[0]['threads']} threads")

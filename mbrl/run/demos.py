@@ -63,8 +63,6 @@ class Demos:
 
     def collect(self, stop: Stop) -> None:
         """Plays those that are missing. After a stop, which may come in the middle of one, the next call goes on."""
-        if self.made >= self.episodes:
-            return
         while self.made < self.episodes:
             episode = self._play(self.made, stop)
             if episode is None:
@@ -72,7 +70,8 @@ class Demos:
             self.replay.append(episode)
             self.clock.episodes += 1
             self.clock.done[DONE] = self.made + 1
-        self._tell()
+            if self.made == self.episodes:
+                self._tell()
         self.env.close()
 
     def _play(self, number: int, stop: Stop) -> Episode | None:

@@ -191,14 +191,19 @@ def circumstances(record: Record) -> str:
 
 
 def verdict(record: Record, *, briefly: bool = False) -> str:
-    """The newest greedy score, and the random policy's."""
-    if not record.greedy:
+    """The final score, or the newest interim one, and the random policy's."""
+    if record.final:
+        row = record.final
+        at = f"of the weights of step {row['weights_step']:.0f}"
+        told = f"final score {at}: {score(row)}, {row.get('episodes', 0):.0f} greedy episodes"
+    elif record.greedy:
+        row = record.greedy[-1]
+        at = f"step {row['env_step']:.0f}"
+        told = f"newest interim score, {at}: {score(row)}, {row.get('episodes', 0):.0f} greedy episodes"
+    else:
         return "no greedy evaluation yet"
-    row = record.greedy[-1]
     if briefly:
-        return f"{'final' if record.finished else 'not finished'}, step {row['env_step']:.0f}: {score(row)}"
-    word = "final score" if record.finished else "newest score (the run is not finished)"
-    told = f"{word} at env step {row['env_step']:.0f}: {score(row)}, {row.get('episodes', 0):.0f} greedy episodes"
+        return f"{'final' if record.final else 'not finished'}, {at}: {score(row)}"
     return f"{told}; random policy: {score(record.random)}" if record.random else told
 
 

@@ -155,7 +155,7 @@ class Lines:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Greedy evaluations with their 95 % intervals, the random policy, and the episodes of training.
+    """Interim evaluations with their 95 % intervals, the final score, the random policy, and the episodes of training.
 
     Attributes:
         column: of eval.csv.
@@ -190,13 +190,17 @@ class Scores:
             x, y = [row["env_step"] for row in rows], [row[self.column] for row in rows]
             dot = 5 + min(8, 2 * (len(records) - 1 - number))  # a run that lies under another one is still seen
             axis.errorbar(x, y, yerr=errors, color=colour, marker="o", ms=dot, lw=1.8, capsize=3, elinewidth=1.2)
+            if record.final and self.column in record.final:
+                at = record.final["weights_step"], record.final[self.column]
+                axis.plot(*at, color=colour, marker="*", ms=dot + 7, mec=BLACK, mew=0.6, zorder=5)
         if self.column == "success":
             axis.set_ylim(-0.04, 1.04)
         main, thin = (BLUE, ORANGE) if alone else (GREY, GREY)
         greedy = Line2D([], [], color=main, marker="o", ms=5, lw=1.8, label="greedy, 95 %")
+        final = Line2D([], [], color=main, marker="*", ms=11, lw=0, label="final score, other starts")
         random = Line2D([], [], color=BLACK if alone else GREY, ls="--", lw=1.0, label="random policy")
         episodes = Line2D([], [], color=thin, lw=1.1, label="training episodes")
-        legend(axis, [greedy, random, episodes])
+        legend(axis, [greedy, final, random, episodes])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,8 +60,14 @@ class Record:
 
     @property
     def greedy(self) -> Sequence[Row]:
-        """The agent's evaluations."""
-        return self.scores[1:]
+        """The agent's interim evaluations, on starts and goals of their own."""
+        return [row for row in self.scores[1:] if "weights_step" not in row]
+
+    @property
+    def final(self) -> Row | None:
+        """The score that counts: that of the weights of `weights_step`, on the random policy's starts and goals."""
+        told = [row for row in self.scores if "weights_step" in row]
+        return told[-1] if told else None
 
     @property
     def prefill(self) -> float | None:
@@ -81,9 +87,9 @@ class Record:
 
     @property
     def finished(self) -> bool:
-        """Whether the last evaluation is the one at the end of the schedule."""
+        """Whether there is a final score of the end of the schedule."""
         total = self.config.get("schedule", {}).get("total", math.inf)
-        return bool(self.greedy) and self.greedy[-1]["env_step"] >= total
+        return self.final is not None and self.final["env_step"] >= total
 
     @property
     def perfect(self) -> bool:

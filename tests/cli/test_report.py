@@ -29,16 +29,18 @@ CONFIG: dict[str, Any] = {
 }
 OLD = "env_step,decision,update,wall_s,train/episode/return,time/collect_s,time/fit_s,time/evaluate_s,agent/return_mean"
 ROWS = ["1000,500,0,9.5,21,4,0,6,", "2000,1000,0,30,25,4,16,0,", "3000,1500,40,60.5,31,4,26,0,7.5"]
-EVAL = """env_step,decision,update,wall_s,episodes,return,return_std,success,success_low,success_high
-0,0,0,5,20,32,22,0.05,0.01,0.24
-3000,1500,40,61,10,121,25,0.6,0.31,0.83
+EVAL = """env_step,decision,update,wall_s,episodes,return,return_std,success,success_low,success_high,weights_step
+0,0,0,5,20,32,22,0.05,0.01,0.24,
+3000,1500,40,61,10,121,25,0.6,0.31,0.83,
 """
+FINAL = "3000,1500,40,70,20,140,20,0.8,0.58,0.92,2500\n"
 NEW = {
     "heldout/reward_r2_1": "0.9",
     "heldout/reward_r2_5": "-7",
     "heldout/reward_r2_10": "nan",
     "replay/codes_alive": "61",
     "probe/hand_r2": "0.8",
+    "probe/hand_rmse": "1.25",
     "probe/object_r2": "0.5",
     "heldout/return_imagined": "31",
     "heldout/return_real": "28",
@@ -121,7 +123,7 @@ def test_a_full_run_has_every_panel_in_order_and_none_without_data(make: Make) -
     assert not any("not measured" in word for axis in figure.axes for word in words(axis))
     assert entries(panel(figure, 4)) == ["after 1", "after 5", "after 10", "gate: 0.3"]
     assert entries(panel(figure, 5)) == ["over the replay", "gate: 40"]
-    assert entries(panel(figure, 6)) == ["hand (1.2 cm)", "object"]
+    assert entries(panel(figure, 6)) == ["hand (rmse 1.2)", "object"]
     assert entries(panel(figure, 11)) == ["future L1", "context L1"]
     assert entries(panel(figure, 12)) == ["collect 20", "fit 70", "evaluate 10"]
 
@@ -150,10 +152,16 @@ def test_the_title_tells_what_was_run_and_how_it_went(make: Make) -> None:
     told = "\n".join(heading([read_record(make())]))
     for word in ("door-close-v3", "protocol default", "seed 7", "dreamer", "ivideogpt (3 layers of 128)", "1.0 min"):
         assert word in told
-    assert "newest score (the run is not finished) at env step 3000: success 0.60 [0.31, 0.83]" in told
-    done = read_record(make("done", schedule={"total": 3000}, worldmodel={"proprio": True}))
+    assert "newest interim score, step 3000: success 0.60 [0.31, 0.83]" in told
+    folder = make("done", schedule={"total": 3000}, worldmodel={"proprio": True})
+    with (folder / "eval.csv").open("a") as table:
+        table.write(FINAL)
+    done = read_record(folder)
+    assert done.finished and [row["success"] for row in done.greedy] == [0.6], "the final score is of other starts"
     told = "\n".join(heading([done]))
-    assert "final score at env step 3000" in told
+    assert "final score of the weights of step 2500: success 0.80 [0.58, 0.92]" in told
+    star = [line for line in panel(draw([done]), 1).lines if line.get_marker() == "*"]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in star] == [(2500, 0.8)]
     assert "with proprioception" in told
 
 
@@ -209,7 +217,12 @@ def test_a_run_without_evaluations_is_drawn(make: Make) -> None:
     (folder / "eval.csv").unlink()
     record = read_record(folder)
     assert "no greedy evaluation yet" in "\n".join(heading([record]))
-    assert entries(panel(draw([record]), 2)) == ["greedy, 95 %", "random policy", "training episodes"]
+    assert entries(panel(draw([record]), 2)) == [
+        "greedy, 95 %",
+        "final score, other starts",
+        "random policy",
+        "training episodes",
+    ]
 
 
 def refused(args: Sequence[str], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
