@@ -159,7 +159,9 @@ def test_in_the_simulator_itself_every_prediction_is_right(tmp_path: Path) -> No
     to_go = [sum(r * 0.5**i for i, r in enumerate(episode.reward[n:])) for n in real.newest]
     assert found["heldout/value"] == 7.0
     assert found["heldout/return_to_go"] == pytest.approx(np.mean(to_go), rel=1e-5)
-    assert set(tools.heldout(episode, own=False)) == {f"heldout/reward_r2_{frame}" for frame in (1, 5, 10)}
+    assert found["heldout/reward_rmse_10"] == pytest.approx(0, abs=1e-6)
+    of_rewards = {f"heldout/reward_{kind}_{frame}" for kind in ("r2", "rmse") for frame in (1, 5, 10)}
+    assert set(tools.heldout(episode, own=False)) == of_rewards
     assert tools.codes_alive(0) is None and tools.probed() == {}
     run.logger.close()
 
@@ -175,7 +177,8 @@ def test_a_video_model_is_measured_the_same_way_twice_and_touches_no_global_gene
     found = tools.heldout(episode, own=True)
     assert tools.heldout(episode, own=True) == found and torch.equal(torch.get_rng_state(), before)
     last = 8 if anchor == "episode" else 10
-    names = {"reward_r2_1", "reward_r2_5", f"reward_r2_{last}", "codes", "reward", "return_imagined", "return_real"}
+    names = {f"reward_{kind}_{frame}" for kind in ("r2", "rmse") for frame in (1, 5, last)}
+    names |= {"codes", "reward", "return_imagined", "return_real"}
     assert set(found) == {f"heldout/{name}" for name in names}, "25 decisions at gamma 0.96 are too few for the value"
     assert found["heldout/codes"] > 0
     while len(run.replay.store.stored) < 4:
@@ -303,3 +306,14 @@ def test_too_few_episodes_are_refused() -> None:
     frame_NE, context_NC, episode_N, _ = episodes(count=3)
     with pytest.raises(ValueError, match="at least 4 episodes"):
         probe(frame_NE, context_NC, frame_NE[:, :3], episode_N)
+
+
+def test_demonstrations_do_not_make_an_error_look_small(tmp_path: Path) -> None:
+    run = assembled(tmp_path / "run")
+    played(run), played(run)  # two rows: four episodes
+    rewards = [stored.episode.reward for stored in run.replay.store.stored]
+    assert len(rewards) == 4
+    everything = run.instruments._reward_variance()
+    run.instruments.demos = 2
+    assert run.instruments._reward_variance() == pytest.approx(float(np.concatenate(rewards[2:]).var())) != everything
+    run.logger.close()
