@@ -113,7 +113,9 @@ class PerfectModel(nn.Module):
         """Raises: TypeError; there are no codes."""
         raise TypeError("the perfect model has no codes: it reads the simulator's state, not pixels")
 
-    def observe(self, state: TensorDict, action_BA: Tensor, frame_BCHW: Tensor) -> NoReturn:
+    def observe(
+        self, state: TensorDict, action_BA: Tensor, frame_BCHW: Tensor, proprio_BQ: Tensor | None = None
+    ) -> NoReturn:
         """Raises: TypeError; a frame is not enough to know a moment."""
         raise TypeError("the perfect model cannot go on from a frame: encode a clip with `state` and `snapshot`")
 

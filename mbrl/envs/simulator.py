@@ -85,7 +85,10 @@ class Simulator(Protocol):
         ...
 
     def expert(self) -> NDArray[np.float32]:
-        """What a scripted expert would do now, f32 [action_dim] in [-1, 1]. Does not move the world."""
+        """What a scripted expert would do now, f32 [action_dim] in [-1, 1]. Does not move the world.
+
+        Raises: NotImplementedError where there is none.
+        """
         ...
 
     def close(self) -> None:

@@ -110,8 +110,8 @@ def assemble_player(configs: Configs, collecting: RowsEnv | None) -> Player:
         collecting: the environments of training, where there are any: an expert must know in which worlds it acts.
     """
     torch.set_num_threads(configs.compute.threads)
-    # products of float32 matrices go through oneDNN: 2.4 times faster than MKL on an AMD processor. Where a processor
-    # has bfloat16 units for them they are used, as TF32 would be on a GPU
+    # products of float32 matrices go through oneDNN: 2.4 times faster than MKL on an AMD processor, with equal numbers
+    # there; on a processor with matrix units oneDNN may use bfloat16 inside, as a GPU uses TF32
     torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # type: ignore[attr-defined]
     seeds, device = Seeds(configs.seed), configs.compute.device
     judging = worlds_of(configs, stream="evaluate", rows=configs.evaluation.rows)

@@ -125,8 +125,8 @@ def positions(groups: Mapping[str, Any]) -> Iterator[str]:
 
 
 def embeddings(groups: Mapping[str, Any]) -> Iterator[str]:
-    """Embeddings are composed of levels only where codes have any."""
-    if groups["worldmodel"].embedding == "levels" and groups["tokenizer"].quantizer != "fsq":
+    """Embeddings are composed of levels only where codes have any (a user's own world model may know neither)."""
+    if getattr(groups["worldmodel"], "embedding", "") == "levels" and groups["tokenizer"].quantizer != "fsq":
         yield (
             f"worldmodel.embedding=levels needs tokenizer.quantizer=fsq, whose codes have levels "
             f"(got {groups['tokenizer'].quantizer}); set worldmodel.embedding=table"

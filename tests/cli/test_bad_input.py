@@ -49,6 +49,10 @@ compute.device=cuda:99                           | compute.device must be one th
 compute.device=gpu                               | compute.device must be cpu, cuda or cuda:<n> (got gpu)
 agent.horizon=0                                  | agent.horizon must be >= 1 (got 0)
 agent.horizon=400                                | worldmodel.segment=10 | horizon to 8 | fit.dynamics.length to 402
+worldmodel.losses.jitter=1                       | worldmodel.losses.jitter must be in [0, 1) (got 1.0)
+worldmodel.heads.action=slots                    | worldmodel.heads.action must be slot or frame (got slots)
+evaluation.weights=first                         | evaluation.weights must be last or best (got first)
+worldmodel.proprio=true worldmodel.observed=0 worldmodel.anchor=segment | worldmodel.observed must be >= 1 with proprio
 agent.gamma=1.7                                  | agent.gamma must be in (0, 1) (got 1.7)
 agent.lam=-0.1                                   | agent.lam must be in [0, 1] (got -0.1)
 agent.actor_optim.lr=0                           | agent.actor_optim.lr must be > 0 (got 0.0)

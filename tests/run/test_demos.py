@@ -261,11 +261,14 @@ def test_a_stored_number_is_not_trusted(tmp_path: Path) -> None:
 def test_a_world_without_an_expert_is_refused_and_leaves_its_folder_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def expert(self: Toy) -> None:
+        raise NotImplementedError("reach was never solved")
+
     folder = tmp_path / "run"
-    monkeypatch.delattr(Toy, "expert")
+    monkeypatch.setattr(Toy, "expert", expert)
     assert main(["train", "experiment=debug", f"run_dir={folder}", "demos=2"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "demos=2 needs a scripted expert, and reach has none" in line and "leave demos out" in line
+    assert "demos=2 needs a scripted expert, and reach has none (reach was never solved); leave demos out" in line
     assert not (folder / "config.yaml").exists()
 
 

@@ -11,6 +11,7 @@ import itertools
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from worldmodel.rollout.fused import FusedTransformer
@@ -111,14 +112,14 @@ class TokenEngine:
         """
         fused, cache = self._resumed()
         added_B1D = self._action(action_BA)
-        x_BTD, drawn = self._opening() + added_B1D, []
+        x_BTD, drawn = self._opening(fused) + added_B1D, []
         if self._model.heads.action == "slot":
             added_B1D = torch.zeros_like(added_B1D)
         for _ in range(self._layout.codes_future):
             logits_BV = fused.logits(fused(x_BTD, cache, keep=1)[:, 0])
             ids_B = draw(logits_BV, self._sampling, generator) + self._first
             drawn.append(ids_B)
-            x_BTD = self._model.llm.embed(ids_B.unsqueeze(1)) + added_B1D
+            x_BTD = F.embedding(ids_B.unsqueeze(1), fused.embedding) + added_B1D
         return self._named(torch.stack(drawn, 1), fused(x_BTD, cache, keep=1)[:, 0], None)
 
     @torch.no_grad()
@@ -127,10 +128,10 @@ class TokenEngine:
         fused, cache = self._resumed()
         if ids_BK.shape != (self._held_rows, self._layout.codes_future):
             raise ValueError(f"ids {tuple(ids_BK.shape)} must be {(self._held_rows, self._layout.codes_future)}")
-        added_B1D, codes_BKD = self._action(action_BA), self._model.llm.embed(ids_BK)
+        added_B1D, codes_BKD = self._action(action_BA), F.embedding(ids_BK, fused.embedding)
         if self._model.heads.action == "frame":
             codes_BKD = codes_BKD + added_B1D
-        x_BTD = torch.cat([self._opening() + added_B1D, codes_BKD], 1)
+        x_BTD = torch.cat([self._opening(fused) + added_B1D, codes_BKD], 1)
         return self._named(ids_BK, fused(x_BTD, cache, keep=1)[:, 0], None)
 
     def resident(self, tickets_B1: Tensor, frame: int) -> bool:
@@ -184,14 +185,14 @@ class TokenEngine:
             raise ValueError(f"frame {len(self._tickets)} does not fit an engine made for {self._frames} frames")
         return self._fused, self._cache
 
-    def _opening(self) -> Tensor:
+    def _opening(self, fused: FusedTransformer) -> Tensor:
         """Embedding [B, 1, D] of the `sdf` that opens a frame."""
-        return self._model.llm.model.embed_tokens.weight[self._layout.sdf].expand(self._held_rows, 1, -1)
+        return fused.embedding[self._layout.sdf].expand(self._held_rows, 1, -1)
 
     def _action(self, action_BA: Tensor | None) -> Tensor:
         """What the action into a frame adds, [B, 1, D]; 0 for an action-free model."""
         if action_BA is None:
-            return self._opening().new_zeros(self._held_rows, 1, 1)
+            return self._model.action_linear.weight.new_zeros(self._held_rows, 1, 1)
         if action_BA.shape != (self._held_rows, self._model.action_dim):
             raise ValueError(f"action {tuple(action_BA.shape)} must be {(self._held_rows, self._model.action_dim)}")
         return self._model.action_linear(action_BA).unsqueeze(1)

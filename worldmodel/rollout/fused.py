@@ -71,6 +71,7 @@ class FusedTransformer:
             last: one past the last id that can be drawn.
         """
         self.blocks = [fuse(cast(Block, block), rows) for block in llm.model.layers]
+        self.embedding = llm.model.embed_tokens.weight.detach()  # composed once, not at every position
         self.head = pack(llm.lm_head.weight[first:last], rows)
         self.heads, self.eps = llm.config.heads, llm.config.norm_eps
         self.norm = llm.model.norm.weight
