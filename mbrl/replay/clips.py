@@ -123,6 +123,11 @@ class ClipReplay:
                 f"{episode.action.shape[1]} actions, the model wants {list(frame)} and {actions}: "
                 "task and worldmodel configs disagree"
             )
+        if not episode.rewarded:
+            raise ValueError(
+                f"episode {episode.number} has no rewards (NaN), and replay is what an agent learns them from: "
+                "keep it in a data set (mbrl pretrain reads videos)"
+            )
         missing = [key for key in self._spec.reads if not getattr(episode, key).shape[1]]
         if missing:
             raise ValueError(
@@ -133,7 +138,9 @@ class ClipReplay:
         self._forget_evicted()
         return name
 
-    def clips(self, n: int, length: int, *, stream: str, draw: int, codes: bool = False) -> TensorDict:
+    def clips(
+        self, n: int, length: int, *, stream: str, draw: int, codes: bool = False, demonstrated: bool = False
+    ) -> TensorDict:
         """`n` clips of `length` frames, uniform over all valid starts; batch [n]; keys as in worldmodel.spec.
 
         Args:
@@ -142,10 +149,11 @@ class ClipReplay:
             stream: who draws.
             draw: number of the draw; the same number gives the same rows from the same episodes.
             codes: `context_codes` and `codes` instead of `context` and `pixels`.
+            demonstrated: from demonstrations alone.
 
-        Raises: ValueError if no stored episode is long enough.
+        Raises: ValueError if no such episode is long enough.
         """
-        rows = self._draw(n, length, stream=stream, draw=draw)
+        rows = self._draw(n, length, stream=stream, draw=draw, demonstrated=demonstrated)
         if "pixels" not in self._spec.reads:
             frames = {}
         elif codes and self._spec.anchor == "episode":
@@ -158,21 +166,22 @@ class ClipReplay:
                 frames = {"context_codes": context.cpu(), "codes": ids.cpu()}
         return TensorDict(frames | self._known(rows, length) | self._steps(rows, length), batch_size=[n])
 
-    def _draw(self, n: int, length: int, *, stream: str, draw: int) -> list[tuple[int, int]]:
+    def _draw(self, n: int, length: int, *, stream: str, draw: int, demonstrated: bool) -> list[tuple[int, int]]:
         """`n` pairs (index of the episode, index k of its frame where context or clip begins)."""
         if n < 1 or length < self._least():
             raise ValueError(f"n must be >= 1 and length >= {self._least()} (got n={n}, length={length})")
         frames = length + (self._spec.context if self._spec.anchor == "segment" else 0)
-        starts = np.array([max(0, len(stored.episode) + 2 - frames) for stored in self.store.stored], dtype=np.int64)
+        drawn = self.store.stored[: self.store.lasting()] if demonstrated else self.store.stored
+        starts = np.array([max(0, len(stored.episode) + 2 - frames) for stored in drawn], dtype=np.int64)
         if not starts.sum():
-            longest = max((len(stored.episode) for stored in self.store.stored), default=0)
+            longest = max((len(stored.episode) for stored in drawn), default=0)
             raise ValueError(
-                f"no stored episode has the {frames} frames that a clip of {length} needs: there are {len(starts)} "
+                f"no {'demonstration' if demonstrated else 'stored episode'} has the {frames} frames that a clip of {length} needs: there are {len(starts)} "
                 f"finished episodes, the longest of {longest + 1 if longest else 0} frames. Collect more before this "
                 "draw, or draw shorter clips"
             )
         generator = self._seeds.numpy(f"replay/{stream}", draw)
-        recent = generator.random(n) < self.config.recent_fraction  # by chance row by row: right on average for every n
+        recent = generator.random(n) < (0 if demonstrated else self.config.recent_fraction)  # by chance row by row: right on average for every n
         # the newest episodes whose starts count; all of them where the newest are too short
         older = max(0, len(starts) - self.config.recent_episodes)
         lowest = starts[:older].sum() if starts[older:].sum() else 0

@@ -19,7 +19,12 @@ from numpy.typing import NDArray
 
 from mbrl.files import DamagedFile, sha256, write_atomically
 
-FORMAT = 2
+FORMATS = (2, 3)
+"""What is read: 2 is an episode with actions and rewards, 3 one that lacks either; the members are the same.
+
+A file says 2 wherever it can, so that what replay writes is what it always was, and says 3 where a version that knows
+only 2 would have to call it damaged.
+"""
 MAX_SIDE, MAX_DECISIONS, MAX_ACTIONS, MAX_KNOWN, MAX_BYTES = 1024, 100_000, 1024, 100_000, 2**31
 """Caps that hold before anything is allocated: a hostile header must not exhaust the memory."""
 NAME = re.compile(r"ep-(\d{6,})-e(\d{2,})-(\d+)-([0-9a-f]{8})\.npz")
@@ -46,13 +51,15 @@ class OtherFormat(ValueError):
 class Episode:
     """A finished episode of L decisions. Row i of all but the first four belongs to the step from frame i to frame i+1.
 
+    A video is an episode too: with no actions (A = 0), with rewards that nobody knows, or with neither.
+
     Attributes:
         pixels: frames, u8 [L+1, 3, H, W].
         proprio: what a robot knows of itself in each frame, f32 [L+1, Q]; Q may be 0.
         state: the simulator's knowledge, for instruments, f32 [L+1, S]; S may be 0.
         snapshot: what a simulator can go on from, f64 [L+1, P]; P is 0 unless the world model reads it.
-        action: in [-1, 1], f32 [L, A].
-        reward: received on arriving in frame i+1, f32 [L].
+        action: f32 [L, A]; in [-1, 1] where it is of a task of ours; A is 0 where there are none.
+        reward: received on arriving in frame i+1, f32 [L]; NaN in all steps where rewards are unknown.
         terminated: the task ended in frame i+1, bool [L]; only the last may be set.
         truncated: the episode was cut after frame i+1, bool [L]; only the last may be set.
         success: bool [L].
@@ -101,7 +108,7 @@ class Episode:
         if (
             self.action.ndim != 2
             or not 1 <= len(self.action) <= MAX_DECISIONS
-            or not 1 <= self.action.shape[1] <= MAX_ACTIONS
+            or not self.action.shape[1] <= MAX_ACTIONS
         ):
             raise ValueError(f"action must be [L, A] with at least one decision (got {list(self.action.shape)})")
         decisions = len(self.action)
@@ -120,8 +127,9 @@ class Episode:
 
     def _check_values(self) -> None:
         for name in ("proprio", "state", "action", "reward"):
-            if not np.isfinite(getattr(self, name)).all():
-                raise ValueError(f"{name} of episode {self.number} must be finite")
+            if not np.isfinite(getattr(self, name)).all() and (name != "reward" or self.rewarded):
+                or_unknown = " (or NaN in all steps, where it is unknown)" if name == "reward" else ""
+                raise ValueError(f"{name} of episode {self.number} must be finite{or_unknown}")
         ended = self.terminated | self.truncated
         if not ended[-1] or ended[:-1].any():
             raise ValueError(
@@ -135,10 +143,21 @@ class Episode:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Episode) and all(
-            np.array_equal(getattr(self, field.name), getattr(other, field.name)) for field in fields(self)
+            np.array_equal(getattr(self, field.name), getattr(other, field.name), equal_nan=field.name == "reward")
+            for field in fields(self)
         )
 
     __hash__ = None  # type: ignore[assignment]  # arrays have no hash
+
+    @property
+    def rewarded(self) -> bool:
+        """Whether the rewards are known."""
+        return not np.isnan(self.reward).all()
+
+    @property
+    def format(self) -> int:
+        """What its file says: the oldest format that can hold it."""
+        return 2 if self.rewarded and self.action.shape[1] else 3
 
     @property
     def nbytes(self) -> int:
@@ -186,9 +205,9 @@ def read_episode(path: Path, *, digest: str = "") -> Episode:
     try:
         arrays = _parse(content)
         written = int(arrays.pop("format"))
-        if written != FORMAT:
+        if written not in FORMATS:
             raise OtherFormat(
-                f"{path}: is an episode of format {written}, this version reads format {FORMAT}: "
+                f"{path}: is an episode of format {written}, this version reads {' and '.join(map(str, FORMATS))}: "
                 "go on with the version that wrote it, or begin a new run"
             )
         episode = Episode(env=int(arrays.pop("env")), number=int(arrays.pop("number")), **arrays)
@@ -203,7 +222,7 @@ def read_episode(path: Path, *, digest: str = "") -> Episode:
 
 def _members(episode: Episode) -> dict[str, NDArray]:
     """What the file holds, by name."""
-    whole = dict(zip(WHOLE, (FORMAT, episode.env, episode.number), strict=True))
+    whole = dict(zip(WHOLE, (episode.format, episode.env, episode.number), strict=True))
     return {name: np.asarray(value, dtype="<i8") for name, value in whole.items()} | {
         # C order, so that Fortran arrays of equal content give equal bytes
         name: np.ascontiguousarray(getattr(episode, name), dtype=dtype)
@@ -225,7 +244,7 @@ def _parse(content: bytes) -> dict[str, NDArray]:
         held = sorted(member.filename for member in members)
         if "format.npy" in held:  # before all others: another format has other members
             arrays["format"] = _array("format", archive.read("format.npy"), np.dtype("<i8"))
-            if arrays["format"] != FORMAT:
+            if arrays["format"] not in FORMATS:
                 return arrays
         if held != sorted(f"{name}.npy" for name in dtypes):
             raise ValueError(f"it holds {held}")

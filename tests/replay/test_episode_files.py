@@ -52,6 +52,7 @@ def test_arrays_of_an_episode_cannot_be_written(make_episode) -> None:
         ("action", np.zeros((3,), np.float32), r"action must be \[L, A\]"),
         ("action", np.full((3, 4), np.nan, np.float32), "action of episode 1 must be finite"),
         ("reward", np.array([0, np.inf, 0], np.float32), "reward of episode 1 must be finite"),
+        ("reward", np.array([0, np.nan, 0], np.float32), "must be finite .or NaN in all steps, where it is unknown."),
         ("reward", np.zeros(2, np.float32), r"reward must be \[3\]"),
         ("success", [True, False, False], "success must be an array of bool"),
         ("truncated", np.array([False, False, False]), "at its last decision"),
@@ -93,6 +94,21 @@ def _npy(array: np.ndarray, **how: bool) -> bytes:
     return stream.getvalue()
 
 
+@pytest.mark.parametrize("actions", [0, 4])
+@pytest.mark.parametrize("rewarded", [False, True])
+def test_a_video_is_an_episode_and_says_format_three_only_where_format_two_could_not_hold_it(
+    tmp_path: Path, make_episode, actions: int, rewarded: bool
+) -> None:
+    whole = make_episode(5, 6)
+    reward = whole.reward if rewarded else np.full(6, np.nan, np.float32)
+    video = replace(whole, action=whole.action[:, :actions], reward=reward)
+    name, digest = write_episode(tmp_path, video)
+    again = read_episode(tmp_path / name, digest=digest)
+    assert again == video and again.rewarded is rewarded and again.action.shape == (6, actions)
+    with np.load(tmp_path / name, allow_pickle=False) as file:
+        assert int(file["format"]) == (2 if rewarded and actions else 3)
+
+
 def test_a_foreign_name_is_read_by_its_contents(tmp_path: Path, make_episode) -> None:
     name, _ = write_episode(tmp_path, make_episode(9, 4))
     assert read_episode(_repack(tmp_path / name)) == make_episode(9, 4)
@@ -127,10 +143,10 @@ def test_an_episode_of_another_format_is_named_as_that_and_not_as_damaged(tmp_pa
             if member.removesuffix(".npy") not in ("proprio", "state", "snapshot", "format"):
                 old.writestr(member, now.read(member))
         old.writestr("format.npy", _npy(np.asarray(np.int64(1))))
-    with pytest.raises(OtherFormat, match=r"first\.npz: is an episode of format 1, this version reads format 2: go on"):
+    with pytest.raises(OtherFormat, match=r"first\.npz: is an episode of format 1, this version reads 2 and 3: go on"):
         read_episode(first)
-    newer = _repack(tmp_path / name, format=_npy(np.asarray(np.int64(3))))
-    with pytest.raises(OtherFormat, match="of format 3"):
+    newer = _repack(tmp_path / name, format=_npy(np.asarray(np.int64(4))))
+    with pytest.raises(OtherFormat, match="of format 4"):
         read_episode(newer)
 
 

@@ -269,3 +269,14 @@ def test_config_values_out_of_range_are_refused_by_name(field: str, value: objec
     good = {"capacity": 10, "recent_fraction": 0.5, "recent_episodes": 2, "on_damage": "stop"}
     with pytest.raises(ValueError, match=f"{field} must be"):
         ReplayConfig(**(good | {field: value}))  # type: ignore[arg-type]
+
+
+def test_an_episode_whose_rewards_nobody_knows_is_refused(build, make_episode) -> None:
+    unknown = replace(make_episode(9, 3), reward=np.full(3, np.nan, np.float32))
+    with pytest.raises(ValueError, match=r"episode 9 has no rewards \(NaN\).*keep it in a data set"):
+        build("episode").append(unknown)
+
+
+def test_a_video_without_actions_is_refused(build, make_episode) -> None:
+    with pytest.raises(ValueError, match="and 0 actions, the model wants"):
+        build("episode").append(replace(make_episode(9, 3), action=np.zeros((3, 0), np.float32)))
