@@ -22,10 +22,13 @@ Mode: TypeAlias = Literal["explore", "evaluate"]
 class Replay(Protocol):
     """What an agent may ask of replay. Draws are numbered: the same `draw` gives the same rows."""
 
-    def clips(self, n: int, length: int, *, stream: str, draw: int, codes: bool = False) -> TensorDict:
+    def clips(
+        self, n: int, length: int, *, stream: str, draw: int, codes: bool = False, demonstrated: bool = False
+    ) -> TensorDict:
         """`n` random clips (worldmodel.spec) of `length` frames, never across episodes; batch [n].
 
-        `codes=True` gives `context_codes` and `codes` instead of pixels.
+        `codes=True` gives `context_codes` and `codes` instead of pixels; `demonstrated=True` draws from the run's
+        demonstrations alone.
         """
         ...
 

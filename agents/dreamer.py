@@ -51,6 +51,7 @@ class DreamerConfig:
         restraint: weight of the squared output before the squashing tanh of continuous policies; 0 in DreamerV3. Where
             advantages are mostly noise the output drifts outwards, and beyond 2 its gradient is gone: the policy then
             takes one and the same extreme action in every state, for good.
+        imitation: weight of the likelihood of demonstrated actions, as if each had this advantage; 0 in DreamerV3.
         unimix: share of uniform probability in discrete policies, in [0, 1).
         std: who sets the exploration of continuous actions: the actor itself, or a schedule over real decisions.
         noise_memory: correlation of the exploration noise of successive real decisions, in [0, 1); dreams have none.
@@ -74,6 +75,7 @@ class DreamerConfig:
     ratio_clip: float
     entropy: float
     restraint: float
+    imitation: float
     unimix: float
     std: LearnedStdConfig | ScheduledStdConfig
     noise_memory: float
@@ -95,6 +97,7 @@ class DreamerConfig:
             ("ratio_clip", 0 < self.ratio_clip < 1, "in (0, 1)"),
             ("entropy", self.entropy >= 0, ">= 0"),
             ("restraint", self.restraint >= 0, ">= 0"),
+            ("imitation", self.imitation >= 0, ">= 0"),
             ("unimix", 0 <= self.unimix < 1, "in [0, 1)"),
             ("noise_memory", 0 <= self.noise_memory < 1, "in [0, 1)"),
         ):
@@ -118,6 +121,13 @@ class Dreamt(NamedTuple):
     metrics: dict[str, Tensor]
 
 
+class Demonstrated(NamedTuple):
+    """What an expert did in some real states."""
+
+    latent: Tensor  # [B, D]
+    action: Tensor  # [B, A]
+
+
 class Dreamer:
     """Acts on the latent of the last real frames; learns from imagined trajectories alone."""
 
@@ -139,7 +149,7 @@ class Dreamer:
         self.gamma, self._lam, self._action_dim = config.gamma, config.lam, spec.action_dim
         self._slow_rate, self._slow_scale = config.slow_rate, config.slow_scale
         self._epochs, self._ratio_clip = config.epochs, config.ratio_clip
-        self._entropy, self._restraint = config.entropy, config.restraint
+        self._entropy, self._restraint, self._imitation = config.entropy, config.restraint, config.imitation
         self._schedule = config.std if isinstance(config.std, ScheduledStdConfig) else None
         self._noise_memory = config.noise_memory
 
@@ -196,7 +206,7 @@ class Dreamer:
         try:
             dreamt = self._dreamt(replay, update)
             imagined = time.perf_counter()
-            scalars = self._fit(dreamt)
+            scalars = self._fit(dreamt, self._demonstrated(replay, update) if self._imitation else None)
         except FloatingPointError as fault:
             self._failed += 1
             if self._failed >= PATIENCE:
@@ -259,7 +269,15 @@ class Dreamer:
         }
         return Dreamt(latent_BSD[:, :-1], path["action"], return_BH, advantage_BH, slow_BH, weight_BH, metrics)
 
-    def _fit(self, dreamt: Dreamt) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def _demonstrated(self, replay: Replay, update: int) -> Demonstrated:
+        """Real states of demonstrations, as many as dreams begin, and what the expert did next in each."""
+        clip = replay.clips(
+            self._starts, self._observed + 1, stream="imitate", draw=update, codes=True, demonstrated=True
+        ).to(self._device)
+        return Demonstrated(self._dream.encode(without_last(clip))["latent"], clip["action"][:, -1])
+
+    def _fit(self, dreamt: Dreamt, demonstrated: Demonstrated | None) -> dict[str, Tensor]:
         """`epochs` steps of actor and critic on one imagined batch; scalars of the first epoch."""
         old_log_prob_BH: Tensor | None = None
         scalars = dreamt.metrics
@@ -272,6 +290,9 @@ class Dreamer:
             gain_BH = self._surrogate(log_prob_BH - old_log_prob_BH, dreamt.advantage)
             gain_BH = gain_BH + self._entropy * entropy_BH - self._restraint * policy.strain
             actor_loss = -(dreamt.weight * gain_BH).mean()
+            if demonstrated is not None:
+                expert = self.actor(demonstrated.latent, self._std_at(self._explored)).log_prob(demonstrated.action)
+                actor_loss = actor_loss - self._imitation * expert.mean()
             critic_loss = self._critic_loss(dreamt)
             actor_norm = self.actor_optim.step(actor_loss)
             critic_norm = self.critic_optim.step(critic_loss)
@@ -281,6 +302,8 @@ class Dreamer:
             if epoch == 0:
                 scalars = {**scalars, "critic_loss": critic_loss.detach(), "entropy": entropy_BH.detach().mean()}
                 scalars |= {"actor_grad_norm": torch.tensor(actor_norm), "critic_grad_norm": torch.tensor(critic_norm)}
+                if demonstrated is not None:
+                    scalars["imitation"] = expert.detach().mean()
                 if isinstance(policy, BoundedNormal):
                     scalars["std"] = policy.std.detach().mean()
                     scalars["saturation"] = policy.mode.detach().abs().mean()
@@ -355,3 +378,10 @@ class Dreamer:
         for part in given.keys() - {"count"}:
             getattr(self, part).load_state_dict(given[part])
         self._explored, self._failed = (int(given["count"][name]) for name in ("explored", "failed"))
+
+
+def without_last(clip: TensorDict) -> TensorDict:
+    """A clip (worldmodel.spec) without its last frame; the context stays."""
+    context = ("context", "context_codes")
+    kept = {key: value if key in context else value[:, :-1] for key, value in clip.items()}
+    return TensorDict(kept, batch_size=clip.batch_size, device=clip.device)

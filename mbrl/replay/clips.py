@@ -171,17 +171,19 @@ class ClipReplay:
         if n < 1 or length < self._least():
             raise ValueError(f"n must be >= 1 and length >= {self._least()} (got n={n}, length={length})")
         frames = length + (self._spec.context if self._spec.anchor == "segment" else 0)
-        drawn = self.store.stored[: self.store.lasting()] if demonstrated else self.store.stored
+        drawn = self.store.lasting() if demonstrated else self.store.stored
         starts = np.array([max(0, len(stored.episode) + 2 - frames) for stored in drawn], dtype=np.int64)
         if not starts.sum():
             longest = max((len(stored.episode) for stored in drawn), default=0)
+            kind = "demonstration" if demonstrated else "stored episode"
             raise ValueError(
-                f"no {'demonstration' if demonstrated else 'stored episode'} has the {frames} frames that a clip of {length} needs: there are {len(starts)} "
+                f"no {kind} has the {frames} frames that a clip of {length} needs: there are {len(starts)} "
                 f"finished episodes, the longest of {longest + 1 if longest else 0} frames. Collect more before this "
                 "draw, or draw shorter clips"
             )
         generator = self._seeds.numpy(f"replay/{stream}", draw)
-        recent = generator.random(n) < (0 if demonstrated else self.config.recent_fraction)  # by chance row by row: right on average for every n
+        # by chance row by row: right on average for every n
+        recent = generator.random(n) < (0 if demonstrated else self.config.recent_fraction)
         # the newest episodes whose starts count; all of them where the newest are too short
         older = max(0, len(starts) - self.config.recent_episodes)
         lowest = starts[:older].sum() if starts[older:].sum() else 0

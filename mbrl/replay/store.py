@@ -134,10 +134,14 @@ class EpisodeStore:
     def _take(self, stored: Stored) -> None:
         self.stored.append(stored)
         self._decisions += len(stored.episode)
-        lasting = [stored for stored in self.stored if stored.episode.number < self.protected]  # they stand first
+        lasting = self.lasting()
         limit = self.capacity + sum(len(stored.episode) for stored in lasting)
         while self._decisions > limit and len(self.stored) > len(lasting) + 1:
             self._decisions -= len(self.stored.pop(len(lasting)).episode)
+
+    def lasting(self) -> list[Stored]:
+        """The episodes that are never dropped; they stand first."""
+        return [stored for stored in self.stored if stored.episode.number < self.protected]
 
     def listing(self) -> list[list[str]]:
         """`[name, sha256]` of every episode in memory, in order; plain JSON, for `restore`."""

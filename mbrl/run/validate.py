@@ -44,7 +44,15 @@ def complaints(groups: Mapping[str, Any], *, demos: int = 0) -> Iterator[str]:
         yield from horizons(groups)
         yield from rewards(groups)
         yield from thresholds(groups)
+    yield from imitations(groups, demos)
     yield from amounts(groups, demos)
+
+
+def imitations(groups: Mapping[str, Any], demos: int) -> Iterator[str]:
+    """Whom the agent imitates is there."""
+    imitation = getattr(groups["agent"], "imitation", 0)
+    if imitation and not demos:
+        yield f"agent.imitation={imitation} needs demonstrations; set demos=5, or agent.imitation=0"
 
 
 def worlds(groups: Mapping[str, Any]) -> Iterator[str]:

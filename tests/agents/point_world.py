@@ -91,6 +91,11 @@ def reward(state_B4: Tensor) -> Tensor:
     return -(state_B4[:, :2] - state_B4[:, 2:]).norm(dim=-1, keepdim=True)
 
 
+def away(state_B4: Tensor) -> Tensor:
+    """The action that leads away from the goal, f32 [B, 2]."""
+    return (state_B4[:, :2] - state_B4[:, 2:]).sign() * 0.8
+
+
 def states(n: int, generator: torch.Generator) -> Tensor:
     return torch.rand(n, 4, generator=generator) * 2 - 1
 
@@ -133,23 +138,28 @@ class PointDream:
 
 @dataclass
 class PointReplay:
-    """Random states as clips; `codes` holds the state itself."""
+    """Random states as clips; `codes` holds the state itself. Who demonstrates drives away from the goal."""
 
     observed: int
     action_dim: int = 2
     alive: float = 1.0
 
-    def clips(self, n: int, length: int, *, stream: str, draw: int, codes: bool = False) -> TensorDict:
+    def clips(
+        self, n: int, length: int, *, stream: str, draw: int, codes: bool = False, demonstrated: bool = False
+    ) -> TensorDict:
         assert codes
-        assert length == self.observed
+        assert length == self.observed + demonstrated
         state = states(n, Seeds(11).torch(stream, draw))
         clip = {
             "context_codes": torch.zeros(n, 3, dtype=torch.int64),
-            "codes": state[:, None].expand(-1, max(1, length), -1),
+            "codes": state[:, None].repeat(1, max(1, length), 1),
             "action": torch.zeros(n, length, self.action_dim),
             "reward": torch.zeros(n, length),
             "continue": torch.full((n, length), self.alive),
         }
+        if demonstrated:
+            clip["codes"][:, -1] = 9.0  # what the expert's action led to: nobody may look
+            clip["action"][:, -1] = away(state)
         return TensorDict(clip, batch_size=[n])
 
     def __len__(self) -> int:

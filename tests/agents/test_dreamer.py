@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from point_world import PointReplay, agent, draw, env_spec, played, preset, spec, states
+from point_world import PointReplay, agent, away, draw, env_spec, played, preset, spec, states
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -59,6 +59,21 @@ def test_learns_to_drive_the_point_in_seconds(name: str, discrete: bool) -> None
         driver.learn(source, update)
     assert random < -0.95
     assert played(driver, discrete=discrete) > random / 2
+
+
+def test_an_imitator_does_what_was_demonstrated_even_against_its_reward() -> None:
+    state = states(50, torch.Generator().manual_seed(3))
+    td = TensorDict({"pixels": draw(state), "is_init": torch.ones(50, 1, dtype=torch.bool)}, batch_size=[50])
+    alike, likely = {}, []
+    for imitation in (0.0, 30.0):
+        driver = agent(preset("dreamer_cpu", imitation=imitation, units=32, starts=32))
+        for update in range(60):
+            metrics = driver.learn(replay(), update)
+            likely.append(metrics.get("agent/imitation"))
+        action, _ = driver.act(td, None, "evaluate", step=0)
+        alike[imitation] = float((action * away(state)).mean())
+    assert alike[0.0] < 0 < 0.2 < alike[30.0]
+    assert likely[59] is None and likely[60] < likely[-1]
 
 
 @both_presets

@@ -217,6 +217,28 @@ def test_they_stay_when_replay_overflows_and_count_beside_its_capacity(run: Call
     assert [episode.number for episode in episodes(made)] == [0, 1, 5, 6]
 
 
+def test_who_imitates_sees_demonstrations_only(run: Callable[..., Run]) -> None:
+    made = run("demos=2")
+    made.demonstrate()
+    demo = episodes(made)[0]
+    for number in range(2, 9):  # nothing that these frames show was demonstrated
+        made.replay.append(dataclasses.replace(demo, pixels=demo.pixels * 0, number=number))
+    for demonstrated in (True, False):
+        clips = made.replay.clips(40, 3, stream="imitate", draw=1, demonstrated=demonstrated)
+        assert bool(clips["pixels"].flatten(1).any(1).all()) is demonstrated
+    none = run(name="none")
+    none.replay.append(dataclasses.replace(demo, number=0))
+    with pytest.raises(ValueError, match="no demonstration has the 3 frames that a clip of 3 needs: there are 0 "):
+        none.replay.clips(1, 3, stream="imitate", draw=0, demonstrated=True)
+
+
+def test_an_imitator_trains_and_says_how_likely_the_demonstrations_are(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert main(["train", "experiment=debug", f"run_dir={folder}", "demos=2", "agent.imitation=1", SHORT]) == 0
+    with (folder / "metrics.csv").open() as lines:
+        assert [row["agent/imitation"] for row in csv.DictReader(lines)][-2:] != ["", ""]
+
+
 def test_the_memory_estimate_counts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = configured(tmp_path / "run", "demos=4")
     known = mbrl.run.validate.KNOWN
@@ -238,6 +260,8 @@ def test_the_memory_estimate_counts_them(tmp_path: Path, monkeypatch: pytest.Mon
         ("demos=true", "demos must be a whole number (got true)"),
         ("demo=5", "unknown key demo (in demo=5); did you mean demos?"),
         ("demos=100000000", "demos=100000000 needs"),
+        ("agent.imitation=-1", "agent.imitation must be >= 0 (got -1.0)"),
+        ("agent.imitation=1", "agent.imitation=1.0 needs demonstrations; set demos=5, or agent.imitation=0"),
     ],
 )
 def test_a_bad_number_is_one_line_before_anything_starts(
