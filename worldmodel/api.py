@@ -46,6 +46,13 @@ class WorldModel(Protocol):
         """The state's newest frame, u8 [B, 3, H, W]."""
         ...
 
+    def prepare(self, part: Part) -> None:
+        """Before the first losses of `part`: makes ready what they need beside the weights.
+
+        Raises: ValueError, one line that says what is missing and how to get it.
+        """
+        ...
+
     def losses(self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Losses of one part on a training clip: `loss` with gradient, and detached scalars to log.
 

@@ -5,8 +5,6 @@ The only file that sees all three. Composition only: networks, losses and the ca
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,14 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from worldmodel import proprio
-from worldmodel.losses import AuxiliaryHeads, LossConfig, choose_frames, pixel_l1, reward_targets
+from worldmodel.losses import AuxiliaryHeads, LossConfig, reward_targets
+from worldmodel.objective import TokenizerObjective, evaluating, unit
 from worldmodel.rollout.engine import Frame, TokenEngine
 from worldmodel.rollout.sampling import SamplingConfig
 from worldmodel.seeds import Seeds, moved, seeded_globally
+from worldmodel.share import Share, uniform
 from worldmodel.spec import Anchor, EnvSpec, ModelSpec, Part, Reads
 from worldmodel.tokenizer.compressive import CompressiveTokenizer, TokenizerConfig
 from worldmodel.transformer.llama import TransformerConfig
-from worldmodel.transformer.token_model import HeadConfig, TokenModel, symlog
+from worldmodel.transformer.token_model import HeadConfig, TokenModel
 
 # B rows, t context frames, N codes of a context frame, F future frames, K codes of a future frame, A action, D latent
 
@@ -143,6 +143,9 @@ class IVideoGPT(nn.Module):
                 action_dim=action_dim,
             )
         self.config, self.pooled = config, pooled
+        self.objective = TokenizerObjective(
+            config=config.losses, tokenizer=tokenizer, auxiliary=self.auxiliary, pooled=pooled
+        )
         self.spec = ModelSpec(
             image=tokenizer.config.image,
             context=self.layout.context,
@@ -214,44 +217,42 @@ class IVideoGPT(nn.Module):
 
     # -- what the fitter asks -----------------------------------------------------------------------------------------
 
-    def losses(self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Losses of one part on a training clip (worldmodel/api.py)."""
+    def prepare(self, part: Part) -> None:
+        """Makes ready what the losses of `part` need beside the weights. Raises: ValueError where it is not there."""
+        if part == "tokenizer" and self.config.losses.lpips and self.objective.distance is None:
+            from worldmodel.evaluation.lpips import load_lpips  # here: few models are trained with it
+
+            self.objective.distance = load_lpips().to(self.device)
+
+    def losses(
+        self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator, share: Share | None = None
+    ) -> dict[str, Tensor]:
+        """Losses of one part on a training clip (worldmodel/api.py).
+
+        Args:
+            share: which part of a larger batch the clip is; `generator` then is the same in every part.
+        """
         clip = clip.to(self.device)
-        with seeded_globally(generator):  # the tokenizer's dropout
+        self.prepare(part)
+        own = generator if share is None else share.own(generator)
+        with seeded_globally(own):  # the tokenizer's dropout
             if part == "tokenizer":
-                return self._tokenizer_losses(clip, step=step, generator=generator)
-            return self._dynamics_losses(clip, moved(generator, self.device))
+                return self.objective(clip, step=step, generator=generator, share=share)
+            noise = moved(generator, self.device)
+            dropout = noise if share is None else moved(own, self.device)
+            return self._dynamics_losses(clip, noise, dropout, share)
 
-    def _tokenizer_losses(self, clip: TensorDict, *, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        cfg = self.config.losses
-        spans = self.auxiliary is not None
-        chosen_F = choose_frames(clip["pixels"].shape[1], cfg.future_frames, keep_ends=spans, generator=generator)
-        noise = moved(generator, self.device)
-        context, future = unit(clip["context"]), unit(clip["pixels"][:, chosen_F])
-        out = self.tokenizer(context, future, quantize=step >= cfg.warmup, generator=noise)
-        losses = {
-            "future_l1": pixel_l1(out.recon_future.flatten(0, 1), future.flatten(0, 1), cfg.pixel_weight),
-            "context_l1": pixel_l1(out.recon_context.flatten(0, 1), context.flatten(0, 1), cfg.pixel_weight),
-            "commit": cfg.commit * (out.commit_context + out.commit_future),
-        }
-        if self.auxiliary is not None:
-            reward_BF = symlog(clip["reward"]).masked_fill(clip["first"], torch.nan)[:, chosen_F]
-            pooled_BC = functional.adaptive_avg_pool2d(out.vectors_context[:, -1], self.pooled).flatten(1)
-            auxiliary = self.auxiliary(out.vectors_future, pooled_BC, clip["action"][:, 1:], reward_BF)
-            losses["auxiliary"] = cfg.auxiliary * auxiliary
-        metrics = {f"tokenizer/{name}": value.detach() for name, value in losses.items()}
-        metrics["tokenizer/codes_alive"] = torch.tensor(float(out.codes_future.unique().numel()))
-        return {"loss": torch.stack(list(losses.values())).sum(), **metrics}
-
-    def _dynamics_losses(self, clip: TensorDict, generator: torch.Generator) -> dict[str, Tensor]:
-        cfg = self.config.losses
+    def _dynamics_losses(
+        self, clip: TensorDict, generator: torch.Generator, dropout: torch.Generator, share: Share | None
+    ) -> dict[str, Tensor]:
+        cfg, noise = self.config.losses, generator if share is None else share.noise(generator)
         context_BN, codes_BFK = self._codes(clip)
         read_BFK, before_BN = codes_BFK, context_BN
         if cfg.jitter:
-            read_BFK = self.tokenizer.dynamics_quantize.jittered(codes_BFK, cfg.jitter, generator)
+            read_BFK = self.tokenizer.dynamics_quantize.jittered(codes_BFK, cfg.jitter, noise)
         if cfg.strange_context:
-            strange_B1 = torch.rand(len(context_BN), 1, generator=generator, device=self.device) < cfg.strange_context
-            before_BN = torch.where(strange_B1, context_BN.roll(1, 0), context_BN)
+            strange_B1 = uniform(context_BN[:, :1].shape, noise, device=self.device) < cfg.strange_context
+            before_BN = torch.where(strange_B1, clip.get("other_codes", context_BN.roll(1, 0)), context_BN)
         given = 1 if self.config.anchor == "episode" else 0  # the clip's first frame is observed, not predicted
         reward_BF, known_BF = reward_targets(clip["reward"], clip["first"], cfg.reward_target)
         action_BFA, told_BFQ, change_BFQ = clip["action"], None, None
@@ -270,11 +271,18 @@ class IVideoGPT(nn.Module):
             reward_known_BF=known_BF,
             continue_BF=clip["continue"],
             given=given,
-            generator=generator,
+            generator=dropout,
         )
-        losses["reward"] = cfg.reward * losses["reward"]
+        if "reward" in losses:
+            losses["reward"] = cfg.reward * losses["reward"] * self._known_scale(known_BF, share)
         metrics = {f"dynamics/{name}": value.detach() for name, value in losses.items()}
         return {"loss": torch.stack(list(losses.values())).sum(), **metrics}
+
+    def _known_scale(self, known_BF: Tensor, share: Share | None) -> Tensor | float:
+        if share is None:
+            return 1.0
+        whole = reward_targets(share.whole["reward"], share.whole["first"], self.config.losses.reward_target)[1]
+        return share.scale(known_BF, whole.to(self.device))
 
     def parameters_of(self, part: Part) -> dict[str, nn.Parameter]:
         """Trainable parameters of one part, by name."""
@@ -294,7 +302,7 @@ class IVideoGPT(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are; inputs are brought there."""
-        return self.tokens.action_linear.weight.device
+        return next(self.tokens.parameters()).device
 
     def _codes(self, clip: TensorDict) -> tuple[Tensor, Tensor]:
         if "codes" in clip.keys():  # noqa: SIM118 - a TensorDict has no `in`
@@ -379,19 +387,3 @@ class IVideoGPT(nn.Module):
         state["reward"] = self.tokens.reward(frame.hidden_BD, read_BE)[:, None]
         state["continue"] = self.tokens.continues(frame.hidden_BD)[:, None]
         return state
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """`module` in eval mode inside, as it was afterwards."""
-    training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)
-
-
-def unit(frames: Tensor) -> Tensor:
-    """uint8 frames -> float32 in [0, 1]."""
-    return frames.float() / 255

@@ -5,6 +5,7 @@ Knows tensors only: no tokenizer, no transformer, no replay.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +24,8 @@ class LossConfig:
         commit: weight of both commitment losses (published: 1).
         pixel_weight: 0 is the published L1; w > 0 multiplies a pixel's error by 1 + w * min(1, |x - mean image| /
             0.25), normalised to mean 1: what moves is a few pixels among thousands.
+        lpips: weight of the perceptual distance of both kinds of frames (published: 1); it needs VGG weights, which
+            `worldmodel.evaluation.lpips` finds.
         auxiliary: weight of the loss that predicts reward and mean action from the codes alone (published: 0).
         warmup: tokenizer updates without quantisation at the very start (published: 0).
         future_frames: future frames of a clip that the tokenizer's loss sees, drawn once per batch; the first and the
@@ -38,6 +41,7 @@ class LossConfig:
 
     commit: float
     pixel_weight: float
+    lpips: float
     auxiliary: float
     warmup: int
     future_frames: int
@@ -47,7 +51,7 @@ class LossConfig:
     reward_target: Literal["arriving", "published"]
 
     def __post_init__(self) -> None:
-        for name in ("commit", "pixel_weight", "auxiliary", "warmup", "reward"):
+        for name in ("commit", "pixel_weight", "lpips", "auxiliary", "warmup", "reward"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0 (got {getattr(self, name)})")
         for name in ("jitter", "strange_context"):
@@ -64,18 +68,26 @@ class LossConfig:
             )
 
 
-def pixel_l1(recon: Tensor, target: Tensor, weight: float) -> Tensor:
-    """Mean absolute error of frames [N, 3, H, W] in [0, 1]; `weight` as `LossConfig.pixel_weight`. Scalar."""
+def pixel_l1(recon: Tensor, target: Tensor, weight: float, mean: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Mean absolute error of frames [N, 3, H, W] in [0, 1]; `weight` as `LossConfig.pixel_weight`. Scalar.
+
+    Args:
+        mean: mean over the processes that share the batch; None where there is one.
+    """
     error = (recon.float() - target).abs()
     if weight == 0:
         return error.mean()
-    unusual = (target - target.mean(0, keepdim=True)).abs().amax(1, keepdim=True)  # [N, 1, H, W]
+    usual = target.mean(0, keepdim=True)
+    unusual = (target - (usual if mean is None else mean(usual))).abs().amax(1, keepdim=True)  # [N, 1, H, W]
     weights = 1 + weight * (unusual / 0.25).clamp(max=1)
-    return (error * (weights / weights.mean())).mean()
+    size = weights.mean()
+    return (error * (weights / (size if mean is None else mean(size)))).mean()
 
 
 def reward_targets(clip_reward_BF: Tensor, first_BF: Tensor, target: str) -> tuple[Tensor, Tensor]:
     """What each frame's reward head is to predict, and where that is known: f32 and bool [B, F].
+
+    A reward that nobody recorded is NaN in the clip.
 
     >>> reward_targets(torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[True, False, False]]), "arriving")[1].tolist()
     [[False, True, True]]
@@ -84,10 +96,11 @@ def reward_targets(clip_reward_BF: Tensor, first_BF: Tensor, target: str) -> tup
     [1.0, 2.0]
     """
     if target == "arriving":
-        return clip_reward_BF, ~first_BF
-    known_BF = torch.ones_like(first_BF)
+        return clip_reward_BF, ~first_BF & ~clip_reward_BF.isnan()
+    left_BF = clip_reward_BF.roll(-1, 1)
+    known_BF = ~left_BF.isnan()
     known_BF[:, -1] = False  # the reward of leaving the last frame is not in the clip
-    return clip_reward_BF.roll(-1, 1), known_BF
+    return left_BF, known_BF
 
 
 def choose_frames(frames: int, wanted: int, *, keep_ends: bool, generator: torch.Generator) -> Tensor:
@@ -113,7 +126,14 @@ class AuxiliaryHeads(nn.Module):
         self.reward = nn.Sequential(nn.Linear(frame, hidden), nn.SiLU(), nn.Linear(hidden, 1))
         self.action = nn.Sequential(nn.Linear(2 * frame, hidden), nn.SiLU(), nn.Linear(hidden, action_dim))
 
-    def forward(self, vectors_BFKV: Tensor, context_BC: Tensor, action_BFA: Tensor, reward_BF: Tensor) -> Tensor:
+    def forward(
+        self,
+        vectors_BFKV: Tensor,
+        context_BC: Tensor,
+        action_BFA: Tensor,
+        reward_BF: Tensor,
+        scale: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """Scalar loss.
 
         Args:
@@ -121,10 +141,13 @@ class AuxiliaryHeads(nn.Module):
             context_BC: pooled context vectors.
             action_BFA: the actions between the first and the last chosen frame, F of them.
             reward_BF: symlog reward on arriving in the chosen frames; NaN where there is none.
+            scale: of the mean over what is known, bool [B, F], where the clip is a piece of a larger batch.
         """
         frames = torch.cat([vectors_BFKV.flatten(2), context_BC[:, None].expand(-1, vectors_BFKV.shape[1], -1)], -1)
         known = ~reward_BF.isnan()
         reward_error = (self.reward(frames).squeeze(-1) - reward_BF.nan_to_num()) ** 2
         reward_loss = (reward_error * known).sum() / known.sum().clamp(min=1)
+        if scale is not None:
+            reward_loss = reward_loss * scale(known)
         action = self.action(torch.cat([frames[:, 0], frames[:, -1]], -1))
         return reward_loss + 2 * functional.mse_loss(action, action_BFA.mean(1))

@@ -5,8 +5,10 @@ A ground file: it knows parameters and their names and nothing else, so `worldmo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +54,32 @@ class OptimConfig:
         return Optimizer(parameters, self)
 
 
+Decayed = Literal["matrices", "not_embeddings", "everything"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduledOptimConfig(OptimConfig):
+    """An `OptimConfig` with the choices of pre-training (spec 10.2).
+
+    Attributes:
+        horizon: updates after which lr has fallen to 0 along a cosine that begins behind the warm-up; 0 keeps lr.
+        decayed: what `weight_decay` acts on: `matrices` with two or more axes; `not_embeddings`: those but for token
+            embeddings (the published `embed_no_wd`); `everything`, as the published code without that flag.
+    """
+
+    horizon: int
+    decayed: Decayed
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.horizon and self.horizon <= self.warmup:
+            raise ValueError(f"horizon must be 0 or > warmup={self.warmup} (got {self.horizon})")
+        if self.horizon < 0:
+            raise ValueError(f"horizon must be >= 0 (got {self.horizon})")
+        if self.decayed not in ("matrices", "not_embeddings", "everything"):
+            raise ValueError(f"decayed must be matrices, not_embeddings or everything (got {self.decayed})")
+
+
 class Optimizer:
     """AdamW whose step happens wholly or not at all, and whose state is a flat dict of tensors by parameter name."""
 
@@ -60,10 +88,12 @@ class Optimizer:
             raise ValueError("an optimizer needs at least one parameter (got none)")
         self._parameters = dict(parameters)
         self._lr, self._clip, self._warmup = config.lr, config.clip, config.warmup
+        self._horizon = config.horizon if isinstance(config, ScheduledOptimConfig) else 0
         self.updates = 0
         """Steps taken so far."""
-        decayed = [p for p in self._parameters.values() if p.ndim >= 2]
-        plain = [p for p in self._parameters.values() if p.ndim < 2]
+        what: Decayed = config.decayed if isinstance(config, ScheduledOptimConfig) else "matrices"
+        decayed = [p for name, p in self._parameters.items() if decays(name, p, what)]
+        plain = [p for name, p in self._parameters.items() if not decays(name, p, what)]
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self._adam = torch.optim.AdamW(
             [group for group in groups if group["params"]],
@@ -83,7 +113,12 @@ class Optimizer:
     @property
     def lr(self) -> float:
         """Step size of the next step."""
-        return self._lr * min(1.0, (self.updates + 1) / self._warmup) if self._warmup else self._lr
+        if self.updates < self._warmup:
+            return self._lr * min(1.0, (self.updates + 1) / self._warmup)
+        if not self._horizon:
+            return self._lr
+        gone = min(1.0, (self.updates - self._warmup) / (self._horizon - self._warmup))
+        return self._lr * 0.5 * (1 + math.cos(math.pi * gone))
 
     def step(self, loss: Tensor) -> float | None:
         """Takes one step down the gradient of a scalar loss.
@@ -92,7 +127,11 @@ class Optimizer:
             changed then: parameters, moments and counters are as before. One host sync.
         """
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self._parameters.values(), self._clip)
+        return self.apply(loss)
+
+    def apply(self, loss: Tensor) -> float | None:
+        """As `step`, for a loss whose gradients (perhaps those of several pieces) are there already."""
+        norm = whole(nn.utils.clip_grad_norm_(self._parameters.values(), self._clip))
         norm, finite = torch.stack([norm, torch.isfinite(norm) & torch.isfinite(loss.detach())]).tolist()  # sync
         if finite:
             for group in self._adam.param_groups:
@@ -113,7 +152,7 @@ class Optimizer:
         """`updates` and, for every parameter, `<name>.step`, `<name>.exp_avg` and `<name>.exp_avg_sq` (not copies)."""
         flat = {"updates": torch.tensor(self.updates)}
         for name, parameter in self._parameters.items():
-            flat |= {f"{name}.{moment}": self._adam.state[parameter][moment] for moment in _MOMENTS}
+            flat |= {f"{name}.{moment}": whole(self._adam.state[parameter][moment]) for moment in _MOMENTS}
         return flat
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -130,5 +169,39 @@ class Optimizer:
                     f"optimizer state {name} must be {tuple(tensor.shape)} (got {tuple(state[name].shape)})"
                 )
         self.updates = int(state["updates"])
-        for name, tensor in own.items():
-            tensor.copy_(state[name])
+        for name, parameter in self._parameters.items():
+            for moment in _MOMENTS:
+                laid_into(self._adam.state[parameter][moment], state[f"{name}.{moment}"])
+
+
+def decays(name: str, parameter: nn.Parameter, what: Decayed) -> bool:
+    """Whether weight decay acts on a parameter.
+
+    >>> decays("llm.model.embed_tokens.weight", nn.Parameter(torch.ones(3, 2)), "not_embeddings")
+    False
+    >>> decays("llm.model.norm.weight", nn.Parameter(torch.ones(3)), "everything")
+    True
+    """
+    if what == "everything":
+        return True
+    return parameter.ndim >= 2 and not (what == "not_embeddings" and "embed_tokens" in name)
+
+
+def sharded(tensor: Tensor) -> bool:
+    """Whether each process holds a share of it only (a DTensor, asked without the second that its import takes)."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of which each process may hold a share, put together (all processes must ask); others as they are."""
+    return tensor.full_tensor() if sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def laid_into(tensor: Tensor, content: Tensor) -> None:
+    """Copies a whole tensor into one of which each process may hold a share."""
+    if sharded(tensor):
+        from torch.distributed.tensor import distribute_tensor
+
+        mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+        content = distribute_tensor(content.to(tensor.device), mesh, placements)
+    tensor.copy_(content)

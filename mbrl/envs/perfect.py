@@ -119,6 +119,9 @@ class PerfectModel(nn.Module):
         """Raises: TypeError; a frame is not enough to know a moment."""
         raise TypeError("the perfect model cannot go on from a frame: encode a clip with `state` and `snapshot`")
 
+    def prepare(self, part: Part) -> None:
+        """Nothing is needed."""
+
     def losses(self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator) -> NoReturn:
         """Raises: TypeError; there is nothing to fit."""
         raise TypeError("the perfect model has nothing to fit: set schedule.tokenizer and schedule.dynamics to nothing")

@@ -112,6 +112,9 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise ValueError(
                 f"{path}: {key} holds a reference ({value}); a stored configuration holds plain values only"
             )
+    losses = plain["worldmodel"].get("losses") if isinstance(plain.get("worldmodel"), dict) else None
+    if isinstance(losses, dict):
+        losses.setdefault("lpips", 0.0)  # runs that began before there was a choice had none
     return plain
 
 

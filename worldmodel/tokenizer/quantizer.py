@@ -5,6 +5,7 @@ They know vectors only. Both have the same methods, so the tokenizer does not as
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldmodel.share import Source, integers, uniform
 from worldmodel.tokenizer.blocks import full_precision
 
 ROWS_AT_ONCE = 8192
@@ -57,13 +59,13 @@ class VectorQuantizer(nn.Module):
         """What codes have in common, [codes, J = codes]: nothing, each is one of its own."""
         return torch.eye(len(self.embedding.weight))
 
-    def jittered(self, codes: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    def jittered(self, codes: Tensor, share: float, generator: Source) -> Tensor:
         """Codes int64 [...] of which this share is replaced by any code: those of a book have no neighbours."""
-        replaced = torch.rand(codes.shape, generator=generator, device=codes.device) < share
-        other = torch.randint(len(self.embedding.weight), codes.shape, generator=generator, device=codes.device)
+        replaced = uniform(codes.shape, generator, device=codes.device) < share
+        other = integers(len(self.embedding.weight), codes.shape, generator, device=codes.device)
         return torch.where(replaced, other, codes)
 
-    def forward(self, latents: Tensor, *, quantize: bool, generator: torch.Generator | None) -> Quantized:
+    def forward(self, latents: Tensor, *, quantize: bool, generator: Source | None) -> Quantized:
         """Quantize [..., D]; with `quantize=False` the latents pass, while the loss still pulls the book to them."""
         codes = self.codes(latents)
         vectors = self.vectors(codes)
@@ -90,6 +92,8 @@ class FiniteScalarQuantizer(nn.Module):
     running_var: Tensor
     levels: Tensor
     places: Tensor
+    across: Callable[[Tensor], Tensor] | None = None
+    """Mean over the processes that share a batch, with gradient; None where there is one."""
 
     def __init__(self, levels: tuple[int, ...], *, positions: int):
         super().__init__()
@@ -102,14 +106,17 @@ class FiniteScalarQuantizer(nn.Module):
         """[..., D] -> positions among the levels, in [0, level - 1]."""
         with full_precision(latents):
             rows_RPD = latents.reshape(-1, *self.running_mean.shape).to(self.running_mean.dtype)
-            mean_PD = rows_RPD.mean(0) if batch else self.running_mean
+            mean_PD = self._shared(rows_RPD.mean(0)) if batch else self.running_mean
             centred_RPD = rows_RPD - mean_PD
-            var_D = centred_RPD.square().mean((0, 1)) if batch else self.running_var
+            var_D = self._shared(centred_RPD.square().mean((0, 1))) if batch else self.running_var
             if batch:
                 self.running_mean.lerp_(mean_PD.detach(), EMA_STEP)
                 self.running_var.lerp_(var_D.detach(), EMA_STEP)
             normed_RPD = centred_RPD * (var_D + VARIANCE_FLOOR).rsqrt()
             return ((normed_RPD.tanh() + 1) * 0.5 * (self.levels - 1)).view(latents.shape)
+
+    def _shared(self, statistic: Tensor) -> Tensor:
+        return statistic if self.across is None else self.across(statistic)
 
     def _codes(self, scaled: Tensor) -> Tensor:
         return (scaled.round().long() * self.places).sum(-1)
@@ -131,15 +138,15 @@ class FiniteScalarQuantizer(nn.Module):
         one_hot = [F.one_hot(digits[:, d], int(n)) for d, n in enumerate(self.levels)]
         return torch.cat([*one_hot, self.vectors(codes)], -1).to(self.running_mean.dtype)
 
-    def jittered(self, codes: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    def jittered(self, codes: Tensor, share: float, generator: Source) -> Tensor:
         """Codes int64 [...] in which this share of all levels has moved to a neighbouring one."""
         digits = codes.unsqueeze(-1) // self.places % self.levels
-        moved = torch.rand(digits.shape, generator=generator, device=codes.device) < share
-        step = torch.randint(0, 2, digits.shape, generator=generator, device=codes.device) * 2 - 1
+        moved = uniform(digits.shape, generator, device=codes.device) < share
+        step = integers(2, digits.shape, generator, device=codes.device) * 2 - 1
         moved_digits = (digits + moved * step).clamp(min=0).minimum(self.levels - 1)
         return (moved_digits * self.places).sum(-1)
 
-    def forward(self, latents: Tensor, *, quantize: bool, generator: torch.Generator | None) -> Quantized:
+    def forward(self, latents: Tensor, *, quantize: bool, generator: Source | None) -> Quantized:
         """Quantize [..., D]; with `quantize=False` uniform noise of half a level takes the place of rounding.
 
         Raises: ValueError if noise is asked for without a generator.
@@ -151,6 +158,6 @@ class FiniteScalarQuantizer(nn.Module):
         elif generator is None:
             raise ValueError("quantize=False adds noise: give the generator that draws it")
         else:
-            noise = torch.rand(scaled.shape, generator=generator, device=scaled.device, dtype=scaled.dtype)
+            noise = uniform(scaled.shape, generator, device=scaled.device, dtype=scaled.dtype)
             passed = scaled + noise - 0.5
         return Quantized(passed * 2 / (self.levels - 1) - 1, codes, scaled.new_zeros(()))

@@ -81,6 +81,8 @@ class Fitter:
             if config.codebooks == "frozen" and "quantize" in name:
                 parameter.requires_grad_(False)
         trained = {part: parameters for part in PARTS if (parameters := model.parameters_of(part))}
+        for part in trained:
+            model.prepare(part)
         self.optimizers = {part: Optimizer(held, self.parts[part].optim) for part, held in trained.items()}
         self.skipped = 0
 
