@@ -373,6 +373,11 @@ class IVideoGPT(nn.Module):
         action_BA = action_BA.to(self.device)
         return torch.cat([action_BA, state["wm", "proprio"]], -1) if self.config.proprio else action_BA
 
+    def _reward(self, hidden_BD: Tensor, read_BE: Tensor | None) -> Tensor:
+        if self.config.heads.reward == "none":  # a model of videos: nobody knows
+            return hidden_BD.new_full((len(hidden_BD), 1), torch.nan)
+        return self.tokens.reward(hidden_BD, read_BE)[:, None]
+
     def _state(self, wm: dict[str, Tensor], frame: Frame) -> TensorDict:
         codes_BFK, pooled_BC, rows = wm["codes"], wm["pooled"], len(wm["codes"])
         if codes_BFK.shape[1]:
@@ -384,6 +389,6 @@ class IVideoGPT(nn.Module):
         read_BE = torch.cat([pooled_BC, vectors_BE, *told], -1) if self.config.heads.reward == "twohot" else None
         state = TensorDict({"wm": {**wm, "ticket": frame.tickets_B1}}, batch_size=[rows])
         state["latent"] = torch.cat([*(parts[part] for part in self.config.latent), *told], -1).float()
-        state["reward"] = self.tokens.reward(frame.hidden_BD, read_BE)[:, None]
+        state["reward"] = self._reward(frame.hidden_BD, read_BE)
         state["continue"] = self.tokens.continues(frame.hidden_BD)[:, None]
         return state

@@ -26,16 +26,19 @@ log = logging.getLogger(__name__)
 
 GIVEN = ("env_step", "decision", "update")
 X = (*GIVEN, "wall_s")
-"""First columns of every row: simulator steps, agent decisions, updates, seconds worked (pauses left out)."""
+"""First columns of a row: simulator steps, agent decisions, updates, seconds worked (pauses left out).
+
+A record without simulator steps names other columns before `wall_s`; the first of them is what curves are drawn over.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CsvConfig:
     """The CSV files and nothing else."""
 
-    def build(self, *, folder: Path, config: Mapping[str, Any] | None = None) -> Logger:
+    def build(self, *, folder: Path, config: Mapping[str, Any] | None = None, given: tuple[str, ...] = GIVEN) -> Logger:
         """A logger that writes into `folder`; `config`, the run's settings, is for services that show it."""
-        return Logger(folder, backends=[])
+        return Logger(folder, backends=[], given=given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +55,9 @@ class TensorBoardConfig:
         if self.patience_s <= 0:
             raise ValueError(f"patience_s must be > 0 (got {self.patience_s})")
 
-    def build(self, *, folder: Path, config: Mapping[str, Any] | None = None) -> Logger:
+    def build(self, *, folder: Path, config: Mapping[str, Any] | None = None, given: tuple[str, ...] = GIVEN) -> Logger:
         """A logger that writes into `folder`; `config` is not shown here."""
-        return Logger(folder, backends=[TensorBoard(folder, patience_s=self.patience_s)])
+        return Logger(folder, backends=[TensorBoard(folder, patience_s=self.patience_s)], given=given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +88,9 @@ class WandbConfig:
         if self.timeout_s <= 0:
             raise ValueError(f"timeout_s must be > 0 (got {self.timeout_s})")
 
-    def build(self, *, folder: Path, config: Mapping[str, Any] | None = None) -> Logger:
+    def build(self, *, folder: Path, config: Mapping[str, Any] | None = None, given: tuple[str, ...] = GIVEN) -> Logger:
         """A logger that writes into `folder` and shows `config`, the run's settings."""
-        return Logger(folder, backends=[Wandb(self, folder, run_config=dict(config or {}))])
+        return Logger(folder, backends=[Wandb(self, folder, run_config=dict(config or {}))], given=given)
 
 
 class TensorBoard:
@@ -223,12 +226,15 @@ class Logger:
     Args:
         folder: the run's; made if missing.
         backends: services that get every row too and may fail without harm.
+        given: the x columns that every row is given; services always know the first as `env_step`.
     """
 
-    def __init__(self, folder: Path, *, backends: Sequence[TensorBoard | Wandb]) -> None:
+    def __init__(
+        self, folder: Path, *, backends: Sequence[TensorBoard | Wandb], given: tuple[str, ...] = GIVEN
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._tables = {"metrics": Table(folder / "metrics.csv"), "eval": Table(folder / "eval.csv")}
-        self._backends = backends
+        self._backends, self._given = backends, given
         self._wall_s = 0.0
         self._since = time.monotonic()
         self._env_step = 0
@@ -238,7 +244,7 @@ class Logger:
 
         Args:
             values: numbers or scalar tensors by name, such as `agent/entropy`.
-            x: exactly `env_step`, `decision` and `update`; `wall_s` is added here.
+            x: exactly the given columns (`env_step`, `decision` and `update`); `wall_s` is added here.
 
         Raises: ValueError for other x, for a value that is no number, for an impossible name.
         """
@@ -252,7 +258,7 @@ class Logger:
         """Shows a file that is already written to the services; without any, the file alone is the record."""
         at = self._at(x)
         for backend in self._backends:
-            backend.background.video(name, path, at)
+            backend.background.video(name, path, at | {"env_step": at[self._given[0]]})
 
     @property
     def wall_s(self) -> float:
@@ -262,14 +268,14 @@ class Logger:
     def _write(self, table: str, values: Mapping[str, float | Tensor], x: Mapping[str, int]) -> None:
         at, numbers = self._at(x), {name: _number(name, value) for name, value in values.items()}
         self._tables[table].append(at | numbers)
-        self._env_step = int(at["env_step"])
+        self._env_step = int(at[self._given[0]])
         for backend in self._backends:
-            backend.background.write(numbers, at)
+            backend.background.write(numbers, at | {"env_step": self._env_step})
 
     def _at(self, x: Mapping[str, int]) -> dict[str, float | int]:
-        if set(x) != set(GIVEN):
-            raise ValueError(f"x must be {', '.join(GIVEN)} (got {', '.join(x)})")
-        return {name: int(x[name]) for name in GIVEN} | {"wall_s": round(self.wall_s, 3)}
+        if set(x) != set(self._given):
+            raise ValueError(f"x must be {', '.join(self._given)} (got {', '.join(x)})")
+        return {name: int(x[name]) for name in self._given} | {"wall_s": round(self.wall_s, 3)}
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON: how far each file had come. The rows that it counts are on disk when this returns."""

@@ -56,7 +56,8 @@ def default_folder(plain: Mapping[str, Any], variants: Mapping[str, str]) -> Pat
 
 def world_model(plain: Mapping[str, Any]) -> str:
     """The module of the run's world model: `ivideogpt`, or `perfect` for the simulator itself."""
-    return str(plain["worldmodel"]["_target_"].rpartition(".")[0].rpartition(".")[2])
+    target = str(plain.get("worldmodel", {}).get("_target_", ""))
+    return target.rpartition(".")[0].rpartition(".")[2]
 
 
 def holds_run(folder: Path) -> bool:
@@ -90,23 +91,26 @@ def emptied_on_failure(folder: Path) -> Iterator[None]:
         raise
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path, *, verb: str = "train", marks: tuple[str, ...] = ("task", "seed")) -> dict[str, Any]:
     """The stored configuration, as data: no reference in it is followed and no tag is obeyed.
 
+    Args:
+        verb: what begins such a folder.
+        marks: keys that its configuration has.
     Raises: ValueError where there is none, or it is not one.
     """
     path = folder / "config.yaml"
     if not path.is_file():
         raise ValueError(
             f"{folder} is not a run folder: it has no config.yaml; "
-            f"`{program()} train run_dir={shlex.quote(str(folder))}` makes one"
+            f"`{program()} {verb} run_dir={shlex.quote(str(folder))}` makes one"
         )
     try:
         plain = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a configuration: {' '.join(str(error).split())}") from error
-    if not isinstance(plain, dict) or "task" not in plain or "seed" not in plain:
-        raise ValueError(f"{path} is not a configuration: task and seed are missing")
+    if not isinstance(plain, dict) or any(mark not in plain for mark in marks):
+        raise ValueError(f"{path} is not a configuration of `mbrl {verb}`: {' and '.join(marks)} are missing")
     for key, value in leaves(plain):
         if isinstance(value, str) and "${" in value:
             raise ValueError(
@@ -162,22 +166,25 @@ def vouched(plain: Mapping[str, Any], own: Path | None) -> bool:
     return own is not None
 
 
-def check_resumed(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+def check_resumed(
+    stored: Mapping[str, Any], asked: Mapping[str, Any], may_change: tuple[str, ...] = MAY_CHANGE
+) -> None:
     """Refuses to continue a run as another one.
 
     Args:
         asked: the stored configuration with the user's words laid on.
+        may_change: keys (or beginnings of keys, with a dot) that may be given anew.
     Raises: ValueError naming a key that a continued run may not change.
     """
     old, new = dict(leaves(stored)), dict(leaves(asked))
     for key in sorted(old.keys() | new.keys(), key=lambda key: (not key.endswith("_target_"), key)):
-        free = any(key.startswith(may) if may.endswith(".") else key == may for may in MAY_CHANGE)
+        free = any(key.startswith(may) if may.endswith(".") else key == may for may in may_change)
         if free or old.get(key) == new.get(key):
             continue
         began = f"with {key}={old[key]}" if key in old else f"without {key}"
         raise ValueError(
             f"{key}={new.get(key)} cannot be given to a run that began {began}; "
-            f"leave it out, or choose another run_dir (a continued run may change {', '.join(MAY_CHANGE)})"
+            f"leave it out, or choose another run_dir (a continued run may change {', '.join(may_change)})"
         )
 
 
