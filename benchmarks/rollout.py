@@ -24,7 +24,8 @@ from worldmodel.layout import TokenLayout
 from worldmodel.rollout import SamplingConfig, TokenEngine
 from worldmodel.rollout.kv_cache import KVCache
 from worldmodel.seeds import Seeds
-from worldmodel.transformer import HeadConfig, TokenModel, TransformerConfig, layout_ids
+from worldmodel.strings import layout_ids
+from worldmodel.transformer import HeadConfig, TokenModel, TransformerConfig
 
 PUBLISHED = TokenLayout(context=2)
 SMALL = TokenLayout(context=1, codes_context=64, codes_future=4, vocab_context=512, vocab_future=512)

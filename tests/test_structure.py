@@ -29,10 +29,12 @@ LONG_FUNCTIONS: dict[str, int] = {}
 # From lowest to highest; a module may import what stands strictly lower, or its own folder.
 WORLDMODEL_RANKS = (
     ("spec", "layout", "seeds", "share", "optim"),
+    ("strings",),
     ("tokenizer",),
     ("api", "losses", "proprio", "transformer", "data"),
     ("rollout", "toy", "dream", "evaluation", "objective", "adversary"),
     ("ivideogpt",),
+    ("video",),
     ("weights",),
     ("training",),
     ("",),  # worldmodel/__init__.py

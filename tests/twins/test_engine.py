@@ -17,8 +17,8 @@ from worldmodel.layout import TokenLayout
 from worldmodel.rollout import Frame, SamplingConfig, TokenEngine
 from worldmodel.rollout.kv_cache import KVCache
 from worldmodel.rollout.sampling import draw, probabilities
+from worldmodel.strings import string_of_ids
 from worldmodel.transformer import HeadConfig, TokenModel, TransformerConfig
-from worldmodel.transformer.token_model import string_of_ids
 
 LAYOUT = TokenLayout(context=2, codes_context=7, codes_future=3, vocab_context=11, vocab_future=13)
 ACTIONS, FRAMES, ROWS = 5, 4, 6
@@ -60,8 +60,8 @@ def slow_frame(model: TokenModel, context: Tensor, ids_BFK: Tensor, actions_BFA:
     blank_BK = torch.zeros_like(context[:, : layout.codes_future]) if forced_BK is None else forced_BK
     string = string_of_ids(context, torch.cat([ids_BFK, blank_BK[:, None]], 1), layout)
     for position in range(layout.sdf_position(ids_BFK.shape[1]), string.shape[1] - 1) if forced_BK is None else ():
-        string[:, position + 1] = model.llm.logits(model(string, actions_BFA)[:, position]).argmax(-1)
-    return string[:, -layout.codes_future :], model(string, actions_BFA)[:, -1]
+        string[:, position + 1] = model.llm.logits(model.hidden_states(string, actions_BFA)[:, position]).argmax(-1)
+    return string[:, -layout.codes_future :], model.hidden_states(string, actions_BFA)[:, -1]
 
 
 @pytest.mark.parametrize("dtype", ATOL)
@@ -102,7 +102,7 @@ def test_any_use_of_the_engine_agrees_with_recomputing_everything(dtype, action,
             torch.testing.assert_close(found.hidden_BD, wanted_hidden, atol=ATOL[dtype], rtol=0)
             state = (state[0], torch.cat([state[1], found.ids_BK[:, None]], 1), state_and_action[2])
             continue
-        wanted_hidden = model(string_of_ids(state[0], state[1], LAYOUT), state[2])[:, -1]
+        wanted_hidden = model.hidden_states(string_of_ids(state[0], state[1], LAYOUT), state[2])[:, -1]
         torch.testing.assert_close(found.hidden_BD, wanted_hidden, atol=ATOL[dtype], rtol=0)
 
 
@@ -121,12 +121,12 @@ def test_reading_in_chunks_with_a_cache_equals_reading_at_once(seed):
 def test_what_comes_later_changes_nothing_before():
     model, generator = make_model(torch.float64), torch.Generator().manual_seed(1)
     context, ids, actions = make_start(3, FRAMES, torch.float64, generator)
-    before = model(string_of_ids(context, ids, LAYOUT), actions)
+    before = model.hidden_states(string_of_ids(context, ids, LAYOUT), actions)
     for frame in range(FRAMES):
         other_ids, other_actions = ids.clone(), actions.clone()
         other_ids[:, frame:] = LAYOUT.vocab_context + (other_ids[:, frame:] - LAYOUT.vocab_context + 1) % 13
         other_actions[:, frame:] += 1
-        after = model(string_of_ids(context, other_ids, LAYOUT), other_actions)
+        after = model.hidden_states(string_of_ids(context, other_ids, LAYOUT), other_actions)
         first = LAYOUT.sdf_position(frame)
         assert torch.equal(before[:, :first], after[:, :first])
         assert not torch.isclose(before[:, first:], after[:, first:]).all(-1).any()
@@ -227,7 +227,7 @@ def test_changed_weights_change_the_imagination(told):
             engine.forget()
         assert not engine.resident(before.tickets_B1, 1), name
         after = engine.prefill(*start)
-        wanted = model(string_of_ids(*start[:2], LAYOUT), start[2])[:, -1]
+        wanted = model.hidden_states(string_of_ids(*start[:2], LAYOUT), start[2])[:, -1]
         torch.testing.assert_close(after.hidden_BD, wanted, atol=1e-5, rtol=0)
         before = after
 

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worldmodel.layout import TokenLayout
-from worldmodel.transformer import HeadConfig, TokenModel, TransformerConfig, layout_ids, layout_labels
-from worldmodel.transformer.token_model import IGNORED, align_clip, string_of_ids, symexp, symlog, two_hot
+from worldmodel.strings import IGNORED, layout_ids, layout_labels, string_of_ids
+from worldmodel.transformer import HeadConfig, TokenModel, TransformerConfig
+from worldmodel.transformer.token_model import symexp, symlog, two_hot
 
 LAYOUT = TokenLayout(context=2, codes_context=5, codes_future=3, vocab_context=11, vocab_future=7)
 TRANSFORMER = TransformerConfig(
@@ -90,7 +91,7 @@ def test_code_loss_is_the_cross_entropy_of_the_supervised_next_ids():
     model, (context, future, actions) = make(), codes()
     ids = layout_ids(context, future, LAYOUT)
     labels = layout_labels(ids, LAYOUT, given=1)
-    hidden = model(ids, actions)
+    hidden = model.hidden_states(ids, actions)
     wanted = F.cross_entropy(model.llm.logits(hidden)[:, :-1].transpose(1, 2), labels[:, 1:], ignore_index=IGNORED)
     torch.testing.assert_close(model.code_loss(hidden, labels), wanted)
 
@@ -98,16 +99,16 @@ def test_code_loss_is_the_cross_entropy_of_the_supervised_next_ids():
 def test_an_action_acts_from_its_own_separator_on_and_a_fresh_model_ignores_it():
     model, (context, future, actions) = make(), codes()
     ids = layout_ids(context, future, LAYOUT)
-    assert torch.equal(model(ids, actions), model(ids, None))
+    assert torch.equal(model.hidden_states(ids, actions), model.hidden_states(ids, None))
     torch.nn.init.normal_(model.action_linear.weight, generator=torch.Generator().manual_seed(1))
     for frame in range(FRAMES):
         changed = actions.clone()
         changed[:, frame] += 1
-        moved = (model(ids, changed) != model(ids, actions)).any(-1)
+        moved = (model.hidden_states(ids, changed) != model.hidden_states(ids, actions)).any(-1)
         assert not moved[:, : LAYOUT.sdf_position(frame)].any()
         assert moved[:, LAYOUT.sdf_position(frame) :].all()
     with pytest.raises(ValueError, match=r"actions \(3, 3, 2\) must be \(3, 4, 2\)"):
-        model(ids, actions[:, 1:])
+        model.hidden_states(ids, actions[:, 1:])
 
 
 def test_frame_hidden_is_read_at_the_last_code_of_each_frame():
@@ -157,7 +158,7 @@ def test_unknown_rewards_weigh_nothing_even_if_they_are_nan():
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     with torch.no_grad():
         ids = layout_ids(context, future, LAYOUT)
-        hidden = model.frame_hidden(model(ids, clip()["actions_BFA"]))
+        hidden = model.frame_hidden(model.hidden_states(ids, clip()["actions_BFA"]))
         wanted = model.reward_loss(hidden, clip()["reward_BF"])[known].mean()
     torch.testing.assert_close(with_nan.detach(), wanted)
 
@@ -169,7 +170,7 @@ def test_there_are_as_many_losses_as_heads():
     everything = make(dataclasses.replace(SCALAR, action_recon=0.5), continues=True)
     losses = everything.losses(context, future, **clip())
     assert set(losses) == {"codes", "reward", "continue", "action_recon"}
-    hidden = everything(layout_ids(context, future, LAYOUT), clip()["actions_BFA"])
+    hidden = everything.hidden_states(layout_ids(context, future, LAYOUT), clip()["actions_BFA"])
     wanted = 0.5 * everything.action_recon_loss(hidden, clip()["actions_BFA"])
     torch.testing.assert_close(losses["action_recon"], wanted)
     with pytest.raises(ValueError, match="no reward head"):
@@ -192,13 +193,17 @@ def test_dropout_is_drawn_from_the_generator_alone():
     model, (context, future, actions) = make(dropout=0.4).train(), codes()
     ids = layout_ids(context, future, LAYOUT)
     before = torch.get_rng_state()
-    first, again, other = (model(ids, actions, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    first, again, other = (
+        model.hidden_states(ids, actions, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)
+    )
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert torch.equal(before, torch.get_rng_state())
     with pytest.raises(ValueError, match=r"dropout is 0\.4 in train mode"):
-        model(ids, actions)
+        model.hidden_states(ids, actions)
     model.eval()
-    assert torch.equal(model(ids, actions), model(ids, actions, generator=torch.Generator()))
+    assert torch.equal(
+        model.hidden_states(ids, actions), model.hidden_states(ids, actions, generator=torch.Generator())
+    )
 
 
 def test_a_model_is_made_from_its_generator_alone():
@@ -220,10 +225,12 @@ def test_the_reward_of_a_frame_is_the_one_received_on_arriving_there(target, lea
     for _ in range(150):
         action_BTA = torch.rand(16, LAYOUT.context + FRAMES, ACTIONS, generator=generator) * 4 - 2
         reward_BT = action_BTA[..., 0]  # of the transition that the action causes
-        actions_BFA, reward_BF = align_clip(action_BTA, reward_BT, context=LAYOUT.context, target=target)
+        actions_BFA = model.into_frames(action_BTA, FRAMES)
+        first = LAYOUT.context - (1 if target == "arriving" else 0)  # published: one row late (QUIRK 14)
+        reward_BF = reward_BT[:, first : first + FRAMES]
         context = torch.randint(11, (16, 10), generator=generator)
         future = torch.randint(7, (16, FRAMES, 3), generator=generator)
-        hidden = model.frame_hidden(model(layout_ids(context, future, LAYOUT), actions_BFA))
+        hidden = model.frame_hidden(model.hidden_states(layout_ids(context, future, LAYOUT), actions_BFA))
         loss = model.reward_loss(hidden, reward_BF).mean()
         optimizer.zero_grad()
         loss.backward()

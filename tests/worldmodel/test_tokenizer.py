@@ -86,7 +86,7 @@ def test_everything_has_its_shape_and_its_range(name: str) -> None:
     tokenizer = fitted(seeded(cfg))
     t, side, n, k, d = cfg.context, cfg.side, cfg.codes_context, cfg.codes_future, tokenizer.vector_dim
     assert (n, k) == (side**2, (side // cfg.patch_size) ** 2)
-    assert tokenizer.latent_side == side
+    assert tokenizer.config.side == side
     frames = random_frames(cfg, t + F)
     context_codes, codes = tokenizer.tokenize(frames[:, :t], frames[:, t:])
     assert context_codes.shape == (B, t, n)

@@ -17,7 +17,8 @@ from torch import Tensor
 from worldmodel.rollout.fused import FusedTransformer
 from worldmodel.rollout.kv_cache import KVCache
 from worldmodel.rollout.sampling import SamplingConfig, draw
-from worldmodel.transformer.token_model import TokenModel, string_of_ids
+from worldmodel.strings import string_of_ids
+from worldmodel.transformer.token_model import TokenModel
 
 _next_ticket = itertools.count().__next__  # tickets are unique in the process, so engines cannot mistake each other's
 
@@ -123,6 +124,20 @@ class TokenEngine:
         return self._named(torch.stack(drawn, 1), fused(x_BTD, cache, keep=1)[:, 0], None)
 
     @torch.no_grad()
+    def sample_string(self, ids: int, generator: torch.Generator | None) -> Tensor:
+        """Imagine `ids` ids behind the `sdf` that comes next, separators drawn like any other id (spec 9.1): [B, ids].
+
+        Whole frames are no longer told apart, so nothing is held afterwards. The sampling must allow separators.
+        """
+        fused, cache = self._resumed()
+        x_BTD, drawn = self._opening(fused), []
+        for _ in range(ids):
+            drawn.append(draw(fused.logits(fused(x_BTD, cache, keep=1)[:, 0]), self._sampling, generator) + self._first)
+            x_BTD = F.embedding(drawn[-1].unsqueeze(1), fused.embedding)
+        self._tickets = []
+        return torch.stack(drawn, 1)
+
+    @torch.no_grad()
     def force_frame(self, action_BA: Tensor | None, ids_BK: Tensor) -> Frame:
         """The next frame is given: one pass of K + 1 positions; otherwise as `sample_frame`."""
         fused, cache = self._resumed()
@@ -191,8 +206,8 @@ class TokenEngine:
 
     def _action(self, action_BA: Tensor | None) -> Tensor:
         """What the action into a frame adds, [B, 1, D]; 0 for an action-free model."""
-        if action_BA is None:
-            return self._model.action_linear.weight.new_zeros(self._held_rows, 1, 1)
+        if action_BA is None or (self._model.action_dim == 0 and action_BA.shape[-1] == 0):
+            return self._model.llm.lm_head.weight.new_zeros(self._held_rows, 1, 1)
         if action_BA.shape != (self._held_rows, self._model.action_dim):
             raise ValueError(f"action {tuple(action_BA.shape)} must be {(self._held_rows, self._model.action_dim)}")
         return self._model.action_linear(action_BA).unsqueeze(1)

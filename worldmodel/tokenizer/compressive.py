@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.layout import TokenLayout
+from worldmodel.strings import codes_of_ids, layout_ids, layout_labels
 from worldmodel.tokenizer.blocks import full_precision
 from worldmodel.tokenizer.conditional import (
     HEADS,
@@ -23,7 +24,6 @@ from worldmodel.tokenizer.conditional import (
     decoder_sides,
     encoder_sides,
 )
-from worldmodel.tokenizer.ids import codes_of_ids, ids_of_codes
 from worldmodel.tokenizer.networks import RGB, Decoder, Encoder, Trunk
 from worldmodel.tokenizer.outputs import DecodedContext, EncodedContext, TokenizerOutput
 from worldmodel.tokenizer.quantizer import FiniteScalarQuantizer, Quantized, VectorQuantizer
@@ -225,11 +225,6 @@ class CompressiveTokenizer(nn.Module):
         return self.config.code_dim
 
     @property
-    def latent_side(self) -> int:
-        """Side of a context frame's grid of codes."""
-        return self.config.side
-
-    @property
     def layout(self) -> TokenLayout:
         """The token string that `tokenize_ids` writes."""
         return self.config.layout
@@ -357,8 +352,8 @@ class CompressiveTokenizer(nn.Module):
         self._check_context(context)
         if frames_BTCHW.shape[1] <= context:
             raise ValueError(f"a clip needs more than {context} context frames (got {frames_BTCHW.shape[1]} frames)")
-        codes = self.tokenize(frames_BTCHW[:, :context], frames_BTCHW[:, context:])
-        return ids_of_codes(*codes, self.layout)
+        ids_BN = layout_ids(*self.tokenize(frames_BTCHW[:, :context], frames_BTCHW[:, context:]), self.layout)
+        return ids_BN, layout_labels(ids_BN, self.layout)
 
     def detokenize(self, ids_BN: Tensor, context: int) -> Tensor:
         """Ids -> clip [B, T, 3, H, W], unclamped (spec 4.2); ids of future frames are clamped into their range.
@@ -369,7 +364,9 @@ class CompressiveTokenizer(nn.Module):
         return torch.cat(self.decode(*codes_of_ids(ids_BN, self.layout)), dim=1)
 
     def set_context_length(self, frames: int) -> None:
-        """Keep only the `frames` most recent context frames (spec 2.11); replaces parameters: optimizers come later.
+        """Keep only the `frames` most recent context frames (spec 2.11).
+
+        The parameters stay, with fewer rows. Call it before there is an optimizer: one that has stepped would fail.
 
         Raises: ValueError if the context would grow: there are no position embeddings for older frames.
         """

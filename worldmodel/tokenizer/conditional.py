@@ -88,10 +88,10 @@ class CrossAttentionBlock(nn.Module):
         return F.silu(z_NChw + mixed)
 
     def keep_last(self, frames: int) -> None:
-        """Keep the position rows of the `frames` most recent context frames (spec 2.11)."""
+        """Keep the position rows of the `frames` most recent context frames (spec 2.11), in the same parameter."""
         rows = frames * self.q_pos_emb.shape[0]
-        kept = self.kv_pos_emb.detach()[-rows:].clone()
-        self.kv_pos_emb = nn.Parameter(kept, requires_grad=self.kv_pos_emb.requires_grad)
+        self.kv_pos_emb.data = self.kv_pos_emb.data[-rows:].clone()
+        self.kv_pos_emb.grad = None
 
 
 def encoder_sides(side: int, levels: int) -> list[int]:

@@ -8,16 +8,15 @@ It knows the token layout and nothing of frames, tokenizers or caches.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel.layout import TokenLayout
+from worldmodel.strings import IGNORED, layout_ids, layout_labels
 from worldmodel.transformer.llama import TransformerConfig
-
-IGNORED = -100  # label of a position that is not supervised (torch's own convention)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,62 +73,20 @@ def symexp(x: Tensor) -> Tensor:
     return x.sign() * x.abs().expm1()
 
 
-def layout_ids(context_codes_BtN: Tensor, codes_BFK: Tensor, layout: TokenLayout) -> Tensor:
-    """The token string of codes (spec section 4): offsets added, separators put in.
+class TokenOutput(NamedTuple):
+    """What a plain pass over whole strings gives.
 
-    Args:
-        context_codes_BtN: int64 [B, t*N] or [B, t, N], codes in [0, vocab_context), frame after frame.
-        codes_BFK: int64 [B, F, K], codes in [0, vocab_future); F = 0 gives the context alone.
-    Returns: int64 [B, layout.length(F)] vocabulary ids.
-    Raises: ValueError if the number of codes does not fit the layout.
+    Attributes:
+        loss: mean cross-entropy (nats) of logits[:, :-1] against labels[:, 1:]; None without labels.
+        logits: [B, N, V], at least float32.
+        rewards: [B, F, 1] predicted rewards, symlog, read at each frame's last code; None without a `scalar` head.
+        hidden: [B, N, D] post-norm hidden states.
     """
-    return string_of_ids(context_codes_BtN, codes_BFK + layout.vocab_context, layout)
 
-
-def string_of_ids(context_codes_BtN: Tensor, ids_BFK: Tensor, layout: TokenLayout) -> Tensor:
-    """As `layout_ids`, for future frames that are vocabulary ids already (a model may have drawn any id)."""
-    rows = context_codes_BtN.shape[0]
-    per_row = layout.context * layout.codes_context
-    if context_codes_BtN[0].numel() != per_row:
-        raise ValueError(
-            f"context codes {tuple(context_codes_BtN.shape)} must be {per_row} = {layout.context} frames x "
-            f"{layout.codes_context} codes per row"
-        )
-    if ids_BFK.dim() != 3 or ids_BFK.shape[0] != rows or ids_BFK.shape[2] != layout.codes_future:
-        raise ValueError(f"future ids {tuple(ids_BFK.shape)} must be [{rows}, F, {layout.codes_future}]")
-    context_BtN = context_codes_BtN.reshape(rows, layout.context, layout.codes_context)
-    opened_BtN = F.pad(context_BtN, (1, 0), value=layout.scf).flatten(1)
-    return torch.cat([opened_BtN[:, 1:], F.pad(ids_BFK, (1, 0), value=layout.sdf).flatten(1)], 1)
-
-
-def layout_labels(ids_BN: Tensor, layout: TokenLayout, *, given: int = 0) -> Tensor:
-    """Labels aligned with the ids: IGNORED up to and including the `sdf` of the first supervised frame.
-
-    Args:
-        given: leading future frames that are observed, not predicted.
-    Returns: int64 [B, N]; with given = 0 the published labels: all codes and every later `sdf` are targets.
-    """
-    labels_BN = ids_BN.clone()
-    labels_BN[:, : layout.sdf_position(given) + 1] = IGNORED
-    return labels_BN
-
-
-def align_clip(
-    action_BTA: Tensor, reward_BT: Tensor, *, context: int, target: Literal["arriving", "published"]
-) -> tuple[Tensor, Tensor]:
-    """Actions and reward targets of the future frames of a published clip, whose row k is the transition k -> k + 1.
-
-    Args:
-        action_BTA: [B, T, A]; the action that leads into future frame j is row t - 1 + j.
-        reward_BT: [B, T], environment units.
-        target: `arriving`: the reward of the transition that led into frame j, row t - 1 + j; `published`: QUIRK 14,
-            the next transition's reward, row t + j.
-    Returns: actions [B, F, A] and rewards [B, F], F = T - t.
-    """
-    if target not in ("arriving", "published"):
-        raise ValueError(f"target must be arriving or published (got {target})")
-    rewards_BF = reward_BT[:, context - 1 : -1] if target == "arriving" else reward_BT[:, context:]
-    return action_BTA[:, context - 1 : -1], rewards_BF
+    loss: Tensor | None
+    logits: Tensor
+    rewards: Tensor | None
+    hidden: Tensor
 
 
 class TokenModel(nn.Module):
@@ -153,6 +110,7 @@ class TokenModel(nn.Module):
         """Fresh weights from `generator`; the action embedding, two-hot, continue and proprio outputs start at zero.
 
         Args:
+            action_dim: A; 0 makes an action-free model, which has no action embedding.
             features_VJ: what embedding and output matrix are composed of (`Llama`); None: free rows.
             proprio_dim: numbers Q whose change a head predicts; an action then has them behind it (A includes Q).
             feature_dim: width E of the feature that the two-hot head reads beside the hidden state.
@@ -162,7 +120,8 @@ class TokenModel(nn.Module):
         self.layout, self.heads, self.action_dim, self.has_continue = layout, heads, action_dim, continues
         hidden = transformer.hidden
         self.llm = transformer.build(vocab=layout.vocab, generator=generator, features_VJ=features_VJ)
-        self.action_linear = _zero(_Unset(action_dim, hidden))  # an action-free model starts unchanged
+        if action_dim:
+            self.action_linear = _zero(_Unset(action_dim, hidden))  # what is given actions starts unchanged
         if heads.reward == "scalar":
             self.reward_linear = _uniform(_Unset(hidden, 1), generator)
         if heads.reward == "twohot":
@@ -182,10 +141,10 @@ class TokenModel(nn.Module):
 
         Args:
             ids_BN: vocabulary ids of whole frames (see `layout_ids`).
-            actions_BFA: float [B, F, A], the action that leads INTO frame j; None for an action-free model.
+            actions_BFA: float [B, F, A], the action that leads INTO frame j; None adds nothing.
         """
         embeddings_BND = self.llm.embed(ids_BN)
-        if actions_BFA is None:
+        if actions_BFA is None or (self.action_dim == 0 and actions_BFA.shape[-1] == 0):
             return embeddings_BND
         frames = self.layout.frames(ids_BN.shape[1])
         if actions_BFA.shape != (ids_BN.shape[0], frames, self.action_dim):
@@ -198,11 +157,54 @@ class TokenModel(nn.Module):
             added_BND[:, self.layout.prelude :] = action_BFD.repeat_interleave(self.layout.stride, 1)
         return embeddings_BND + added_BND
 
-    def forward(
+    def hidden_states(
         self, ids_BN: Tensor, actions_BFA: Tensor | None, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Hidden states [B, N, D] after the final norm of every position; `generator` feeds dropout in train mode."""
         return self.llm(self.embed(ids_BN, actions_BFA), generator=generator)
+
+    def forward(
+        self,
+        ids: Tensor,
+        labels: Tensor | None = None,
+        action: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> TokenOutput:
+        """The published pass over whole strings (spec 8.1); training has `losses`, which computes fewer logits.
+
+        Args:
+            ids: int64 [B, N] vocabulary ids.
+            labels: int64 [B, N], aligned with the ids.
+            action: float [B, T, A] or [B, T-1, A], the published rows: row k leads from frame k of the clip (its
+                context included) to frame k + 1. None adds nothing.
+            generator: source of dropout, in train mode.
+        Raises: ValueError if the shapes do not fit together.
+        """
+        frames = self.layout.frames(ids.shape[1])
+        hidden = self.hidden_states(
+            ids, None if action is None else self.into_frames(action, frames), generator=generator
+        )
+        logits, loss = self.llm.logits(hidden), None
+        if labels is not None:
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+        rewards = None
+        if self.heads.reward == "scalar":
+            rewards = self.reward_symlog(self.frame_hidden(hidden)).unsqueeze(-1)
+        return TokenOutput(loss, logits, rewards, hidden)
+
+    def into_frames(self, action_BTA: Tensor, frames: int) -> Tensor:
+        """The actions [B, F, A] that lead into the future frames, of the published rows of a clip (see `forward`).
+
+        Raises: ValueError if there are not T or T - 1 rows.
+        """
+        first, rows = self.layout.context - 1, action_BTA.shape[1]
+        if rows - first not in (frames, frames + 1):
+            raise ValueError(
+                f"action {tuple(action_BTA.shape)} must have {first + frames} or {first + frames + 1} rows, one for "
+                f"each frame of the clip ({self.layout.context} context and {frames} future ones; the last is not read)"
+            )
+        return action_BTA[:, first : first + frames]
 
     def frame_hidden(self, hidden_BND: Tensor) -> Tensor:
         """The hidden states at each future frame's last code, [B, F, D]: there reward and feature are read."""
@@ -280,7 +282,7 @@ class TokenModel(nn.Module):
         """
         targets_BN = layout_ids(context_codes_BtN, codes_BFK, self.layout)
         ids_BN = targets_BN if read_BFK is None else layout_ids(context_codes_BtN, read_BFK, self.layout)
-        hidden_BND = self(ids_BN, actions_BFA, generator=generator)
+        hidden_BND = self.hidden_states(ids_BN, actions_BFA, generator=generator)
         hidden_BFD = self.frame_hidden(hidden_BND)
         losses = {"codes": self.code_loss(hidden_BND, layout_labels(targets_BN, self.layout, given=given))}
         if self.heads.reward != "none":
