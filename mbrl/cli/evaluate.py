@@ -33,6 +33,7 @@ def run(args: list[str]) -> int:
     """Prints the score and writes evaluation.json into the run folder."""
     asked = understand(args)
 
+    from mbrl.files import write_atomically
     from mbrl.io.checkpoint import read_newest
     from mbrl.run.assemble import Configs, assemble_player
     from mbrl.run.folder import read_config, vouched
@@ -66,7 +67,8 @@ def run(args: list[str]) -> int:
         **metrics,
     }
     path = asked.folder / "evaluation.json"
-    path.write_text(json.dumps({**result, "returns": score.returns, "success_each": score.success}, indent=1) + "\n")
+    text = json.dumps({**result, "returns": score.returns, "success_each": score.success}, indent=1) + "\n"
+    write_atomically(path, text.encode())
     print(f"written to {path}")
     return DONE
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mbrl.files import DamagedFile
-from mbrl.run.folder import leaves, read_config
+from mbrl.run.folder import leaves, read_config, world_model
 
 Row = dict[str, float]
 """The filled cells of one row, by column."""
@@ -94,7 +94,7 @@ class Record:
     @property
     def perfect(self) -> bool:
         """Whether the agent imagined in the simulator itself: a diagnosis, never a result."""
-        return target_name(self.config.get("worldmodel", {})) == "perfect"
+        return world_model(self.config) == "perfect"
 
     @property
     def gate(self) -> dict[str, float]:

@@ -44,6 +44,7 @@ def complaints(groups: Mapping[str, Any], *, demos: int = 0) -> Iterator[str]:
         yield from horizons(groups)
         yield from rewards(groups)
         yield from thresholds(groups)
+        yield from openings(groups)
     yield from imitations(groups, demos)
     yield from amounts(groups, demos)
 
@@ -107,6 +108,18 @@ def thresholds(groups: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"schedule.gate.codes_alive={needed} must be <= tokenizer.vocab_future={there}, the codes that there are; "
             f"lower it or choose a larger tokenizer"
+        )
+
+
+def openings(groups: Mapping[str, Any]) -> Iterator[str]:
+    """A gate that waits for the world model waits for something that happens."""
+    schedule = groups["schedule"]
+    if schedule.gate.episodes and not (
+        schedule.dynamics.upfront or (schedule.dynamics.every and schedule.dynamics.times)
+    ):
+        yield (
+            f"schedule.gate.episodes={schedule.gate.episodes} waits for a world model that is never fitted; set "
+            "schedule.dynamics.upfront or times above 0, or schedule.gate={episodes: 0, reward_r2: 0, codes_alive: 0}"
         )
 
 
