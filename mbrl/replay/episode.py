@@ -171,11 +171,14 @@ def write_episode(folder: Path, episode: Episode) -> tuple[str, str]:
     The same episode always gives the same name and bytes. Raises: OSError where the disk refuses.
     """
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=DEFLATE_LEVEL) as archive:
+    with zipfile.ZipFile(buffer, "w") as archive:
         for name, array in _members(episode).items():
-            # ZipInfo's own date is 1980: no clock gets into the bytes
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
+            member = io.BytesIO()
+            np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
+            # ZipInfo's own date is 1980: no clock gets into the bytes. Its own compression is none, whatever the
+            # archive's is
+            info = zipfile.ZipInfo(f"{name}.npy")
+            archive.writestr(info, member.getvalue(), zipfile.ZIP_DEFLATED, DEFLATE_LEVEL)
     content = buffer.getvalue()
     digest = sha256(content)
     name = f"ep-{episode.number:06d}-e{episode.env:02d}-{len(episode)}-{digest[:8]}.npz"

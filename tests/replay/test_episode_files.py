@@ -28,6 +28,12 @@ def test_the_same_episode_always_gives_the_same_bytes(tmp_path: Path, make_episo
     assert write_episode(tmp_path / "a", episode) == write_episode(tmp_path / "b", fortran)
 
 
+def test_a_file_is_compressed(tmp_path: Path, make_episode) -> None:
+    episode = make_episode(1, 30, side=32)
+    name, _ = write_episode(tmp_path, episode)
+    assert (tmp_path / name).stat().st_size < episode.nbytes / 10
+
+
 def test_numpy_reads_the_file_without_pickle(tmp_path: Path, make_episode) -> None:
     name, _ = write_episode(tmp_path, make_episode(1, 3))
     with np.load(tmp_path / name, allow_pickle=False) as file:
