@@ -283,7 +283,7 @@ def test_a_variant_file_has_exactly_the_fields_of_its_classes(path: Path) -> Non
     plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     assert isinstance(plain, dict)
     nodes = list(targets(plain, path.stem))
-    assert nodes or path.parent.name == "experiment", "a variant file names the class it is for"
+    assert nodes or path.parent.name in ("experiment", "recipe"), "a variant file names the class it is for"
     for key, node in nodes:
         module, _, name = node["_target_"].rpartition(".")
         fields = {field.name for field in dataclasses.fields(getattr(importlib.import_module(module), name))}

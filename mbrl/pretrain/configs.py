@@ -1,0 +1,192 @@
+"""The configuration of pre-training: its own dataclasses, and what all of them must agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mbrl.run.configs import make
+from worldmodel.training.processes import Sharding
+
+GROUPS = ("stage", "data", "tokenizer", "transformer", "worldmodel", "schedule", "compute", "logger")
+PARTS = ("tokenizer", "dynamics")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """What is owed when, in updates (with two parts in training, one of each).
+
+    Attributes:
+        total: updates of the run.
+        evaluate: every so many (and at the beginning and the end) validation clips are measured; 0: never.
+        log: every so many a row of metrics.csv.
+        save: every so many a checkpoint and `model/`.
+        clips: validation clips that are measured; always the same.
+    """
+
+    total: int
+    evaluate: int
+    log: int
+    save: int
+    clips: int
+
+    def __post_init__(self) -> None:
+        for name in ("total", "log", "save", "clips"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1 (got {getattr(self, name)})")
+        if self.evaluate < 0:
+            raise ValueError(f"evaluate must be >= 0 (got {self.evaluate})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """Where it runs; `torchrun --nproc-per-node=N -m mbrl pretrain ...` gives each of N processes its rows of a batch.
+
+    Attributes:
+        device: `cpu`, `cuda` (with torchrun: the GPU of each process) or `cuda:<n>`.
+        threads: torch threads of each process; results are exact for a fixed number of threads only.
+        sharding: `ddp`: each process holds the whole model; `fsdp2`: a share of the transformer's weights, gradients
+            and moments (stage=dynamics), for sizes that one GPU cannot hold.
+    """
+
+    device: str
+    threads: int
+    sharding: Sharding
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise ValueError(f"threads must be >= 1 (got {self.threads})")
+        if self.sharding not in ("ddp", "fsdp2"):
+            raise ValueError(f"sharding must be ddp or fsdp2 (got {self.sharding})")
+        kind, _, index = self.device.partition(":")
+        if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+            raise ValueError(f"device must be cpu, cuda or cuda:<n> (got {self.device})")
+        if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+            raise ValueError(
+                f"device must be one that is there: cpu or {torch.cuda.device_count()} CUDA devices (got {self.device})"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configs:
+    """All config dataclasses of a pre-training run, checked one by one and together.
+
+    Attributes:
+        init: a folder of weights to begin from; None: fresh ones.
+        load: which parts of it.
+        actions: whether the model is told the actions of the data.
+    """
+
+    seed: int
+    keep: int
+    init: str | None
+    load: tuple[str, ...]
+    actions: bool
+    groups: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any], *, trusted: bool, world: int = 1) -> Configs:
+        """From plain containers. Raises: ValueError naming the key."""
+        groups = {name: make(plain[name], name, trusted=trusted) for name in GROUPS}
+        for complaint in complaints(plain, groups, world):
+            raise ValueError(complaint)
+        return cls(
+            seed=plain["seed"],
+            keep=plain["keep"],
+            init=plain["init"],
+            load=tuple(plain["load"]),
+            actions=plain["actions"],
+            groups=groups,
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.groups[name]
+        except KeyError as error:
+            raise AttributeError(name) from error
+
+
+def complaints(plain: Mapping[str, Any], groups: Mapping[str, Any], world: int) -> Iterator[str]:
+    """Every disagreement: the key, its value, what it is up against, and a mend."""
+    if not 0 <= plain["seed"] < 2**31:
+        yield f"seed must be in [0, 2^31) (got {plain['seed']})"
+    if plain["keep"] < 2:
+        yield f"keep must be >= 2: the newest checkpoint may be the damaged one (got {plain['keep']})"
+    if not plain["load"] or any(part not in PARTS for part in plain["load"]):
+        yield f"load must be some of {', '.join(PARTS)} (got {plain['load']}); for example load=[tokenizer]"
+    yield from models(groups)
+    yield from pieces(groups, world)
+    yield from schedules(groups)
+
+
+def models(groups: Mapping[str, Any]) -> Iterator[str]:
+    """Tokenizer, transformer and world model fit together, and need nothing but clips."""
+    model, tokenizer, transformer = groups["worldmodel"], groups["tokenizer"], groups["transformer"]
+    if not hasattr(model, "losses"):
+        yield "worldmodel must be one with weights to train, for example worldmodel=cpu"
+        return
+    if model.embedding == "levels" and tokenizer.quantizer != "fsq":
+        yield (
+            f"worldmodel.embedding=levels needs tokenizer.quantizer=fsq, whose codes have levels "
+            f"(got {tokenizer.quantizer}); set worldmodel.embedding=table"
+        )
+    if model.proprio:
+        yield "worldmodel.proprio must be false in pre-training: videos do not tell what a robot knows of itself"
+    needed, there = tokenizer.layout.length(model.segment), transformer.positions
+    if needed > there:
+        yield (
+            f"worldmodel.segment={model.segment} needs {needed} token positions, transformer.positions={there}; "
+            f"lower worldmodel.segment to {max(0, (there - tokenizer.layout.prelude) // tokenizer.layout.stride)}"
+        )
+    for part, config in groups["stage"].parts.items():
+        if part == "dynamics" and not model.observed < config.length <= model.segment:
+            yield (
+                f"stage.dynamics.length={config.length} must be > worldmodel.observed={model.observed} and <= "
+                f"worldmodel.segment={model.segment}"
+            )
+        if part == "tokenizer" and config.length < 2:
+            yield f"stage.tokenizer.length must be >= 2, a frame and the next (got {config.length})"
+    stage = groups["stage"].tokenizer
+    if stage is not None and stage.discriminator is not None and not model.losses.lpips:
+        yield (
+            "worldmodel.losses.lpips must be > 0 with a discriminator, which is weighed by its gradient (got 0.0); "
+            "the published weight is 1"
+        )
+
+
+def pieces(groups: Mapping[str, Any], world: int) -> Iterator[str]:
+    """A batch can be shared, and its pieces add up to it."""
+    for part, config in groups["stage"].parts.items():
+        if config.batch % (world * config.accumulate):
+            yield (
+                f"stage.{part}.batch={config.batch} must be a multiple of {world} processes x accumulate="
+                f"{config.accumulate}: all clips of an update together; for example {world * config.accumulate}"
+            )
+    tokenizer = groups["stage"].tokenizer
+    if tokenizer is not None and tokenizer.accumulate > 1:
+        losses = groups["worldmodel"].losses
+        for key, whole in (
+            ("tokenizer.quantizer=fsq", groups["tokenizer"].quantizer == "fsq"),
+            (f"worldmodel.losses.pixel_weight={losses.pixel_weight}", losses.pixel_weight > 0),
+        ):
+            if whole:
+                yield (
+                    f"stage.tokenizer.accumulate must be 1 with {key}, whose statistics are those of the whole batch "
+                    f"(got {tokenizer.accumulate}); lower stage.tokenizer.batch, or use several processes"
+                )
+    if groups["compute"].sharding == "fsdp2" and tokenizer is not None:
+        yield "compute.sharding=fsdp2 shares the transformer: it needs stage=dynamics; use compute.sharding=ddp"
+
+
+def schedules(groups: Mapping[str, Any]) -> Iterator[str]:
+    """No update is made with a learning rate of nothing."""
+    total = groups["schedule"].total
+    for part, config in groups["stage"].parts.items():
+        if config.optim.horizon and config.optim.horizon < total:
+            yield (
+                f"stage.{part}.optim.horizon={config.optim.horizon} must be 0 or >= schedule.total={total}: "
+                "behind it the learning rate is 0"
+            )

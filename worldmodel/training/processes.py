@@ -1,0 +1,145 @@
+"""Several processes on one batch: who is who, sums and means over them, and models that they hold together.
+
+Knows torch.distributed; nothing of models' insides, files or command lines. One process alone is the same code.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+Sharding = Literal["ddp", "fsdp2"]
+TIMEOUT = datetime.timedelta(minutes=30)
+"""How long a process waits for the others: rank 0 evaluates and saves alone meanwhile."""
+
+
+class Processes:
+    """This process among those that train one model.
+
+    Args:
+        rank: its number; 0 alone writes files.
+        world: how many there are.
+        device: where its tensors are; may be set once it is known.
+    """
+
+    def __init__(self, *, rank: int, world: int, device: torch.device) -> None:
+        if not 0 <= rank < world:
+            raise ValueError(f"rank must be in [0, {world}) (got {rank})")
+        self.rank, self.world, self.device = rank, world, device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.rank == 0
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """Sum over all processes, with gradient; all must ask."""
+        if self.world == 1:
+            return tensor
+        if tensor.requires_grad:
+            from torch.distributed.nn.functional import all_reduce
+
+            return cast(Tensor, all_reduce(tensor))
+        summed = tensor.clone()
+        dist.all_reduce(summed)
+        return summed
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """Mean over all processes, with gradient."""
+        return tensor if self.world == 1 else self.total(tensor) / self.world
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        """The rows of all processes, those of rank 0 first; all must have equally many."""
+        if self.world == 1:
+            return rows
+        rows = rows.contiguous()
+        found = [torch.empty_like(rows) for _ in range(self.world)]
+        dist.all_gather(found, rows)
+        return torch.cat(found)
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so in any process; all must ask."""
+        return bool(flag) if self.world == 1 else self.told_most(int(flag)) > 0
+
+    def told_most(self, number: int) -> int:
+        """The largest of the processes' numbers; all must ask."""
+        if self.world == 1:
+            return number
+        told = torch.tensor(number, device=self.device)
+        dist.all_reduce(told, op=dist.ReduceOp.MAX)
+        return int(told)
+
+    def told_by_first(self, text: str | None) -> str:
+        """What rank 0 says, in every process; all must ask, the others with None."""
+        if self.world == 1:
+            return text or ""
+        content = (text or "").encode()
+        size = torch.tensor(len(content), device=self.device)
+        dist.broadcast(size, 0)
+        held = torch.zeros(int(size), dtype=torch.uint8, device=self.device)
+        if self.first:
+            held.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+        dist.broadcast(held, 0)
+        return bytes(held.cpu().tolist()).decode()
+
+    def shared(self, module: nn.Module, sharding: Sharding, blocks: list[nn.Module]) -> nn.Module:
+        """`module` with gradients that are means over the processes.
+
+        Args:
+            sharding: `ddp`: each process holds all of it; `fsdp2`: each holds a share of every parameter and puts
+                `blocks` together one at a time.
+        """
+        if self.world == 1 and sharding == "ddp":
+            return module
+        if sharding == "ddp":
+            # an unused head (a reward that nobody knows) has no gradient; statistics are shared where they are made
+            return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(self.device.type, (self.world,))
+        for block in blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(module, mesh=mesh)
+        return module
+
+
+def without_sync(module: nn.Module, *, last: bool) -> None:
+    """Whether the next backward pass of a shared module exchanges gradients: the last of several pieces does."""
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        module.require_backward_grad_sync = last
+        return
+    choose = getattr(module, "set_requires_gradient_sync", None)  # FSDP2 gives it to what it shards
+    if callable(choose):
+        choose(last)
+
+
+@contextmanager
+def put_together(module: nn.Module) -> Iterator[None]:
+    """Inside, every process holds whole parameters, to be read only; all must enter."""
+    held = [part for part in module.modules() if hasattr(part, "unshard")]
+    for part in held:
+        part.unshard()  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        for part in held:
+            part.reshard()  # type: ignore[operator]
+
+
+@contextmanager
+def joined(*, rank: int, world: int) -> Iterator[Processes]:
+    """The processes that torchrun started, connected (gloo on the CPU, NCCL between GPUs); alone nothing is."""
+    if world > 1:
+        dist.init_process_group(rank=rank, world_size=world, timeout=TIMEOUT)
+    try:
+        yield Processes(rank=rank, world=world, device=torch.device("cpu"))
+    finally:
+        if world > 1:
+            dist.destroy_process_group()
