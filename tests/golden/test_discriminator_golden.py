@@ -7,22 +7,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden_sets import DATA
 from safetensors.torch import load_file
 
 from worldmodel.tokenizer.perceptual import PatchDiscriminator, discriminator_loss, generator_loss
 
-SET = Path(__file__).parent / "data" / "set_a_ctx2"
+SETS = [path.parent for path in sorted(DATA.glob("*/discriminator.npz"))]
 
 
-def golden() -> tuple[PatchDiscriminator, dict[str, torch.Tensor]]:
-    discriminator = PatchDiscriminator(hidden=64)
-    discriminator.load_state_dict(load_file(SET / "discriminator.safetensors"))
-    arrays = np.load(SET / "discriminator.npz", allow_pickle=False)
+def golden(folder: Path) -> tuple[PatchDiscriminator, dict[str, torch.Tensor]]:
+    tensors = load_file(folder / "discriminator.safetensors")
+    discriminator = PatchDiscriminator(hidden=tensors["shuffle.weight"].shape[1])
+    discriminator.load_state_dict(tensors)
+    arrays = np.load(folder / "discriminator.npz", allow_pickle=False)
     return discriminator.eval(), {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 
 
-def test_every_recorded_array_comes_out_equal() -> None:
-    discriminator, arrays = golden()
+@pytest.mark.parametrize("folder", SETS, ids=lambda folder: folder.name)
+def test_every_recorded_array_comes_out_equal(folder: Path) -> None:
+    discriminator, arrays = golden(folder)
     assert set(arrays) == {"frames", "logits"}
     before = {k: v.clone() for k, v in discriminator.state_dict().items()}
     with torch.no_grad():

@@ -1,24 +1,27 @@
-"""Published tokenizer checkpoints on disk -> our tokenizer. Opens JSON and safetensors only; executes nothing.
+"""Published tokenizer checkpoints <-> our tokenizer.
 
 Our parameters carry the published names, so there is no name table: what does not fit is listed in the error.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from worldmodel.tokenizer.compressive import CompressiveTokenizer, TokenizerConfig
+from worldmodel.weights.files import CONFIG, read_json, read_tensors
+from worldmodel.weights.mismatch import Mismatch, compare
 
-CONFIG_FILE = "config.json"
-TENSOR_FILE = "diffusion_pytorch_model.safetensors"
+TOKENIZER_FILE = "diffusion_pytorch_model.safetensors"
+OWN = "tokendream"
+"""The one key of a `config.json` that holds what the published keys cannot say."""
 
 DEFAULTS: dict[str, Any] = {
     "in_channels": 3,
@@ -42,39 +45,64 @@ DEFAULTS: dict[str, Any] = {
 FIXED = {"in_channels": 3, "out_channels": 3, "act_fn": "silu", "norm_type": "group"}
 """The only values of these keys that any published model has."""
 
+BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 
-def load_tokenizer(directory: str | Path) -> CompressiveTokenizer:
-    """The tokenizer of a published checkpoint, in float32 and eval mode, on the CPU.
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""Linears of the self-attention as older files call them (spec 2.3)."""
 
-    Args:
-        directory: holds `config.json` and `diffusion_pytorch_model.safetensors` (float32, bf16 or fp16).
 
-    Raises:
-        ValueError: a file is missing or unreadable, the config is not one of this model, or tensors do not fit it.
+@dataclass(frozen=True, kw_only=True)
+class TokenizerWeights:
+    """A tokenizer's config and its tensors by name, before any network is made.
+
+    Attributes:
+        source: where they come from, for messages.
+    """
+
+    config: TokenizerConfig
+    tensors: Mapping[str, Tensor]
+    source: str
+
+    def build(self) -> CompressiveTokenizer:
+        """The tokenizer, float32, in eval mode, on the CPU. Raises: Mismatch if the tensors do not fit `config`."""
+        with torch.device("meta"):
+            tokenizer = self.config.build()
+        if rows := compare(self.tensors, tokenizer.state_dict()):
+            raise Mismatch(self.source, rows)
+        if self.config.quantizer == "fsq":  # it has constants that no file holds
+            with torch.random.fork_rng(devices=[]):  # the first weights are drawn from the global stream
+                tokenizer = self.config.build()
+        tokenizer.load_state_dict(dict(self.tensors), assign=True)
+        return tokenizer.eval()
+
+
+def read_tokenizer(directory: str | Path) -> TokenizerWeights:
+    """What a published `tokenizer/` folder holds: `config.json` and `diffusion_pytorch_model.safetensors`, any float.
+
+    Raises: ValueError if a file is missing or unreadable, or the config is not one of this model.
     """
     directory = Path(directory)
-    config = config_of_published(read_json(directory / CONFIG_FILE))
-    path = directory / TENSOR_FILE
+    raw = read_json(directory / CONFIG)
+    path = directory / TOKENIZER_FILE
     try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
-    with torch.device("meta"):
-        tokenizer = config.build()
-    check_tensors(tensors, tokenizer.state_dict(), path)
-    tokenizer.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
-    return tokenizer.eval()
+        config = TokenizerConfig(**raw[OWN]) if OWN in raw else config_of_published(raw)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{directory / CONFIG}: {error}") from error
+    return TokenizerWeights(config=config, tensors=_new_names(read_tensors(path)), source=str(path))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ValueError if there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold one JSON object (got {type(content).__name__})")
-    return content
+def load_tokenizer(directory: str | Path) -> CompressiveTokenizer:
+    """The tokenizer of a published checkpoint: `read_tokenizer`, built."""
+    return read_tokenizer(directory).build()
+
+
+def _new_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def renamed(name: str) -> str:
+        return re.sub(
+            r"(\.attentions\.\d+\.)(\w+)(?=\.(?:weight|bias)$)", lambda m: m[1] + OLD_NAMES.get(m[2], m[2]), name
+        )
+
+    return {renamed(name): value for name, value in tensors.items()}
 
 
 def config_of_published(given: Mapping[str, Any]) -> TokenizerConfig:
@@ -88,10 +116,14 @@ def config_of_published(given: Mapping[str, Any]) -> TokenizerConfig:
             raise ValueError(f"{key} must be {value!r} (got {values[key]!r}): no published tokenizer has that")
     if "block_out_channels" not in given:
         raise ValueError("block_out_channels is missing: this is not the config of an iVideoGPT tokenizer")
+    widths = tuple(given["block_out_channels"])
+    for key, kind in BLOCKS.items():
+        if list(given.get(key) or [kind] * len(widths)) != [kind] * len(widths):
+            raise ValueError(f"{key} must be {kind}, {len(widths)} times as block_out_channels says (got {given[key]})")
     return TokenizerConfig(
         image=values["resolution"],
         stem=1,
-        block_out_channels=tuple(given["block_out_channels"]),
+        block_out_channels=widths,
         layers_per_block=values["layers_per_block"],
         norm_groups=values["norm_num_groups"],
         latent_channels=values["latent_channels"],
@@ -113,16 +145,40 @@ def config_of_published(given: Mapping[str, Any]) -> TokenizerConfig:
     )
 
 
-def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
-    """Raises ValueError with a table of names and shapes unless both hold the same names with the same shapes."""
-    rows = []
-    for name in dict.fromkeys([*expected, *tensors]):
-        ours = list(expected[name].shape) if name in expected else "unexpected"
-        theirs = list(tensors[name].shape) if name in tensors else "missing"
-        if ours != theirs:
-            rows.append((name, str(theirs), str(ours)))
-    if rows:
-        table = [("tensor", "in the file", "in the model"), *rows]
-        widths = [max(len(row[column]) for row in table) for column in range(3)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
-        raise ValueError(f"{len(rows)} tensors of {path} do not fit the model of its config:\n" + "\n".join(lines))
+def published_of_config(config: TokenizerConfig) -> dict[str, Any]:
+    """The content of a `config.json`; what the published keys cannot say is under the key `tokendream`."""
+    levels = len(config.block_out_channels)
+    content = {
+        "_class_name": "CompressiveVQModel",
+        "_diffusers_version": "0.27.0",
+        **FIXED,
+        **{key: [kind] * levels for key, kind in BLOCKS.items()},
+        "block_out_channels": list(config.block_out_channels),
+        "layers_per_block": config.layers_per_block,
+        "latent_channels": config.latent_channels,
+        "vq_embed_dim": None if config.code_dim == config.latent_channels else config.code_dim,
+        "norm_num_groups": config.norm_groups,
+        "mid_block_add_attention": config.mid_attention,
+        "num_vq_embeddings": config.vocab_context,
+        "num_dyn_embeddings": config.vocab_future,
+        "context_length": config.context,
+        "resolution": config.image,
+        "max_att_resolution": config.max_attention_resolution,
+        "patch_size": config.patch_size,
+        # unused by every model, but in every published file
+        "sample_size": 32,
+        "scaling_factor": 0.18215,
+        "force_upcast": True,
+        "lookup_from_codebook": True,
+    }
+    if not _said(content, config):
+        content[OWN] = dataclasses.asdict(config)
+    return content
+
+
+def _said(content: Mapping[str, Any], config: TokenizerConfig) -> bool:
+    """Whether the published keys alone say all of `config`."""
+    try:
+        return config_of_published(content) == config
+    except ValueError:  # a stem, or groups that the published cross-attention cannot have
+        return False

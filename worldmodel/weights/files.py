@@ -1,0 +1,118 @@
+"""Checkpoint files in and out: JSON and safetensors only; nothing that is opened executes code.
+
+Knows names, tensors and folders; nothing of networks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+CONFIG = "config.json"
+METADATA = {"format": "pt"}
+"""What every published tensor file carries."""
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+"""Endings of files that would execute code on opening."""
+TEMPORARY = ".tmp-"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ValueError if there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold one JSON object (got {type(content).__name__})")
+    return content
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raises: ValueError in one line if `path`, or what lies in its place, is a pickle."""
+    lies = [path] if path.suffix in PICKLES else []
+    if not lies and not path.exists() and path.parent.is_dir():
+        lies = sorted(other for other in path.parent.iterdir() if other.suffix in PICKLES)
+    if lies:
+        raise ValueError(
+            f"{lies[0]} is a pickle, which can execute code and is never opened here; convert it to safetensors "
+            f"({path.with_suffix('.safetensors').name}) on a machine that trusts it"
+        )
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file as float32 copies on the CPU. Raises ValueError if it cannot be read."""
+    with _opened(path) as file:
+        return {name: file.get_tensor(name).to(torch.float32, copy=True) for name in file.keys()}  # noqa: SIM118
+
+
+def read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of every tensor, by name; reads no tensor. Raises ValueError if it cannot be read."""
+    with _opened(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {name: (tuple(part.get_shape()), str(part.get_dtype())) for name, part in slices.items()}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    refuse_pickle(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+
+
+def write_part(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], file: str) -> None:
+    """Writes `config.json` and the tensors of one network into `folder`, which is made; on disk when this returns."""
+    folder.mkdir(parents=True)
+    text = json.dumps(dict(config), indent=2, sort_keys=True) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+    # parts of one storage would be refused, and a tensor on another device copied anyway
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, folder / file, METADATA)
+    for path in (folder / CONFIG, folder / file, folder):
+        _sync(path)
+
+
+@contextmanager
+def swapped_in(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder` to write into; if the body succeeds it takes the place and name of `folder`.
+
+    A reader sees the old folder or the new one, whole; between two renames, for a moment, none.
+    """
+    folder = Path(folder).absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{folder.name}-", dir=folder.parent))
+    new.chmod(0o755)
+    old = new.with_name(f"{new.name}-old")
+    try:
+        yield new
+        _sync(new)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+        _sync(folder.parent)
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        for left in (new, old):
+            if left.exists():
+                shutil.rmtree(left)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
