@@ -9,7 +9,7 @@ import dataclasses
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,11 @@ MAX_CARD_BYTES = 1 << 20
 
 
 class DamagedSet(DamagedFile):
-    """A data set that must not be used as it is."""
+    """A data set that must not be used as it is; `rows` holds (where, what) of each fault, where there are several."""
+
+    def __init__(self, message: str, rows: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.rows = list(rows)
 
 
 @dataclass(frozen=True, kw_only=True)

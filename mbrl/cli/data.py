@@ -1,0 +1,111 @@
+"""`mbrl data collect|convert|check|preview|mixture`: get data sets, look at them, and say what is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mbrl.cli.errors import DAMAGED, DONE, BadInput, did_you_mean
+from mbrl.cli.words import progress, show, whole, words
+
+
+def run(args: list[str]) -> int:
+    """Does one of the five. Raises: BadInput for a word that is none of them."""
+    from mbrl.cli.data_collect import run_collect
+    from mbrl.cli.data_convert import run_convert
+
+    kinds: dict[str, Callable[[list[str]], int]] = {
+        "collect": run_collect,
+        "convert": run_convert,
+        "check": run_check,
+        "preview": run_preview,
+        "mixture": run_mixture,
+    }
+    if not args or args[0] not in kinds:
+        asked = f"unknown word {args[0]}{did_you_mean(args[0], kinds)}" if args else "something is missing"
+        raise BadInput(f"mbrl data: {asked}; write mbrl data {' or '.join(kinds)}")
+    return kinds[args[0]](args[1:])
+
+
+def run_check(args: list[str]) -> int:
+    """Reads every byte of data sets; exit code 3 if anything is wrong."""
+    from mbrl.data.check import check
+    from mbrl.data.dataset import sets_in
+
+    if not args or any("=" in word for word in args):
+        raise BadInput(f"mbrl data check takes folders of data sets (got {' '.join(args) or 'nothing'})")
+    rows: list[tuple[str, str]] = []
+    for folder in [inside for word in args for inside in sets_in(Path(word).expanduser())]:
+        report = check(folder, told=progress(f"files of {folder.name}"))
+        card = report.card
+        kind = f"{card.action_dim} actions, rewards {'known' if card.rewards else 'unknown'}" if card else "no card"
+        size = f"{report.episodes} episodes, {report.frames} frames, {report.bytes / 1e6:.1f} MB"
+        state = f"{len(report.problems)} problems" if report.problems else "all well"
+        print(f"{folder}: {size}, {kind}: {state}")
+        rows += [(f"{folder.name}/{name}", what) for name, what in report.problems]
+    show(rows)
+    return DAMAGED if rows else DONE
+
+
+def run_preview(args: list[str]) -> int:
+    """Draws a contact sheet or a GIF."""
+    folders = [word for word in args if "=" not in word]
+    keys = {"out": "a path ending in .png or .gif", "episodes": "a whole number", "columns": "a whole number"}
+    given = words("mbrl data preview", [word for word in args if "=" in word], keys, needed=())
+    if not folders:
+        raise BadInput("mbrl data preview needs the folder of a data set: mbrl data preview DIR out=preview.png")
+    from mbrl.data.dataset import DataSet, EpisodeCache, sets_in
+    from mbrl.data.preview import preview
+
+    found = [inside for folder in folders for inside in sets_in(Path(folder).expanduser())]
+    episodes = whole(given, "episodes", 6 if len(found) == 1 else 1)
+    out = Path(given.get("out", "preview.png")).expanduser()
+    drawn = preview(
+        [DataSet(folder, cache=EpisodeCache(0)) for folder in found],
+        out,
+        episodes=episodes,
+        columns=whole(given, "columns", 8),
+    )
+    print(f"{drawn} episodes drawn into {out}")
+    return DONE
+
+
+def run_mixture(args: list[str]) -> int:
+    """Says which parts of a named mixture are on disk."""
+    given = words("mbrl data mixture", args, {"name": "oxe or oxe_sthsth", "root": "a folder"}, needed=())
+    from mbrl.data.mixture import survey
+    from mbrl.data.segments import frame_step
+    from mbrl.run.configs import make
+
+    plain = mixture(given.get("name", "oxe"))
+    root = Path(given.get("root", plain["root"])).expanduser()
+    found = survey(make(plain["parts"], "data.parts", trusted=False), root)
+    total = sum(place.config.weight for place in found)
+    for place in found:
+        c = place.config
+        print(
+            f"{c.weight / total:7.4f}  step {frame_step(c.rate, 1):2}  {c.image_key:13} {place.name:62} {place.state}"
+        )
+    share = sum(place.config.weight for place in found if place.folder) / total
+    there = sum(place.folder is not None for place in found)
+    print(f"{there} of {len(found)} parts are in {root}: {share:.1%} of the mixture by weight")
+    return DONE
+
+
+def mixture(name: str) -> dict[str, Any]:
+    """The composed `configs/data/<name>.yaml`. Raises: BadInput for one that has no parts."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from mbrl.cli.compose import packaged_configs
+
+    folder = packaged_configs()
+    known = [path.stem for path in sorted((folder / "data").glob("*.yaml")) if path.stem != "folder"]
+    if name not in known:
+        raise BadInput(f"name must be one of {', '.join(known)} (got {name}){did_you_mean(name, known)}")
+    with initialize_config_dir(config_dir=str(folder), version_base="1.3"):
+        plain = OmegaConf.to_container(compose(config_name=f"data/{name}"), resolve=True)
+    assert isinstance(plain, dict)
+    found: dict[str, Any] = plain["data"]
+    return found

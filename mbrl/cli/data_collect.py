@@ -1,0 +1,110 @@
+"""`mbrl data collect`: play episodes of any of the tasks into data sets."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mbrl.cli.errors import DONE, BadInput, did_you_mean
+from mbrl.cli.words import listed, progress, whole, words
+
+COLLECT = {
+    "task": "one of the tasks of `mbrl tasks`, a list [a,b], or all",
+    "policy": "scripted, noisy, random, or a run folder",
+    "episodes": "a whole number >= 1",
+    "to": "a folder",
+    "workers": "a whole number >= 1",
+    "seed": "a whole number in [0, 2^31)",
+    "protocol": "a name from configs/protocol",
+    "noise": "a number > 0",
+}
+NOISE = 0.3
+
+
+def run_collect(args: list[str]) -> int:
+    """Plays episodes; the same words again go on where it was interrupted."""
+    given = words("mbrl data collect", args, COLLECT, needed=("task", "policy", "to"))
+    episodes, workers = whole(given, "episodes", 10), whole(given, "workers", 1)
+    policy = policy_of(given)
+    orders = orders_of(given, policy, episodes)
+
+    from contextlib import ExitStack
+
+    from mbrl.data.collect import collect
+    from mbrl.io.lock import RunLock
+
+    to = Path(given["to"]).expanduser()
+    began = time.monotonic()
+    with ExitStack() as stack:
+        stack.enter_context(RunLock(to))
+        made = collect(orders, workers=workers, told=progress("episodes"))
+    took = time.monotonic() - began
+    print(
+        f"{made} episodes in {took:.0f} s; {to} holds {episodes} of policy {policy['policy']} "
+        f"for {len(orders)} task{'s' * (len(orders) > 1)}"
+    )
+    return DONE
+
+
+def policy_of(given: Mapping[str, str]) -> dict[str, Any]:
+    """What the card will say of who acts. Raises: BadInput."""
+    name, seed = given["policy"], whole(given, "seed", 0, least=0)
+    if name in ("scripted", "random", "noisy"):
+        if "noise" in given and name != "noisy":
+            raise BadInput(f"noise={given['noise']} belongs to policy=noisy (got policy={name}); leave it out")
+        policy: dict[str, Any] = {"policy": name, "seed": seed}
+        return policy | ({"noise": noise_of(given)} if name == "noisy" else {})
+    folder = Path(name).expanduser()
+    if not (folder / "config.yaml").is_file():
+        raise BadInput(f"policy must be scripted, noisy, random or a run folder (got {name})")
+    return {"policy": "run", "seed": seed, "run": str(folder.resolve())}
+
+
+def noise_of(given: Mapping[str, str]) -> float:
+    """The deviation of `noisy`."""
+    from mbrl.data.policies import check_noise
+
+    try:
+        return check_noise(float(given.get("noise", NOISE)))
+    except ValueError as error:
+        raise BadInput(f"noise must be a number > 0 and <= 2 (got {given['noise']}); for example noise=0.3") from error
+
+
+def orders_of(given: Mapping[str, str], policy: Mapping[str, Any], episodes: int) -> list[Any]:
+    """One order for each task. Raises: ValueError for an unknown task or protocol."""
+    import yaml
+
+    from mbrl.cli.compose import packaged_configs
+    from mbrl.data.collect import Order
+    from mbrl.envs import metaworld, toy
+    from mbrl.run.configs import make
+
+    names = list(metaworld.TASKS) if given["task"] == "all" else listed(given["task"])
+    if not names or len(set(names)) < len(names):
+        raise BadInput(f"task must name tasks, each once (got {given['task']})")
+    kinds: dict[str, Any] = dict.fromkeys(toy.TASKS, toy.ToyTask)
+    try:
+        tasks = [kinds.get(name, metaworld.MetaWorldTask)(name=name) for name in names]
+    except ValueError as error:
+        raise BadInput(f"task.{error}") from error
+    folder = packaged_configs()
+    chosen = given.get("protocol", "toy" if names[0] in kinds else "default")
+    known = sorted(path.stem for path in (folder / "protocol").glob("*.yaml"))
+    if chosen not in known:
+        raise BadInput(f"protocol must be one of {', '.join(known)} (got {chosen}){did_you_mean(chosen, known)}")
+    protocol = make(yaml.safe_load((folder / "protocol" / f"{chosen}.yaml").read_text()), "protocol", trusted=False)
+    random = yaml.safe_load((folder / "agent" / "random.yaml").read_text())
+    to = Path(given["to"]).expanduser()
+    return [
+        Order(
+            task=task,
+            protocol=protocol,
+            policy=policy,
+            random=random,
+            folder=to / task.name if len(tasks) > 1 else to,
+            episodes=episodes,
+        )
+        for task in tasks
+    ]

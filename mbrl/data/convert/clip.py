@@ -1,0 +1,138 @@
+"""What every reader gives: a clip of frames with or without actions, checked before anything is made of it.
+
+Knows arrays only: no files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mbrl.data.augment import resized
+from mbrl.replay.episode import MAX_BYTES, MAX_DECISIONS, MAX_SIDE, Episode
+
+
+class Unreadable(ValueError):
+    """An item of a foreign archive that must not be used; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A foreign episode.
+
+    Attributes:
+        frames: u8 [L, H, W, 3].
+        action: f32 [L - 1, A], row i leads from frame i to the next; None where there are none.
+        reward: f32 [L - 1]; None where they are unknown.
+    """
+
+    frames: NDArray[np.uint8]
+    action: NDArray[np.float32] | None = None
+    reward: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class Item:
+    """One episode of an archive: what it is called there, and how it is read. Raises on reading: Unreadable."""
+
+    name: str
+    read: Callable[[], Clip]
+
+
+Items = Iterable[Item]
+"""A reader's whole answer, in an order that is the same each time."""
+
+
+def frames_of(array: Any, *, what: str) -> NDArray[np.uint8]:
+    """Frames u8 [L, H, W, 3] from numbers of any kind that mean the same (0..255, or real numbers in [0, 1]).
+
+    Raises: Unreadable.
+    """
+    frames = np.asarray(array)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype.kind not in "uif":
+        raise Unreadable(f"{what} must be frames [L, h, w, 3] (got {list(frames.shape)} of {frames.dtype})")
+    if not 2 <= len(frames) <= MAX_DECISIONS or not all(1 <= side <= MAX_SIDE for side in frames.shape[1:3]):
+        raise Unreadable(f"{what} must be 2 to {MAX_DECISIONS} frames of at most {MAX_SIDE} pixels a side "
+                         f"(got {list(frames.shape)})")  # fmt: skip
+    if frames.dtype == np.uint8:
+        return frames
+    low, high = float(frames.min()), float(frames.max())
+    if not (np.isfinite(low) and np.isfinite(high) and low >= 0 and high <= 255):
+        raise Unreadable(f"{what} must be within 0..255 (got {low} to {high})")
+    if frames.dtype.kind == "f" and high <= 1 and (frames != np.round(frames)).any():
+        frames = frames * 255
+    elif frames.dtype.kind == "f" and (frames != np.round(frames)).any():
+        raise Unreadable(f"{what} must be whole numbers 0..255 or real ones in [0, 1] (got {low} to {high})")
+    return np.round(frames).astype(np.uint8)
+
+
+def rows_of(array: Any, frames: int, *, what: str) -> NDArray[np.float32]:
+    """Numbers that belong to steps, f32 [L - 1, ...]; the last of L rows leads nowhere and is dropped.
+
+    Raises: Unreadable.
+    """
+    rows = np.asarray(array)
+    if rows.dtype.kind not in "uifb" or rows.ndim < 1 or len(rows) not in (frames, frames - 1):
+        raise Unreadable(f"{what} must have {frames - 1} or {frames} rows of numbers, as there are {frames} frames "
+                         f"(got {list(rows.shape)} of {rows.dtype})")  # fmt: skip
+    numbers = rows[: frames - 1].astype(np.float32)
+    if not np.isfinite(numbers).all():
+        raise Unreadable(f"{what} must be finite")
+    return numbers
+
+
+def collected(frames: Iterator[NDArray[np.uint8]], *, what: str) -> NDArray[np.uint8]:
+    """Frames that come one by one, as one array, within the caps. Raises: Unreadable."""
+    held: list[NDArray[np.uint8]] = []
+    total = 0
+    for frame in frames:
+        if held and frame.shape != held[0].shape:
+            raise Unreadable(f"{what}: frame {len(held)} is {frame.shape}, the first is {held[0].shape}")
+        held.append(frame)
+        total += frame.nbytes
+        if total > MAX_BYTES or len(held) > MAX_DECISIONS:
+            raise Unreadable(f"{what} is longer than {MAX_DECISIONS} frames or {MAX_BYTES} bytes")
+    if not held:
+        raise Unreadable(f"{what} holds no frame")
+    return frames_of(np.stack(held), what=what)
+
+
+def episode_of(clip: Clip, *, number: int, side: int | None, crop: bool) -> Episode:
+    """The clip as an episode.
+
+    Args:
+        side: resize to this square (antialiased, aspect not kept); None keeps the size.
+        crop: cut the central square out first.
+    Raises: Unreadable.
+    """
+    frames = clip.frames
+    if crop:
+        height, width = frames.shape[1:3]
+        shorter = min(height, width)
+        top, left = (height - shorter) // 2, (width - shorter) // 2
+        frames = frames[:, top : top + shorter, left : left + shorter]
+    pixels = torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)))
+    pixels = resized(pixels, height=side, width=side) if side else pixels
+    decisions = len(frames) - 1
+    last = np.arange(decisions) == decisions - 1
+    try:
+        return Episode(
+            pixels=pixels.numpy(),
+            proprio=np.zeros((decisions + 1, 0), np.float32),
+            state=np.zeros((decisions + 1, 0), np.float32),
+            snapshot=np.zeros((decisions + 1, 0)),
+            action=np.zeros((decisions, 0), np.float32) if clip.action is None else clip.action,
+            reward=np.full(decisions, np.nan, np.float32) if clip.reward is None else clip.reward,
+            terminated=last & False,
+            truncated=last,
+            success=last & False,
+            env=0,
+            number=number,
+        )
+    except ValueError as error:
+        raise Unreadable(str(error)) from error

@@ -1,0 +1,90 @@
+"""RoboNet-like HDF5 archives: one trajectory each, through h5py where it is installed.
+
+`env/cam<n>_video` holds `frames` (an mp4 in bytes, or an array) or `frame0`, `frame1`, ... (pictures in bytes);
+`policy/actions` [L - 1, A], `env/state` [L, S]; `metadata` has the attributes `primitives`, `low_bound`, `high_bound`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mbrl.data.convert.clip import Clip, Item, Items, Unreadable, collected, frames_of, rows_of
+from mbrl.data.convert.pictures import decoded, picture
+
+WIDTH = 5
+"""Numbers of an action: three of place, one of turn, one of the gripper."""
+
+
+def robonet(folder: Path, *, camera: int) -> Items:
+    """Every .hdf5 of `folder`, by name. Raises: ValueError without h5py, or if there is none."""
+    try:
+        import h5py  # noqa: F401 - asked for before anything is written
+    except ImportError as error:
+        raise ValueError("RoboNet archives need h5py: pip install h5py") from error
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".hdf5", ".h5"))
+    if not paths:
+        raise ValueError(f"from={folder} holds no .hdf5 file")
+    return [Item(path.name, lambda path=path: opened(path, camera=camera)) for path in paths]  # type: ignore[misc]
+
+
+def opened(path: Path, *, camera: int) -> Clip:
+    """One file. Raises: Unreadable."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            return trajectory(file, camera=camera)
+    except (OSError, KeyError, RuntimeError) as error:
+        raise Unreadable(f"it cannot be read ({error})") from error
+
+
+def trajectory(file: Any, *, camera: int) -> Clip:
+    """One trajectory of anything that is indexed like an HDF5 file. Raises: Unreadable."""
+    name = f"cam{camera}_video"
+    if "env" not in file or name not in file["env"]:
+        raise Unreadable(f"it has no env/{name}")
+    frames = video(file["env"][name])
+    if "policy" not in file or "actions" not in file["policy"]:
+        return Clip(frames=frames)
+    actions = np.asarray(file["policy"]["actions"])
+    told = dict(file["metadata"].attrs) if "metadata" in file else {}
+    state = np.asarray(file["env"]["state"]) if "state" in file["env"] else None
+    return Clip(frames=frames, action=rows_of(five(actions, state, told), len(frames), what="policy/actions"))
+
+
+def video(group: Any) -> NDArray[np.uint8]:
+    """Frames of one camera."""
+    if "frames" in group:
+        held = np.asarray(group["frames"])
+        if held.ndim == 4:
+            return frames_of(held, what="frames")
+        return collected(decoded(held.astype(np.uint8).tobytes()), what="frames")
+    names = [f"frame{place}" for place in range(len(group)) if f"frame{place}" in group]
+    pictures = (picture(np.asarray(group[name]).astype(np.uint8).tobytes()) for name in names)
+    return collected(pictures, what="frames")
+
+
+def five(actions: NDArray, state: NDArray | None, told: Mapping[str, Any]) -> NDArray:
+    """Actions of 5 numbers (spec 10.6): wider ones are cut, narrower ones filled with zeros.
+
+    With a gripper that closed by itself (`autograsp`) 4 numbers get a fifth: the upper or lower bound of the gripper,
+    as the next state's last number is above or below their middle. Raises: Unreadable for 4 numbers without that.
+    """
+    if actions.ndim != 2:
+        raise Unreadable(f"policy/actions must be [L, A] (got {list(actions.shape)})")
+    rows, width = actions.shape
+    if width == WIDTH - 1:
+        if "autograsp" not in str(told.get("primitives", "")):
+            raise Unreadable("actions have 4 numbers and no autograsp says what the gripper did")
+        if state is None or len(state) < rows + 1 or not {"low_bound", "high_bound"} <= told.keys():
+            raise Unreadable("autograsp needs env/state and the bounds of the gripper, which are missing")
+        low, high = (float(np.asarray(told[name]).reshape(-1)[-1]) for name in ("low_bound", "high_bound"))
+        gripper = np.where(state[1 : rows + 1, -1] > (low + high) / 2, high, low)
+        return np.concatenate([actions, gripper[:, None]], axis=1)
+    filled = np.zeros((rows, max(0, WIDTH - width)))
+    return np.concatenate([actions[:, :WIDTH], filled], axis=1)

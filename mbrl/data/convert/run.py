@@ -1,0 +1,158 @@
+"""Writes what a reader gives as a data set: whole or not at all, and from where it was interrupted.
+
+Item i becomes episode i, so a second start knows what is done. `dataset.json` comes last: until then the folder is no
+data set, and `converting.json` says what it is to become.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mbrl.data.convert.clip import Items, Unreadable, episode_of
+from mbrl.data.dataset import CARD, Card, DamagedSet, read_card, write_card
+from mbrl.files import clear_temporaries, write_atomically
+from mbrl.replay.episode import NAME, Episode, read_episode, write_episode
+
+MARK = "converting.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is converted into what.
+
+    Attributes:
+        source: where it comes from and how it is read, in words; a second start must say the same.
+        folder: the data set.
+        side: resize frames to this square; None keeps their sizes.
+        crop: cut the central square out first.
+        rate: for the card.
+        skip: go on without items that cannot be read.
+        limit: convert the first so many items only; 0: all.
+    """
+
+    source: str
+    folder: Path
+    side: int | None
+    crop: bool
+    rate: float
+    skip: bool
+    limit: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How many episodes there are now, how many of them are new, and (item, why) of what was left out."""
+
+    episodes: int
+    written: int
+    damaged: list[tuple[str, str]]
+
+
+def convert(items: Items, job: Job, *, told: Callable[[int], None] = lambda done: None) -> Outcome:
+    """Reads all items and writes those that are not there yet.
+
+    Args:
+        told: called with the number of items that are done.
+    Raises: ValueError if the folder holds something else; DamagedSet with a table of what cannot be read, unless
+        `job.skip`; what was readable is kept for the next start.
+    """
+    begin(job)
+    there = {
+        int(match[1]): path for path in job.folder.glob("ep-*.npz") if (match := NAME.fullmatch(path.name)) is not None
+    }
+    kinds: dict[tuple[Any, ...], str] = {}
+    damaged: list[tuple[str, str]] = []
+    written = done = 0
+    for number, item in enumerate(items):
+        if job.limit and number >= job.limit:
+            break
+        try:
+            if number in there and kinds:
+                episode = None  # of the kind that was found before
+            elif number in there:
+                episode = read_episode(there[number])
+            else:
+                episode = episode_of(item.read(), number=number, side=job.side, crop=job.crop)
+                same(kinds, kind_of(episode), item.name)
+                write_episode(job.folder, episode)
+                written += 1
+            if episode is not None:
+                kinds.setdefault(kind_of(episode), item.name)
+            done += 1
+        except Unreadable as error:
+            damaged.append((item.name, str(error)))
+        told(number + 1)
+    if damaged and not job.skip:
+        raise DamagedSet(
+            f"{len(damaged)} of {done + len(damaged)} items cannot be converted: mend them, or damaged=skip goes on "
+            f"without them ({done} are done and stay)",
+            rows=damaged,
+        )
+    if not kinds:
+        raise DamagedSet(f"nothing of {job.source} could be converted", rows=damaged)
+    finish(job, next(iter(kinds)))
+    return Outcome(episodes=done, written=written, damaged=damaged)
+
+
+def kind_of(episode: Episode) -> tuple[Any, ...]:
+    """What the episodes of one set have in common: numbers of an action, whether rewards are known, frame size."""
+    return episode.action.shape[1], episode.rewarded, episode.pixels.shape[2:]
+
+
+def same(kinds: dict[tuple[Any, ...], str], kind: tuple[Any, ...], name: str) -> None:
+    """Raises: Unreadable for an item that does not go together with the first; sizes may differ if one is given."""
+    if not kinds:
+        return
+    (first, where), *_ = kinds.items()
+    for what, one, other in zip(("actions", "known rewards", "frame size"), first, kind, strict=True):
+        if one != other:
+            mend = "; image=64 makes them one size" if what == "frame size" else ""
+            raise Unreadable(f"{what} {shown(other)}, but {where} has {shown(one)}{mend}")
+
+
+def shown(value: Any) -> str:
+    """A size as 48x64."""
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def begin(job: Job) -> None:
+    """Raises: ValueError if the folder holds something else."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    asked = {"source": job.source, "side": job.side, "crop": job.crop}
+    mark = job.folder / MARK
+    if (job.folder / CARD).exists():
+        if read_card(job.folder).source != job.source:
+            raise ValueError(f"to={job.folder} is a data set of another source; give a new or an empty folder")
+    elif mark.exists():
+        if json.loads(mark.read_text()) != asked:
+            raise ValueError(
+                f"to={job.folder} holds another conversion ({MARK}); give a new folder, or delete that one"
+            )
+    elif any(job.folder.glob("*.npz")):
+        raise ValueError(f"to={job.folder} holds .npz files of its own; give a new or an empty folder")
+    write_atomically(mark, json.dumps(asked).encode())
+    clear_temporaries(job.folder)
+
+
+def finish(job: Job, kind: tuple[Any, ...]) -> None:
+    """The card, and no mark any more."""
+    actions, rewards, (height, width) = kind
+    write_card(
+        job.folder,
+        Card(
+            name=job.folder.resolve().name,
+            source=job.source,
+            tasks=(),
+            protocol=None,
+            action_dim=actions,
+            rewards=rewards,
+            image=(height, width),
+            rate=job.rate,
+            policies=(),
+        ),
+    )
+    (job.folder / MARK).unlink()
