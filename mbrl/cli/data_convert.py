@@ -46,13 +46,14 @@ def run_convert(args: list[str]) -> int:
     from mbrl.data.dataset import DamagedSet
     from mbrl.io.lock import RunLock
 
+    rate = rate_of(given["rate"])
     items = items_of(given, place)
     job = Job(
         source=f"{given['format']} of {place.resolve()}",
         folder=to,
         side=None if given.get("image", "keep") == "keep" else whole(given, "image", 64),
         crop=given.get("crop", "centre" if given["format"] == "robonet" else "none") == "centre",
-        rate=rate_of(given["rate"]),
+        rate=rate,
         skip=given.get("damaged") == "skip",
         limit=whole(given, "limit", 0, least=0),
     )
