@@ -65,6 +65,21 @@ Writes evaluation.json into the run folder and changes nothing else in it.""",
 Reads config.yaml, metrics.csv and eval.csv, also of a run that goes on. A panel says what was not measured.
 Runs of different protocols are not drawn together: their scores are not comparable.""",
     ),
+    "predict": Verb(
+        module="mbrl.cli.predict",
+        summary="predict clips of a data set or an episode: numbers, and clips to look at",
+        help="""usage: mbrl predict init=MODEL data=EPISODES [key=value ...]
+
+  mbrl predict init=runs/pretrain/mine             on the clips that the run itself held out
+  mbrl predict init=runs/mine data=data/door split=all n=100
+  mbrl predict init=published/robonet data=data/robonet clips=256 n=100 metrics=[mse,psnr,ssim,lpips,fvd]
+  mbrl predict init=published/goal data=ep.npz mode=goal
+
+MODEL is a folder in the published layout, or one of mbrl pretrain or mbrl train. EPISODES is a data set, a folder of
+data sets, a run folder, or the file of one episode. All keys with what they mean: configs/predict.yaml.
+Beside the model it judges the same model with actions of zero and with those of other clips, the last frame again and
+again, and the true codes. Writes prediction.json, clips.gif and clips.png to predictions/NAME, or to=DIR.""",
+    ),
     "metrics": Verb(
         module="mbrl.cli.metrics",
         summary="say which networks LPIPS and FVD find; take them over from an archive, once",

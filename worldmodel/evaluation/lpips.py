@@ -99,8 +99,7 @@ class LPIPS(nn.Module):
         total: Tensor | float = 0.0
         for number, (one, other) in enumerate(zip(x, y, strict=True)):
             weight_C = self.get_parameter(f"lin{number}.model.1.weight").flatten()
-            apart = (one - other).float().square()
-            total = total + torch.einsum("nchw,c->n", apart, weight_C) / (apart.shape[2] * apart.shape[3])
+            total = total + ((one - other).float().square().mean((2, 3)) * weight_C).sum(1)
         assert isinstance(total, Tensor)
         return total
 

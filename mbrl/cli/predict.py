@@ -1,0 +1,165 @@
+"""`mbrl predict init=<model> data=<episodes>`: predict clips, say how good that is, and draw some of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mbrl.cli.compose import compose, own_folder, take_config_dir
+from mbrl.cli.errors import DONE, BadInput
+from mbrl.cli.words import progress
+
+
+def run(args: list[str]) -> int:
+    """Prints a table; writes prediction.json, clips.gif and clips.png."""
+    config, data, composed, own = understand(args)
+
+    from mbrl.files import write_atomically
+    from mbrl.predict.clips import drawn
+    from mbrl.predict.draw import draw
+    from mbrl.predict.models import load_predictor, ready
+    from mbrl.predict.numbers import as_json, table
+    from worldmodel.evaluation.predict import evaluate
+    from worldmodel.seeds import Seeds
+
+    ready(config.threads)
+    judge, missing = judge_of(config)
+    loaded = load_predictor(
+        config.folder, temperature=config.temperature, top_k=config.top_k, device=config.device, own=own
+    )
+    spec = loaded.predictor.spec
+    clips = drawn(config, data, spec)
+    ways = ways_of(config.baselines, actions=spec.action_dim > 0, clips=len(clips.clips))
+    sampled = loaded.rule.temperature > 0
+    print(
+        f"{loaded.kind} model {config.init} ({loaded.weights})\n"
+        f"{len(clips.clips)} clips, mode {clips.mode}: {loaded.predictor.given} frames shown, {clips.horizon} predicted"
+        + (f"; {clips.left_out} episodes are too short" if clips.left_out else "")
+    )
+    evaluation = evaluate(
+        loaded.predictor,
+        clips.clips,
+        judge,
+        ways=ways,
+        samples=config.n if sampled else 1,
+        rows=config.rows,
+        seeds=Seeds(config.seed),
+        sampled=sampled,
+        films=min(config.films, len(clips.clips)),
+        told=progress("clips"),
+    )
+    found = as_json(config, loaded, clips, evaluation, data=composed, missing=missing)
+    print("\n".join(table(evaluation, judge.metrics, samples=config.n if sampled else 1)))
+    folder = Path(config.to).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "prediction.json", (json.dumps(found, indent=1) + "\n").encode())
+    if evaluation.films:
+        draw(evaluation.films, folder, given=loaded.predictor.given, fps=config.fps)
+    print(f"written to {folder}: prediction.json" + (", clips.gif, clips.png" if evaluation.films else ""))
+    return DONE
+
+
+def understand(args: list[str]) -> tuple[Any, Any, Mapping[str, Any], Path | None]:
+    """The settings; the data (a DataConfig, or the file of an episode) and how they were composed; the user's folder.
+
+    Raises: BadInput or ValueError naming key, value and the mend.
+    """
+    from omegaconf import OmegaConf
+
+    from mbrl.data.source import DataConfig
+    from mbrl.predict.configs import PredictConfig
+    from mbrl.run.configs import make
+
+    words, own = take_config_dir(args)
+    typed, episode = data_words(words)
+    stored = (
+        None if any(word.startswith(("data=", "data.folders=", "data.root=")) for word in typed) else own_data(words)
+    )
+    if stored is not None:
+        typed.append("data.folders=[stored]")
+    composed = compose("predict", [*typed, *([f"--config-dir={own}"] if own else [])])
+    plain: Any = OmegaConf.to_container(composed)
+    node = plain.pop("data") if stored is None else (plain.pop("data"), stored)[1]
+    to = plain.pop("to") or f"predictions/{Path(plain['init']).expanduser().resolve().name}"
+    try:
+        lists = {name: value if value is None else tuple(value) for name, value in plain.items() if is_list(value)}
+        config = PredictConfig(**{**plain, **lists, "to": to})
+    except TypeError as error:
+        raise BadInput(f"a value is of the wrong kind: {error}") from error
+    if episode is not None:
+        return config, episode, {"episode": str(episode)}, own and own_folder(own)
+    data = make(node, "data", trusted=stored is None)
+    assert isinstance(data, DataConfig)
+    return config, data, node, own and own_folder(own)
+
+
+def is_list(value: Any) -> bool:
+    """Whether a composed value is a list."""
+    return isinstance(value, list)
+
+
+def data_words(words: list[str]) -> tuple[list[str], Path | None]:
+    """`data=FOLDER` as Hydra's words for it; `data=EPISODE.npz` as the file. Raises: BadInput if nothing is there."""
+    typed, episode = [], None
+    for word in words:
+        key, _, value = word.partition("=")
+        path = Path(value).expanduser()
+        if key != "data" or (not path.exists() and "/" not in value and path.suffix != ".npz"):
+            typed.append(word)  # a variant of the group, such as data=oxe
+            continue
+        if not path.exists():
+            raise BadInput(f"data={value} is not there; give a data set, a run folder, or the file of an episode")
+        episode = path if path.is_file() else None
+        typed.append(f"data.folders=[{json.dumps(str(path))}]")
+    return typed, episode
+
+
+def own_data(words: list[str]) -> Mapping[str, Any] | None:
+    """What a pre-training run learned from, as it is stored in it; None for other folders."""
+    from mbrl.run.folder import holds_run, read_config
+
+    init = next((word.partition("=")[2] for word in words if word.startswith("init=")), "")
+    folder = Path(init).expanduser()
+    if not init or not holds_run(folder):
+        return None
+    found = read_config(folder, verb="pretrain", marks=("seed",)).get("data")
+    return found if isinstance(found, Mapping) else None
+
+
+def judge_of(config: Any) -> tuple[Any, dict[str, str]]:
+    """The metrics that can be had, and why the others cannot, each said in one line.
+
+    Raises: ValueError for a file that was named and is not there or not that network.
+    """
+    from worldmodel.evaluation.i3d import load_i3d
+    from worldmodel.evaluation.lpips import load_lpips
+    from worldmodel.evaluation.networks import cached, how_to_get
+    from worldmodel.evaluation.predict import Judge
+
+    missing, metrics, networks = {}, list(config.metrics), {"lpips": "lpips-vgg", "fvd": "i3d"}
+    for metric, given in (("lpips", config.lpips), ("fvd", config.i3d)):
+        if metric in metrics and given is None and not cached(networks[metric]).is_file():
+            missing[metric] = f"its network is not there: {how_to_get(networks[metric])}"
+            print(f"without {metric}: {missing[metric]}", file=sys.stderr)
+            metrics.remove(metric)
+    if not [name for name in metrics if name != "fvd"]:
+        raise BadInput("metrics: none of frames is left; add mse, psnr or ssim")
+    lpips = load_lpips(path_of(config.lpips)).to(config.device) if "lpips" in metrics else None
+    i3d = load_i3d(path_of(config.i3d)).to(config.device) if "fvd" in metrics else None
+    return Judge(metrics, lpips=lpips, i3d=i3d), missing
+
+
+def path_of(text: str | None) -> Path | None:
+    """The file that a user named."""
+    return None if text is None else Path(text).expanduser()
+
+
+def ways_of(baselines: Any, *, actions: bool, clips: int) -> list[Any]:
+    """What is judged: the model, and beside it what was asked for or applies."""
+    if baselines is not None:
+        return ["model", *baselines]
+    told = ["zero", *(["shuffled"] if clips > 1 else [])] if actions else []
+    return ["model", *told, "copy", "reconstruction"]

@@ -1,0 +1,137 @@
+"""Which clips a model is judged on: openings of episodes (published), windows of them, or windows of one episode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+
+from mbrl.data.source import ClipSource, DataConfig
+from mbrl.predict.configs import PredictConfig
+from mbrl.replay.episode import NAME, read_episode
+from mbrl.run.windows import clips_of
+from worldmodel.evaluation.predict import goal_clips
+from worldmodel.seeds import Seeds
+from worldmodel.spec import ModelSpec
+
+PUBLISHED_FRAMES = 16
+"""Of a clip in the published evaluation, those that are shown included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clips:
+    """Clips and where they come from.
+
+    Attributes:
+        clips: batch [C], as the model reads them.
+        names: data set and episode of each.
+        mode: `free`, `action` or `goal`.
+        horizon: predicted frames.
+        left_out: episodes that were too short.
+    """
+
+    clips: TensorDict
+    names: list[str]
+    mode: str
+    horizon: int
+    left_out: int
+
+
+def drawn(config: PredictConfig, data: DataConfig | Path, spec: ModelSpec) -> Clips:
+    """The clips that `config` asks for; `data` is a configuration of data sets, or the file of one episode.
+
+    Raises: ValueError in one line where model, mode and data do not go together.
+    """
+    mode = mode_of(config, spec)
+    horizon, given = horizon_of(config, spec), spec.observed + (spec.context if spec.anchor == "segment" else 0)
+    # a goal stands in the context: one frame less lies in time before those that are predicted
+    length = spec.observed + horizon - (1 if mode == "goal" else 0)
+    if length < 1:
+        raise ValueError(f"horizon must be >= 2 with mode=goal (got {horizon})")
+    if isinstance(data, Path):
+        clips, names, left_out = *_windows(data, config, spec, length), 0
+    else:
+        source = data.build(spec=spec, seeds=Seeds(config.seed), split=config.split, sampling="plain")
+        frames = given - spec.observed + length
+        clips, names, left_out = _openings(source, config, frames, length)
+    if mode == "goal":
+        clips = goal_clips(clips, spec.context)
+    return Clips(clips=clips, names=names, mode=mode, horizon=horizon, left_out=left_out)
+
+
+def mode_of(config: PredictConfig, spec: ModelSpec) -> str:
+    """Raises: ValueError where the model cannot be asked so."""
+    natural = "action" if spec.action_dim else "free"
+    mode = natural if config.mode == "auto" else config.mode
+    if mode == "action" and not spec.action_dim:
+        raise ValueError("mode must be free or goal for a model that knows no actions (got action)")
+    if mode == "free" and spec.action_dim:
+        raise ValueError(
+            "mode must be action for a model that was trained with actions (got free); "
+            "baselines=[zero,shuffled] say what they are worth"
+        )
+    if mode == "goal" and (spec.action_dim or spec.anchor != "segment" or spec.context < 2 or spec.observed):
+        raise ValueError(
+            "mode=goal needs a model without actions whose context holds the goal and a frame, with anchor=segment and "
+            f"observed=0 (got {spec.action_dim} numbers of action, context={spec.context}, anchor={spec.anchor}, "
+            f"observed={spec.observed})"
+        )
+    return mode
+
+
+def horizon_of(config: PredictConfig, spec: ModelSpec) -> int:
+    """Frames to predict. Raises: ValueError if the model has no room for them."""
+    most = spec.max_frames - spec.observed
+    given = spec.observed + (spec.context if spec.anchor == "segment" else 0)
+    if config.horizon > most:
+        raise ValueError(f"horizon must be <= {most} for this model (got {config.horizon})")
+    return config.horizon or min(most, PUBLISHED_FRAMES - given)
+
+
+def _openings(source: ClipSource, config: PredictConfig, frames: int, length: int) -> tuple[TensorDict, list[str], int]:
+    """Clips of data sets: of `length` frames behind their context, `frames` in all; names; too short episodes."""
+    long = [place for place, (part, index) in enumerate(source.episodes) if part.data.frames[index] >= frames]
+    short = len(source.episodes) - len(long)
+    if not long or (short and config.start == "random"):
+        raise ValueError(
+            f"{short} of {len(source.episodes)} episodes have fewer than the {frames} frames of a clip; lower horizon"
+            + (", or use start=first, which leaves them out" if long else "")
+        )
+    if config.start == "random":
+        clips = source.clips(config.clips, length, stream="predict", draw=0)
+        return clips, [f"random window {row}" for row in range(config.clips)], 0
+    chosen = long
+    if len(long) > config.clips:  # evenly over all data sets
+        chosen = [long[place] for place in np.linspace(0, len(long) - 1, config.clips).round().astype(int)]
+    clips = torch.cat([source.opening(place, 1, length) for place in chosen])
+    return clips, [_name(source, place) for place in chosen], short
+
+
+def _name(source: ClipSource, place: int) -> str:
+    part, index = source.episodes[place]
+    return f"{part.data.card.name}/{index}"
+
+
+def _windows(path: Path, config: PredictConfig, spec: ModelSpec, length: int) -> tuple[TensorDict, list[str]]:
+    """Clips of one episode, end to end."""
+    if not path.is_file() or not NAME.fullmatch(path.name):
+        raise ValueError(f"data={path} is neither a folder nor the file of an episode (ep-*.npz)")
+    episode = read_episode(path)
+    side, actions = episode.pixels.shape[2:], episode.action.shape[1]
+    if side != (spec.image, spec.image) or (spec.action_dim and actions != spec.action_dim):
+        raise ValueError(
+            f"data={path} has frames of {side[0]}x{side[1]} and {actions} actions, the model wants "
+            f"{spec.image}x{spec.image} and {spec.action_dim}; a folder of episodes would be resized"
+        )
+    lead = spec.context if spec.anchor == "segment" else 0
+    first_W = np.arange(lead, len(episode) + 2 - length, length)
+    if not len(first_W):
+        raise ValueError(f"data={path} has {len(episode) + 1} frames, a clip needs {lead + length}; lower horizon")
+    first_W = first_W[: config.clips]
+    clips = clips_of(episode, spec, first_W, length=length)
+    if not spec.action_dim:
+        clips["action"] = clips["action"][..., :0]
+    return clips, [f"{path.name}/{first}" for first in first_W]

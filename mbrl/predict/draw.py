@@ -1,0 +1,69 @@
+"""Clips side by side for a person: truth, samples and error, as a GIF that plays and as a PNG that can be read."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mbrl.files import write_atomically
+from mbrl.io.video import GAP, difference, sheet, strip
+from worldmodel.evaluation.predict import Film
+
+COLUMNS = 12
+"""Frames of a clip in the PNG."""
+SHOWN = torch.tensor([60, 200, 90], dtype=torch.uint8)
+"""Colour of the line around frames that the model was shown."""
+ERROR_GAIN = 3
+"""Errors are drawn so many times as strong."""
+
+
+def rows_of(film: Film, given: int) -> dict[str, Tensor]:
+    """What is drawn of a clip, u8 [F, 3, S, S] by name: the first samples as they came, chosen by nobody."""
+    samples = film.ways["model"]
+    rows = {"truth": film.truth}
+    rows |= {f"sample {number}": framed(sample, given) for number, sample in enumerate(samples, start=1)}
+    for way, label in (("zero", "no action"), ("shuffled", "other act."), ("copy", "copy")):
+        if way in film.ways:
+            rows[label] = framed(film.ways[way][0], given)
+    error = difference(film.truth, samples[0]).short() * ERROR_GAIN
+    return rows | {f"error x{ERROR_GAIN}": error.clamp(max=255).to(torch.uint8)}
+
+
+def framed(clip_FCHW: Tensor, given: int) -> Tensor:
+    """A line around the first `given` frames."""
+    clip = clip_FCHW.clone()
+    for edge in (clip[:given, :, 0], clip[:given, :, -1], clip[:given, :, :, 0], clip[:given, :, :, -1]):
+        edge[:] = SHOWN[None, :, None]
+    return clip
+
+
+def draw(films: Sequence[Film], folder: Path, *, given: int, fps: float) -> list[Path]:
+    """Writes clips.gif and clips.png; returns their paths."""
+    rows = [rows_of(film, given) for film in films]
+    moving = np.concatenate([_gap(strip(row), axis=1) for row in rows], axis=1)
+    still = np.concatenate([_gap(sheet(row, columns=COLUMNS), axis=0) for row in rows])
+    images = [Image.fromarray(picture) for picture in moving]
+    how = {"save_all": True, "append_images": images[1:], "duration": round(1000 / fps), "loop": 0}
+    return [
+        _write(folder / "clips.gif", images[0], "GIF", **how),
+        _write(folder / "clips.png", Image.fromarray(still), "PNG"),
+    ]
+
+
+def _gap(pictures: np.ndarray, *, axis: int) -> np.ndarray:
+    around = [(0, 0)] * pictures.ndim
+    around[axis] = (0, 2 * GAP)
+    return np.pad(pictures, around)
+
+
+def _write(path: Path, image: Image.Image, kind: str, **how: object) -> Path:
+    stream = io.BytesIO()
+    image.save(stream, format=kind, **how)
+    write_atomically(path, stream.getvalue())
+    return path
