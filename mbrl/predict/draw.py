@@ -15,7 +15,7 @@ from mbrl.files import write_atomically
 from mbrl.io.video import GAP, difference, sheet, strip
 from worldmodel.evaluation.predict import Film
 
-COLUMNS = 12
+COLUMNS = 8
 """Frames of a clip in the PNG."""
 SHOWN = torch.tensor([60, 200, 90], dtype=torch.uint8)
 """Colour of the line around frames that the model was shown."""
@@ -28,7 +28,7 @@ def rows_of(film: Film, given: int) -> dict[str, Tensor]:
     samples = film.ways["model"]
     rows = {"truth": film.truth}
     rows |= {f"sample {number}": framed(sample, given) for number, sample in enumerate(samples, start=1)}
-    for way, label in (("zero", "no action"), ("shuffled", "other act."), ("copy", "copy")):
+    for way, label in (("shuffled", "other act."), ("copy", "copy")):
         if way in film.ways:
             rows[label] = framed(film.ways[way][0], given)
     error = difference(film.truth, samples[0]).short() * ERROR_GAIN

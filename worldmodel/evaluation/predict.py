@@ -30,7 +30,7 @@ Scope = Literal["all", "predicted"]
 """Which frames a number is of: all of a clip, reconstructions of those shown included (published), or the others."""
 FRAME_METRICS = {"mse": mse, "psnr": psnr, "ssim": ssim}
 VIDEOS = 4
-DRAWN = 3
+DRAWN = 2
 """Samples of a clip that are kept to be drawn."""
 
 
@@ -114,7 +114,7 @@ class Film:
 
     truth: Tensor
     ways: dict[str, Tensor] = field(default_factory=dict)
-    """Samples [up to 3, G + H, 3, S, S] of each way."""
+    """Samples [up to 2, G + H, 3, S, S] of each way."""
 
 
 @dataclass(kw_only=True)
@@ -244,7 +244,9 @@ def versions(
     if way in ("copy", "reconstruction"):
         seen = predictor.frames(read, read["codes"])
         if way == "copy":  # what is shown is seen through the tokenizer, as in a prediction
-            seen[:, predictor.given :] = truth_CFCHW[:, predictor.given - 1, None]
+            shown = predictor.given
+            last = truth_CFCHW[:, shown - 1, None].expand_as(seen[:, shown:])
+            seen = torch.cat([seen[:, :shown], last], 1)
         yield from seen[:, None]
         return
     parts = []
