@@ -57,7 +57,7 @@ def one_line(error: BaseException) -> str:
     """The error as a person reads it: its words on one line, its type only if it has no words."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(getattr(error, "headline", error)).split()) or type(error).__name__
 
 
 def guarded(work: Callable[[], int], *, debug: bool) -> int:
@@ -73,6 +73,8 @@ def guarded(work: Callable[[], int], *, debug: bool) -> int:
         if debug or foreseen(error) is None:
             traceback.print_exc()
         print(f"error: {one_line(error)}", file=sys.stderr)
+        if table := getattr(error, "table", None):  # of weights that do not fit: a row for each
+            print(table, file=sys.stderr)
         return exit_code(error)
     except KeyboardInterrupt as error:
         print(f"error: {one_line(error)}", file=sys.stderr)

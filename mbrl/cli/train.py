@@ -50,12 +50,14 @@ def run(args: list[str]) -> int:
     configs = Configs.of(settled.plain, trusted=settled.trusted)
 
     from mbrl.files import clear_temporaries
+    from mbrl.io.checkpoint import checkpoint_paths
     from mbrl.io.lock import RunLock
     from mbrl.run.folder import emptied_on_failure, holds_run, run_info, write_run
+    from mbrl.run.origin import start_from
     from mbrl.run.stop import SAVED_PLEASE_REQUEUE, Stop
     from mbrl.run.train import train
 
-    info = run_info(settled.plain, argv=args)
+    info = {**run_info(settled.plain, argv=args), "init": begun_from(settled)}
     with RunLock(folder):
         new = not holds_run(folder)
         if new is not (settled.stored is None):  # what was settled before the lock was held is no longer so
@@ -69,6 +71,9 @@ def run(args: list[str]) -> int:
             log.info("run folder: %s", folder)
             stop.listen()
             state = assemble(configs, folder, info=info, stop=stop)
+            if info["init"] is not None and not checkpoint_paths(folder / "checkpoints"):
+                for line in start_from(state.model, info["init"]):
+                    log.info("%s", line)
         with state.logger:
             resumed = state.checkpoints.load(state.parts())
             if settled.stored is not None:
@@ -114,6 +119,30 @@ def settle(args: list[str]) -> Settled:
     return Settled(plain={**plain, "run_dir": str(folder)}, folder=folder, trusted=True, stored=None)
 
 
+def begun_from(settled: Settled) -> dict[str, Any] | None:
+    """Which files the run's first weights come from (`init`), as run.json records them; None: they are drawn.
+
+    Raises: ValueError if `init` is no folder with weights, or the world model has none.
+    """
+    from mbrl.run.folder import read_info, world_model
+    from mbrl.run.origin import record_of
+
+    init = settled.plain.get("init")  # runs that began before there was such a key say nothing of it
+    if init is None:
+        return None
+    if not isinstance(init, str):
+        raise ValueError(f"init must be a folder, or null for fresh weights (got {init})")
+    if world_model(settled.plain) == "perfect":
+        raise ValueError(f"init={init} needs a world model that has weights; leave init out, or worldmodel=perfect")
+    if settled.stored is not None:
+        recorded: dict[str, Any] | None = read_info(settled.folder).get("init")
+        return recorded
+    try:
+        return record_of(Path(init))
+    except ValueError as error:
+        raise ValueError(f"init: {error}") from error
+
+
 def forgive(state: Any, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Counts what a cadence given anew owes by now as done, so that a denser one owes no backlog; which ones it were.
 
@@ -129,9 +158,11 @@ def forgive(state: Any, before: Mapping[str, Any], after: Mapping[str, Any]) -> 
 
 
 def as_plain(cfg: DictConfig) -> dict[str, Any]:
-    """A composed configuration as plain containers."""
+    """A composed configuration as plain containers; a folder in it means the same from everywhere."""
     plain = OmegaConf.to_container(cfg)
     assert isinstance(plain, dict)
+    if isinstance(plain.get("init"), str):
+        plain["init"] = str(Path(plain["init"]).expanduser().resolve())
     return {str(key): value for key, value in plain.items()}
 
 

@@ -122,6 +122,18 @@ def read_config(folder: Path, *, verb: str = "train", marks: tuple[str, ...] = (
     return plain
 
 
+def read_info(folder: Path) -> dict[str, Any]:
+    """The stored run.json. Raises: ValueError where there is none, or it is not one."""
+    path = folder / "run.json"
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    if not isinstance(info, dict):
+        raise ValueError(f"{path} must hold one JSON object (got {type(info).__name__})")
+    return info
+
+
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every (dotted key, value) of a nested container; lists are values."""
     if not isinstance(node, Mapping):

@@ -34,6 +34,10 @@ task.nmae=reach-v3                               | unknown key task.nmae | task.
 worldmodel.horizon=3                             | unknown key worldmodel.horizon | did you mean | agent.horizon
 +worldmodel.horizn=3                             | unknown key worldmodel.horizn | +worldmodel.horizn=3
 ++new.key=1                                      | unknown key new.key | ++new.key=1
+init=/nowhere/at/all                             | init: /nowhere/at/all is not a folder | pre-training run
+init=EMPTY                                       | init: | empty has no folder tokenizer | nor a pre-training
+init=3                                           | init must be a folder, or null for fresh weights (got 3)
+init=EMPTY experiment=perfect task=toy protocol=toy | init= | needs a world model that has weights
 agent=dreamr                                     | agent must be one of | (got dreamr) | did you mean dreamer
 transformer=base138                              | transformer must be one of | (got base138) | did you mean base138m
 prefill=random_walk                              | must be one of | (got random_walk)
@@ -153,6 +157,8 @@ def test_training_refuses(
 ) -> None:
     world = [] if words[0].startswith("task.name") else ["experiment=toy"]
     folder = tmp_path / "run"
+    (tmp_path / "empty").mkdir()
+    words = [word.replace("EMPTY", str(tmp_path / "empty")) for word in words]
     place = [] if any(word.startswith("run_dir") for word in words) else [f"run_dir={folder}"]
     said, at = refused(["train", *world, *place, *words], capsys), 0
     for part in parts:
