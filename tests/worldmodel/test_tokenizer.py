@@ -109,7 +109,7 @@ def test_everything_has_its_shape_and_its_range(name: str) -> None:
 
 
 def test_the_small_preset_has_64_and_4_codes_and_about_a_million_parameters() -> None:
-    cfg = config("small")
+    cfg = config("tiny")
     assert (cfg.codes_context, cfg.codes_future, cfg.vocab_future) == (64, 4, 512)
     assert 1e6 < sum(p.numel() for p in cfg.build().parameters()) < 1.6e6
 
