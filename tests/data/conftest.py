@@ -10,7 +10,7 @@ import pytest
 
 from mbrl.data.dataset import write_card
 from mbrl.replay.episode import write_episode
-from tests.data.sets import CARD, numbered
+from tests.data.numbered import CARD, numbered
 
 MakeSet = Callable[..., Path]
 

@@ -9,7 +9,7 @@ from PIL import Image
 from mbrl.cli.main import main
 from mbrl.data.dataset import write_card
 from mbrl.replay.episode import write_episode
-from tests.data.sets import CARD, numbered
+from tests.data.numbered import CARD, numbered
 
 
 def test_a_sound_set_is_found_sound(make_set, capsys: pytest.CaptureFixture) -> None:

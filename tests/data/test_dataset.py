@@ -8,7 +8,7 @@ import pytest
 
 from mbrl.data.dataset import DamagedSet, DataSet, EpisodeCache, read_card, sets_in, write_card
 from mbrl.replay.episode import DamagedEpisode, OtherFormat, write_episode
-from tests.data.sets import CARD, numbered
+from tests.data.numbered import CARD, numbered
 
 
 def opened(folder: Path, limit: int = 2**20) -> DataSet:

@@ -15,7 +15,7 @@ from mbrl.data.segments import frame_step
 from mbrl.data.source import ClipSource, DataConfig
 from mbrl.replay.clips import ClipReplay, ReplayConfig
 from mbrl.run.configs import make
-from tests.data.sets import numbered
+from tests.data.numbered import numbered
 from worldmodel.seeds import Seeds
 from worldmodel.spec import ModelSpec
 
