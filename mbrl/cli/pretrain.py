@@ -89,10 +89,13 @@ def settled(args: list[str], ranks: Ranks, processes: Any, held: ExitStack) -> d
     from mbrl.files import clear_temporaries
     from mbrl.io.lock import RunLock
     from mbrl.pretrain.configs import Configs
+    from mbrl.run.origin import check_origin
 
     try:
         told = settle(args)
-        Configs.of(told["plain"], trusted=told["trusted"], world=ranks.world)
+        configs = Configs.of(told["plain"], trusted=told["trusted"], world=ranks.world)
+        if configs.init is not None and told["new"]:
+            check_origin(Path(configs.init).expanduser())
         folder = Path(told["folder"])
         held.enter_context(RunLock(folder))
         clear_temporaries(folder)

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from worldmodel.weights.store import load_into
 
 from mbrl.data.source import ClipSource, DataConfig
-from mbrl.io.checkpoint import Checkpoints
+from mbrl.io.checkpoint import Checkpoints, checkpoint_paths
 from mbrl.io.video import Videos
 from mbrl.pretrain.configs import Configs
 from mbrl.pretrain.state import COLUMNS, Pretraining, Writer
+from mbrl.run.origin import read_weights
 from mbrl.run.stop import Stop
 from worldmodel.ivideogpt import IVideoGPT
 from worldmodel.seeds import Seeds
 from worldmodel.spec import EnvSpec, ModelSpec, Part
 from worldmodel.training.processes import Processes
+from worldmodel.weights.store import adopt
 
 log = logging.getLogger("mbrl")
 
@@ -37,8 +38,8 @@ def assemble(
     model = built_model(configs, seeds).to(processes.device)
     sources = {part: source(configs, model.spec, seeds, part, "train", processes) for part in configs.stage.parts}
     validation = {part: source(configs, model.spec, seeds, part, "validation", None) for part in configs.stage.parts}
-    if configs.init is not None:
-        for line in load_into(model, Path(configs.init).expanduser(), parts=configs.load):
+    if configs.init is not None and not checkpoint_paths(folder / "checkpoints"):  # a continued run has its own
+        for line in begin_from(model, Path(configs.init).expanduser(), configs.load):
             log.info("%s", line)
     pretrainer = configs.stage.build(
         model=model, seeds=seeds, processes=processes, sharding=configs.compute.sharding, sources=sources
@@ -91,6 +92,15 @@ def built_model(configs: Configs, seeds: Seeds) -> IVideoGPT:
         tokenizer=configs.tokenizer, transformer=configs.transformer, env_spec=env, seeds=seeds
     )
     return model
+
+
+def begin_from(model: IVideoGPT, folder: Path, parts: Sequence[Part]) -> list[str]:
+    """Weights of a published folder, a pre-training run or a training run; lines that say what was loaded.
+
+    Raises: ValueError (Mismatch, with a table) where they do not fit.
+    """
+    found = read_weights(folder)
+    return adopt(model, found.tokenizer, found.transformer, parts=parts, auxiliary=found.auxiliary)
 
 
 def action_dim(data: DataConfig, seeds: Seeds, *, image: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from mbrl.run.configs import make
+from worldmodel.spec import Part
 from worldmodel.training.processes import Sharding
 
 GROUPS = ("stage", "data", "tokenizer", "transformer", "worldmodel", "schedule", "compute", "logger")
@@ -83,7 +84,7 @@ class Configs:
     seed: int
     keep: int
     init: str | None
-    load: tuple[str, ...]
+    load: tuple[Part, ...]
     actions: bool
     groups: Mapping[str, Any]
 

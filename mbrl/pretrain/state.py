@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from worldmodel.weights.store import save_model
-
 from mbrl.data.source import ClipSource
 from mbrl.io.checkpoint import Checkpoint, Checkpoints, NotSaved, read_checkpoint
 from mbrl.io.logger import Logger
@@ -23,6 +21,7 @@ from mbrl.run.stop import Stop
 from worldmodel.spec import Part
 from worldmodel.training.pretrainer import Pretrainer
 from worldmodel.training.processes import Processes
+from worldmodel.weights.store import save_model
 
 log = logging.getLogger("mbrl")
 

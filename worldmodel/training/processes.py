@@ -6,6 +6,8 @@ Knows torch.distributed; nothing of models' insides, files or command lines. One
 from __future__ import annotations
 
 import datetime
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, cast
@@ -130,11 +132,38 @@ def without_sync(module: nn.Module, *, last: bool) -> None:
         choose(last)
 
 
+def agreed_name(store: dist.Store, *, rank: int, world: int, patience_s: float = TIMEOUT.total_seconds()) -> str:
+    """A name that the processes of this life alone know.
+
+    torchrun keeps its store when it restarts processes: without a name of their own they would find the addresses of
+    the dead there, and wait for them. Process 0 answers whoever asks with a number of its own, until all have heard.
+
+    Raises: TimeoutError if not all came.
+    """
+    own, deadline = uuid.uuid4().hex, time.monotonic() + patience_s
+    if rank:
+        store.set(f"asks/{rank}", own)
+        store.wait([f"told/{own}"], datetime.timedelta(seconds=patience_s))
+        name = store.get(f"told/{own}").decode()
+        store.set(f"heard/{name}/{rank}", "")
+        return name
+    while not all(store.check([f"heard/{own}/{other}"]) for other in range(1, world)):
+        for other in range(1, world):
+            if store.check([f"asks/{other}"]):
+                store.set(f"told/{store.get(f'asks/{other}').decode()}", own)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not all of {world} processes came within {patience_s:.0f} s")
+        time.sleep(0.05)
+    return own
+
+
 @contextmanager
 def joined(*, rank: int, world: int) -> Iterator[Processes]:
     """The processes that torchrun started, connected (gloo on the CPU, NCCL between GPUs); alone nothing is."""
     if world > 1:
-        dist.init_process_group(rank=rank, world_size=world, timeout=TIMEOUT)
+        store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=TIMEOUT))
+        own = dist.PrefixStore(agreed_name(store, rank=rank, world=world), store)
+        dist.init_process_group(store=own, rank=rank, world_size=world, timeout=TIMEOUT)
     try:
         yield Processes(rank=rank, world=world, device=torch.device("cpu"))
     finally:

@@ -1,0 +1,29 @@
+"""`mbrl transfer`: what pre-trained weights are worth on a few episodes of a new task."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+from mbrl.cli.compose import compose
+from mbrl.cli.errors import DONE
+from mbrl.cli.train import as_plain, talk
+
+
+def run(args: list[str]) -> int:
+    """Adapts, judges and writes the table."""
+    plain = as_plain(compose("transfer", args))
+
+    from mbrl.io.lock import RunLock
+    from mbrl.pretrain.transfer import Transfer, markdown, protocol_of
+    from mbrl.pretrain.transfer import run as compare
+
+    transfer = Transfer.of(plain)
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = Path(plain["out"] or f"runs/transfer/{stamp}").expanduser().resolve()
+    with RunLock(folder):
+        talk(folder / "console.log")
+        rows = compare(transfer, plain, folder)
+    print(markdown(rows, protocol_of(plain)))
+    print(f"table: {folder / 'transfer.md'}  {folder / 'transfer.csv'}  {folder / 'transfer.json'}")
+    return DONE

@@ -1,0 +1,80 @@
+"""Two processes on one batch are one process; one that dies is restarted, and the run goes on as if nothing was."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mbrl.cli.main import main
+from tests.pretrain.runs import rows, state_of, words
+
+ROOT = Path(__file__).resolve().parents[2]
+# Adam divides by the root of the mean square: where that is nearly 0 it would show nothing but how sums are rounded
+CALM = ["stage.{}.optim.eps=1e-3"]
+VQ = ["tokenizer.quantizer=vq", "tokenizer.fsq_levels_context=[]", "tokenizer.fsq_levels_future=[]"]
+VQ += ["tokenizer.fsq_place_means=false", "worldmodel.embedding=table"]
+
+
+def torchrun(notes: Path, line: list[str], *, dies_at: int = -1, restarts: int = 0) -> str:
+    """Runs a command line in two processes; what they printed."""
+    notes.mkdir()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [f"--max-restarts={restarts}", str(ROOT / "tests/pretrain/dying.py"), str(notes), str(dies_at), *line]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def calm(stage: str) -> list[str]:
+    parts = {"both": ("tokenizer", "dynamics")}.get(stage, (stage,))
+    return [word.format(part) for part in parts for word in CALM]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("stage", "overrides", "dies_at", "seen"),
+    [
+        # the CPU preset's every trick: shared FSQ statistics, jitter, strange contexts, masked means; and a death
+        ("both", ["schedule.total=3"], 2, "continued at update 2"),
+        ("tokenizer", [*VQ, "schedule.total=3"], -1, "2 processes"),
+        ("dynamics", [*VQ, "compute.sharding=fsdp2", "schedule.total=3"], 2, "continued at update 2"),
+    ],
+    ids=["ddp-dies", "ddp-codebooks", "fsdp2-dies"],
+)
+def test_two_processes_learn_what_one_learns(
+    tmp_path: Path, data: Path, stage: str, overrides: list[str], dies_at: int, seen: str
+) -> None:
+    quiet = [*calm(stage), *overrides, "schedule.evaluate=0"]
+    alone, together, notes = tmp_path / "alone", tmp_path / "together", tmp_path / "notes"
+    torch.set_num_threads(1)
+    assert main(words(stage, data, alone, *(word for word in quiet if "sharding" not in word))) == 0
+    said = torchrun(notes, words(stage, data, together, *quiet), dies_at=dies_at, restarts=int(dies_at >= 0))
+    assert seen in said
+    assert (notes / "died").exists() is (dies_at >= 0)
+    one, two = state_of(alone), state_of(together)
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        if "/pretrainer/model" in name:
+            torch.testing.assert_close(two[name], value, rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    first, second = (load_file(notes / f"rank-{rank}.safetensors") for rank in (0, 1))
+    assert any("quantize" in name for name in first)
+    assert all(torch.equal(first[name], second[name]) for name in first), "processes agree, codebooks too"
+    losses = [
+        [float(row[f"{stage if stage != 'both' else 'tokenizer'}/loss"]) for row in rows(run / "metrics.csv")]
+        for run in (alone, together)
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+@pytest.mark.distributed
+def test_a_wrong_line_ends_all_processes_with_one_reason(tmp_path: Path, data: Path) -> None:
+    with pytest.raises(AssertionError, match="must be a multiple of 2 processes"):
+        torchrun(tmp_path / "notes", words("dynamics", data, tmp_path / "run", "stage.dynamics.batch=5"))
+    assert not (tmp_path / "run" / "config.yaml").exists()
