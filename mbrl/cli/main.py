@@ -124,6 +124,23 @@ docs/data.md says what a data set is and what each converter reads.""",
 The run's folder holds the weights in the published layout (model/), for mbrl train init=DIR and mbrl predict.
 The same line again continues the run. Ctrl-C saves and leaves (exit code 75).""",
     ),
+    "weights": Verb(
+        module="mbrl.cli.weights",
+        summary="look into weights; bring them into and out of the published iVideoGPT layout",
+        help="""usage: mbrl weights inspect DIR|FILE.safetensors
+       mbrl weights inspect [tokenizer=PRESET] [transformer=PRESET]
+       mbrl weights export run=DIR to=NEW
+       mbrl weights import from=DIR to=NEW [context=N] [action_dim=A] [reward=true] [transformer=FOLDER]
+
+  mbrl weights inspect runs/mine                  parameters of each module, sizes, heads, which published model it is
+  mbrl weights inspect tokenizer=res64 transformer=base138m       the same of presets, without any file
+  mbrl weights export run=runs/mine to=exported   the newest checkpoint's world model in the published layout
+  mbrl weights import from=ivideogpt-bair to=mine context=1 action_dim=4 reward=true
+
+A folder in the published layout holds tokenizer/ and transformer/, each with config.json and a .safetensors file. It is
+what `mbrl train init=DIR` and worldmodel.load(DIR) take. import writes a checked copy in float32: with fewer context
+frames, and with an action embedding or a reward head where the file has none. Nothing that is opened executes code.""",
+    ),
     "doctor": Verb(
         module="mbrl.cli.doctor",
         summary="say what this machine can do: rendering, GPU, memory, versions",

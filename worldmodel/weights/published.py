@@ -82,13 +82,17 @@ def read_tokenizer(directory: str | Path) -> TokenizerWeights:
     Raises: ValueError if a file is missing or unreadable, or the config is not one of this model.
     """
     directory = Path(directory)
-    raw = read_json(directory / CONFIG)
+    config = tokenizer_config(read_json(directory / CONFIG), directory / CONFIG)
     path = directory / TOKENIZER_FILE
-    try:
-        config = TokenizerConfig(**raw[OWN]) if OWN in raw else config_of_published(raw)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{directory / CONFIG}: {error}") from error
     return TokenizerWeights(config=config, tensors=_new_names(read_tensors(path)), source=str(path))
+
+
+def tokenizer_config(raw: Mapping[str, Any], path: Path) -> TokenizerConfig:
+    """The config that the content of `path` means, by published keys or by ours. Raises: ValueError naming `path`."""
+    try:
+        return TokenizerConfig(**raw[OWN]) if OWN in raw else config_of_published(raw)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def load_tokenizer(directory: str | Path) -> CompressiveTokenizer:

@@ -1,0 +1,225 @@
+"""`mbrl weights inspect|export|import`: look into weights, and bring them into and out of the published layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mbrl.cli.errors import DONE, BadInput, did_you_mean
+
+INSPECT = {"tokenizer": "a preset", "transformer": "a preset"}
+EXPORT = {"run": "a training or pre-training run", "to": "a new folder"}
+IMPORT = {
+    "from": "a folder in the published layout",
+    "to": "a new folder",
+    "transformer": "the transformer's folder, where there are several",
+    "context": "context frames, at most those of the file",
+    "action_dim": "width of the actions of an action-free file",
+    "reward": "true or false",
+}
+VOCABULARY = 16386
+"""Ids of every published model, for a transformer that is looked at without a tokenizer."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def run(args: list[str]) -> int:
+    """Does one of the three. Raises: BadInput for another word."""
+    actions: dict[str, Callable[[list[str]], None]] = {"inspect": look, "export": export, "import": bring}
+    word = args[0] if args else ""
+    if word not in actions:
+        hint = did_you_mean(word, actions) or f"; write one of {', '.join(actions)}"
+        raise BadInput(f"{word or 'nothing'} is not something that `mbrl weights` does{hint}")
+    actions[word](args[1:])
+    return DONE
+
+
+def read(words: list[str], keys: Mapping[str, str], needed: tuple[str, ...]) -> dict[str, str]:
+    """`key=value` words. Raises: BadInput naming key, value and the mend."""
+    given: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key not in keys:
+            usage = ", ".join(f"{name}={what}" for name, what in keys.items())
+            raise BadInput(f"{word} is not understood{did_you_mean(key, keys)}; it takes {usage}")
+        given[key] = value
+    for key in needed:
+        if not given.get(key):
+            raise BadInput(f"{key}= is missing: {keys[key]}")
+    return given
+
+
+def new_folder(value: str) -> Path:
+    """Raises: BadInput if something is there already."""
+    folder = Path(value).expanduser().resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInput(f"to={value} is there already and not empty; name a new folder")
+    return folder
+
+
+# inspect --------------------------------------------------------------------------------------------------------------
+
+
+def look(words: list[str]) -> None:
+    """Prints what a folder, a file or presets hold."""
+    if not words:
+        raise BadInput("inspect what? A folder, a .safetensors file, or tokenizer=res64 transformer=base138m")
+    places = [word for word in words if word.partition("=")[0] not in INSPECT]
+    if places:
+        if len(words) > 1:
+            raise BadInput(f"inspect takes one folder or file, or presets (got {' '.join(words)})")
+        for title, shapes, more in _on_disk(Path(places[0]).expanduser()):
+            _show(title, shapes, more)
+        return
+    for title, shapes, more in _presets(read(words, INSPECT, ())):
+        _show(title, shapes, more)
+
+
+Found = list[tuple[str, Shapes, dict[str, Any]]]
+"""Title, shapes by name, and what a config says beside."""
+
+
+def _on_disk(path: Path) -> Found:
+    from mbrl.run.origin import check_origin, is_training_run, read_weights
+    from worldmodel.weights.files import PICKLES, read_header, refuse_pickle
+    from worldmodel.weights.store import published_in
+
+    if path.suffix in PICKLES:
+        refuse_pickle(path)
+    if path.is_file():
+        return [_of_header(path, read_header(path))]
+    alone = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    if alone and not _parts(published_in(path)):  # one network's folder
+        return [_of_header(file, read_header(file)) for file in alone]
+    check_origin(path)
+    if is_training_run(path):
+        found = read_weights(path)
+        sizes: list[tuple[Any, Any]] = [(found.tokenizer, found.tokenizer.config), (found.transformer, None)]
+        return [
+            (part.source, {n: tuple(v.shape) for n, v in part.tensors.items()}, {"type": "F32", **_told(config)})
+            for part, config in sizes
+        ]
+    files = [file for part in _parts(published_in(path)) for file in sorted(part.glob("*.safetensors"))]
+    return [_of_header(file, read_header(file)) for file in files]
+
+
+def _parts(folder: Path) -> list[Path]:
+    from worldmodel.weights.folder import TOKENIZER, TRANSFORMERS
+
+    return [folder / name for name in (TOKENIZER, *reversed(TRANSFORMERS)) if (folder / name).is_dir()]
+
+
+def _of_header(file: Path, header: Mapping[str, tuple[tuple[int, ...], str]]) -> tuple[str, Shapes, dict[str, Any]]:
+    from worldmodel.weights.counts import is_tokenizer
+
+    shapes = {name: shape for name, (shape, _) in header.items()}
+    more: dict[str, Any] = {"type": ", ".join(sorted({kind for _, kind in header.values()}))}
+    config = file.parent / "config.json"
+    if config.is_file():
+        more |= _config_of(config, tokenizer=is_tokenizer(shapes))
+    return str(file), shapes, more
+
+
+def _config_of(path: Path, *, tokenizer: bool) -> dict[str, Any]:
+    from worldmodel.weights.files import read_json
+    from worldmodel.weights.published import tokenizer_config
+    from worldmodel.weights.published_transformer import config_of_published
+
+    raw = read_json(path)
+    if tokenizer:
+        return _told(tokenizer_config(raw, path))
+    config = config_of_published(raw, path)
+    return {"attention heads": config.heads, "positions": config.positions}
+
+
+def _told(config: Any) -> dict[str, Any]:
+    if config is None:
+        return {}
+    vocabulary = f"{config.vocab_context} + {config.vocab_future} + 2 = {config.layout.vocab}"
+    tokens = f"{config.codes_context} for a context frame, {config.codes_future} for a future one"
+    return {"image": f"{config.image}x{config.image}", "tokens": tokens, "vocabulary": vocabulary}
+
+
+def _presets(given: Mapping[str, str]) -> Found:
+    import torch
+    import yaml
+
+    from mbrl.cli.compose import packaged_configs
+    from mbrl.run.configs import make
+
+    found: Found = []
+    vocabulary = VOCABULARY
+    for group in [group for group in INSPECT if group in given]:
+        path = packaged_configs() / group / f"{given[group]}.yaml"
+        if not path.is_file() or path.parent.name != group:
+            names = sorted(file.stem for file in path.parent.glob("*.yaml"))
+            hint = did_you_mean(given[group], names)
+            raise BadInput(f"{group} must be one of {', '.join(names)} (got {given[group]}){hint}")
+        config: Any = make(yaml.safe_load(path.read_text()), group, trusted=False)
+        with torch.device("meta"):
+            if group == "tokenizer":
+                network, more, vocabulary = config.build(), _told(config), config.layout.vocab
+            else:
+                network, more = config.build(vocab=vocabulary, generator=torch.Generator("cpu")), {}
+        shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+        found.append((f"{group}={given[group]}", shapes, more))
+    return found
+
+
+def _show(title: str, shapes: Shapes, more: Mapping[str, Any]) -> None:
+    from worldmodel.weights.counts import dimensions, per_module, published_name
+
+    modules = per_module(shapes)
+    total = (sum(t for t, _ in modules.values()), sum(n for _, n in modules.values()))
+    print(title)
+    for module, (tensors, numbers) in [*modules.items(), ("total", total)]:
+        print(f"  {module:20} {tensors:5d} tensors {numbers:15,d} parameters")
+    for name, value in {**dimensions(shapes), **more}.items():
+        print(f"  {name:20} {value}")
+    print(f"  {'published':20} {published_name(shapes) or 'none has so many parameters'}")
+
+
+# export and import ----------------------------------------------------------------------------------------------------
+
+
+def export(words: list[str]) -> None:
+    """Writes the world model of a run in the published layout."""
+    given = read(words, EXPORT, ("run", "to"))
+    to = new_folder(given["to"])
+
+    from mbrl.run.origin import read_weights
+    from worldmodel.weights.folder import assembled, save_published
+
+    found = read_weights(Path(given["run"]).expanduser().resolve())
+    save_published(assembled(found.tokenizer, found.transformer), to)
+    print(f"weights of {found.transformer.source}\nwritten to {to}")
+
+
+def bring(words: list[str]) -> None:
+    """Writes a checked float32 copy of a published model, changed as asked."""
+    given = read(words, IMPORT, ("from", "to"))
+    to = new_folder(given["to"])
+    sizes = {key: _whole(key, given[key]) for key in ("context", "action_dim") if key in given}
+    if given.get("reward", "false") not in ("true", "false"):
+        raise BadInput(f"reward must be true or false (got {given['reward']})")
+
+    import worldmodel
+    from worldmodel.weights.folder import save_published
+
+    source = Path(given["from"]).expanduser().resolve()
+    reward = given.get("reward") == "true"
+    model = worldmodel.load(source, transformer=given.get("transformer"), reward=reward, **sizes)
+    save_published(model, to)
+    head = model.transformer.heads.reward
+    print(
+        f"{source}: {model.context} context frames, {model.layout.vocab} ids, "
+        f"{f'actions of {model.action_dim}' if model.action_dim else 'action-free'}, reward head {head}\n"
+        f"written to {to} in float32"
+    )
+
+
+def _whole(key: str, value: str) -> int:
+    if not value.isdigit() or int(value) < 1:
+        raise BadInput(f"{key} must be a whole number >= 1 (got {value})")
+    return int(value)
