@@ -17,7 +17,7 @@ from worldmodel.layout import TokenLayout
 from worldmodel.objective import evaluating
 from worldmodel.rollout.engine import TokenEngine
 from worldmodel.rollout.sampling import SamplingConfig
-from worldmodel.strings import codes_of_ids, string_of_ids
+from worldmodel.strings import codes_of_ids, layout_labels, string_of_ids
 from worldmodel.tokenizer.compressive import CompressiveTokenizer
 from worldmodel.tokenizer.networks import RGB
 from worldmodel.transformer.token_model import TokenModel, symexp
@@ -113,6 +113,10 @@ class VideoGPT(nn.Module):
         """
         with evaluating(self.tokenizer):
             return self.tokenizer.detokenize(ids.to(self.device), self._checked(context))
+
+    def labels(self, ids: Tensor) -> Tensor:
+        """Labels int64 [B, N] aligned with the ids: -100 up to and including the first `sdf` (spec 4.1)."""
+        return layout_labels(ids, self.layout)
 
     def _checked(self, context: int | None) -> int:
         return self.context if context is None else context

@@ -22,7 +22,7 @@ from worldmodel.layout import TokenLayout
 from worldmodel.rollout import SamplingConfig, TokenEngine
 from worldmodel.rollout.kv_cache import KVCache
 from worldmodel.rollout.sampling import probabilities
-from worldmodel.strings import codes_of_ids, layout_ids, layout_labels
+from worldmodel.strings import codes_of_ids, layout_ids
 from worldmodel.transformer import TransformerConfig
 from worldmodel.transformer.token_model import symlog
 from worldmodel.video import VideoGPT
@@ -84,7 +84,7 @@ def tail(golden: Golden, x_BNX: Tensor, extra: int) -> Tensor:
 def check_layout(golden: Golden) -> None:
     context, codes = golden.codes()
     golden.expect("input_ids", layout_ids(context, codes, golden.layout))
-    golden.expect("labels", layout_labels(golden.given("input_ids"), golden.layout))
+    golden.expect("labels", golden.video.labels(golden.given("input_ids")))
 
 
 def check_action_free(golden: Golden) -> None:

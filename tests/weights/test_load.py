@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -207,3 +209,16 @@ def test_the_goal_comes_first() -> None:
     steps = torch.arange(5).view(1, 5)
     assert goal_first(steps).tolist() == [[4, 0, 1, 2, 3, 4]]
     assert goal_first(steps, keep_last=False).tolist() == [[4, 0, 1, 2, 3]]
+
+
+def test_the_example_of_the_documents_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert sum(bool(line) and not line.startswith("import") for line in code.splitlines()) <= 10
+    (tmp_path / "example.py").write_text(code)
+    (tmp_path / "model").symlink_to(SET_A)
+    monkeypatch.chdir(tmp_path)
+    found = runpy.run_path(str(tmp_path / "example.py"))
+    assert found["ids"].dtype == torch.int64 and found["frames"].shape == found["clips"].shape
+    assert found["out"].loss.isfinite() and found["out"].rewards.shape == (2, 4, 1)
+    assert found["obs"].shape == (2, 5, 9, 64, 64) and found["rewards"].isfinite().all()
