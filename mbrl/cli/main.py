@@ -141,6 +141,17 @@ A folder in the published layout holds tokenizer/ and transformer/, each with co
 what `mbrl train init=DIR` and worldmodel.load(DIR) take. import writes a checked copy in float32: with fewer context
 frames, and with an action embedding or a reward head where the file has none. Nothing that is opened executes code.""",
     ),
+    "transfer": Verb(
+        module="mbrl.cli.transfer",
+        summary="judge what pre-trained weights are worth on a few episodes of new data",
+        help="""usage: mbrl transfer init=DIR data.folders=[DIR] [episodes=5] [modes=[zero,full,...]] [key=value ...]
+
+  mbrl transfer init=runs/wm data.folders=[data/new] episodes=5 seeds=[0,1,2] updates=600 out=runs/transfer/new
+
+zero: as pre-trained; tokenizer: that part adapted, codebooks frozen; transformer: that part; full: both; scratch: both
+from fresh weights. All modes of a seed learn from the same episodes and are judged on the same held-out clips.
+Writes transfer.md, .csv and .json (with the protocol); the same line again goes on where it stopped.""",
+    ),
     "doctor": Verb(
         module="mbrl.cli.doctor",
         summary="say what this machine can do: rendering, GPU, memory, versions",
