@@ -243,6 +243,32 @@ def test_defaults_stand_in_for_keys_that_the_256_config_leaves_out() -> None:
     assert config_of_published(given) == TokenizerConfig(**values)
 
 
+def test_what_a_config_leaves_out_has_the_published_default() -> None:
+    said = {"_class_name": "VQModel", "block_out_channels": [32, 32, 64, 64, 96]}
+    config = config_of_published(said)
+    left_out = {
+        "layers_per_block": 1, "latent_channels": 3, "code_dim": 3, "vocab_context": 256, "vocab_future": 256,
+        "norm_groups": 32, "mid_attention": True, "context": 1, "max_attention_resolution": 32, "image": 256,
+        "patch_size": 4, "cross_norm_groups": 32, "cross_dropout": 0.1, "stem": 1, "quantizer": "vq",
+    }  # fmt: skip
+    assert {name: getattr(config, name) for name in left_out} == left_out
+    assert config_of_published({**said, "vq_embed_dim": 7}).code_dim == 7
+    with pytest.raises(ValueError, match="block_out_channels is missing"):
+        config_of_published({"resolution": 64})
+    with pytest.raises(ValueError, match="down_block_types must be DownEncoderBlock2D, 5 times"):
+        config_of_published({**said, "down_block_types": ["AttnDownEncoderBlock2D"] * 5})
+
+
+@pytest.mark.parametrize("said", [1, 2, None])
+def test_the_context_is_that_of_the_tensors_whatever_the_config_says(tmp_path: Path, said: int | None) -> None:
+    directory = tmp_path / "tokenizer"
+    shutil.copytree(DATA / "set_a_ctx2" / "tokenizer", directory)
+    config = json.loads((directory / "config.json").read_text())
+    del config["context_length"]
+    (directory / "config.json").write_text(json.dumps(config | ({} if said is None else {"context_length": said})))
+    assert load_tokenizer(directory).config.context == 2
+
+
 def test_tensors_that_do_not_fit_are_listed_with_both_shapes(tmp_path: Path) -> None:
     directory = copied(tmp_path)
     path = directory / "diffusion_pytorch_model.safetensors"

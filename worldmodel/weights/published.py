@@ -84,7 +84,20 @@ def read_tokenizer(directory: str | Path) -> TokenizerWeights:
     directory = Path(directory)
     config = tokenizer_config(read_json(directory / CONFIG), directory / CONFIG)
     path = directory / TOKENIZER_FILE
-    return TokenizerWeights(config=config, tensors=_new_names(read_tensors(path)), source=str(path))
+    tensors = _new_names(read_tensors(path))
+    config = dataclasses.replace(config, context=_context(tensors) or config.context)
+    return TokenizerWeights(config=config, tensors=tensors, source=str(path))
+
+
+def _context(tensors: Mapping[str, Tensor]) -> int | None:
+    """Context frames as the position embeddings have them; None if they do not agree.
+
+    The tensors count: the published training does not always write the length it used into the config (QUIRKS 8, 31).
+    """
+    queries = {name: value for name, value in tensors.items() if name.endswith(".q_pos_emb")}
+    sizes = {name.replace("q_pos_emb", "kv_pos_emb"): value.shape[0] for name, value in queries.items()}
+    found = {divmod(tensors[name].shape[0], size) for name, size in sizes.items() if name in tensors}
+    return next(iter(found))[0] or None if len(found) == 1 and next(iter(found))[1] == 0 else None
 
 
 def tokenizer_config(raw: Mapping[str, Any], path: Path) -> TokenizerConfig:
