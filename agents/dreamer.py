@@ -19,6 +19,7 @@ from torch import Tensor
 
 from agents.api import Dream, Memory, Metrics, Mode, Policy, Replay
 from agents.distributions import BoundedNormal, LearnedStdConfig, ScheduledStdConfig, TwoHot, check_finite
+from agents.exploration import Exploration
 from agents.memory import LatentFilter
 from agents.nets import Actor, Critic, follow
 from agents.returns import AdvantageSpreadConfig, ReturnRangeConfig, lambda_returns
@@ -58,6 +59,7 @@ class DreamerConfig:
         unimix: share of uniform probability in discrete policies, in [0, 1).
         std: who sets the exploration of continuous actions: the actor itself, or a schedule over real decisions.
         noise_memory: correlation of the exploration noise of successive real decisions, in [0, 1); dreams have none.
+        calm: share of the training episodes that are played greedily, in [0, 1); dreams always have noise.
         normaliser: brings advantages to one scale.
         actor_optim: optimizer of the actor.
         critic_optim: optimizer of the critic.
@@ -83,6 +85,7 @@ class DreamerConfig:
     unimix: float
     std: LearnedStdConfig | ScheduledStdConfig
     noise_memory: float
+    calm: float
     normaliser: ReturnRangeConfig | AdvantageSpreadConfig
     actor_optim: OptimConfig
     critic_optim: OptimConfig
@@ -105,6 +108,7 @@ class DreamerConfig:
             ("imitation", self.imitation >= 0, ">= 0"),
             ("unimix", 0 <= self.unimix < 1, "in [0, 1)"),
             ("noise_memory", 0 <= self.noise_memory < 1, "in [0, 1)"),
+            ("calm", 0 <= self.calm < 1, "in [0, 1)"),
         ):
             if not right:
                 raise ValueError(f"{name} must be {text} (got {getattr(self, name)})")
@@ -156,7 +160,9 @@ class Dreamer:
         self._epochs, self._average, self._ratio_clip = config.epochs, config.average, config.ratio_clip
         self._entropy, self._restraint, self._imitation = config.entropy, config.restraint, config.imitation
         self._schedule = config.std if isinstance(config.std, ScheduledStdConfig) else None
-        self._noise_memory = config.noise_memory
+        self._exploration = Exploration(
+            action_dim=spec.action_dim, correlation=config.noise_memory, calm=config.calm, seeds=seeds
+        )
 
         generator = seeds.torch("init/agent")
         size = {"layers": config.layers, "units": config.units}
@@ -196,13 +202,13 @@ class Dreamer:
         actor = self.greedy_actor if self.greedy_actor and mode == "evaluate" else self.actor
         policy = actor(self._filter.latent(memory, device=self._device), self._std_at(step))
         if mode == "evaluate":
-            noise_EA, action_EA = torch.zeros_like(memory["action"]), policy.mode
-        else:
-            self._explored = step
-            noise_EA = self._noise(td, before, step)
-            action_EA = policy.sample(noise_EA.to(self._device))
-        action_EA = action_EA.to(noise_EA.device)
-        return action_EA, memory.update({"action": action_EA, "noise": noise_EA})
+            action_EA = policy.mode.to(memory["action"].device)
+            return action_EA, memory.update({"action": action_EA})
+        self._explored = step
+        drawn = self._exploration.draw(td, before, step)
+        noisy_EA = policy.sample(drawn["noise"].to(self._device)).to(drawn["noise"].device)
+        action_EA = torch.where(drawn["calm"], policy.mode.to(noisy_EA.device), noisy_EA)
+        return action_EA, memory.update({"action": action_EA, **drawn})
 
     def learn(self, replay: Replay, update: int) -> Metrics:
         """One update of actor and critic in imagination.
@@ -343,16 +349,6 @@ class Dreamer:
 
     def _std_at(self, step: int) -> float:
         return self._schedule.at(step) if self._schedule else 1.0  # read only where it is scheduled
-
-    def _noise(self, td: TensorDict, before: Memory, step: int) -> Tensor:
-        """Standard normal [E, A], correlated with the last decision's except where an episode begins."""
-        fresh_EA = torch.randn(len(td), self._action_dim, generator=self._seeds.torch("explore", step))
-        fresh_EA = fresh_EA.to(td["is_init"].device)
-        if before is None:
-            return fresh_EA
-        kept = self._noise_memory
-        mixed_EA = kept * before["noise"] + (1 - kept**2) ** 0.5 * fresh_EA  # keeps the variance at 1
-        return torch.where(td["is_init"].reshape(-1, 1), fresh_EA, mixed_EA)
 
     @property
     def _device(self) -> torch.device:

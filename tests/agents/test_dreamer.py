@@ -94,6 +94,21 @@ def test_an_average_of_the_actor_plays_greedily_and_changes_nothing_that_is_lear
         assert torch.equal(one, other) is same
 
 
+@both_actions
+def test_calm_episodes_are_greedy_from_their_first_step_to_their_last(discrete: bool) -> None:
+    calm, restless = (agent(small(calm=share), discrete=discrete) for share in (0.4, 0.0))
+    memory, seen = None, []
+    for step in range(4):
+        td = first_step(200, seed=step) if step in (0, 3) else next_step(200, seed=step)
+        greedy, _ = calm.act(td, memory, "evaluate", step=step)
+        noisy, _ = restless.act(td, memory, "explore", step=step)
+        action, memory = calm.act(td, memory, "explore", step=step)
+        seen.append(memory["calm"][:, 0])
+        assert torch.equal(action, torch.where(memory["calm"], greedy, noisy))
+    assert torch.equal(seen[0], seen[1]) and torch.equal(seen[1], seen[2]) and not torch.equal(seen[2], seen[3])
+    assert 0.3 < float(torch.stack([seen[0], seen[3]]).float().mean()) < 0.5
+
+
 @both_presets
 @both_actions
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(name: str, discrete: bool) -> None:
