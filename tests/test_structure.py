@@ -41,9 +41,13 @@ WORLDMODEL_RANKS = (
     ("",),  # worldmodel/__init__.py
 )
 STRANGERS = {frozenset(("tokenizer", other)) for other in ("transformer", "rollout", "dream", "training")}
-AGENTS_GROUND = ("api", "nets", "distributions", "returns", "memory")
+AGENTS_GROUND = ("api", "nets", "distributions", "returns", "memory", "exploration")
 AGENTS_MAY_SEE = ("worldmodel.spec", "worldmodel.seeds", "worldmodel.optim")
-MBRL_RANKS = {"envs": 1, "replay": 1, "io": 1, "run": 2, "data": 3, "pretrain": 4, "predict": 4, "cli": 5, "__main__": 6}  # other files of mbrl/: 0
+# other files of mbrl/: 0
+MBRL_RANKS = {
+    **{"envs": 1, "replay": 1, "io": 1, "run": 2, "data": 3},
+    **{"pretrain": 4, "predict": 4, "cli": 5, "__main__": 6},
+}
 FOREIGN = {  # who may import a library that must not spread; benchmarks may import anything
     "torchrl": ("worldmodel.spec", "worldmodel.dream.env", "agents.distributions", "agents.planner", "mbrl.envs"),
     "hydra": ("mbrl.cli",),

@@ -49,7 +49,7 @@ seed=one                                         | seed must be a whole number (
 keep=1                                           | keep must be >= 2 | (got 1)
 compute.threads=0                                | compute.threads must be >= 1 (got 0)
 compute.rows=0                                   | compute.rows must be >= 1 (got 0)
-schedule.gate.episodes=3 schedule.gate.reward_r2=0.3 schedule.dynamics.upfront=0 schedule.dynamics.times=0 | schedule.gate.episodes=3 waits for a world model that is never fitted
+schedule.gate.episodes=3 schedule.dynamics.upfront=0 schedule.dynamics.times=0 | episodes=3 waits for a world model
 compute.device=cuda:99                           | compute.device must be one that is there | (got cuda:99)
 compute.device=gpu                               | compute.device must be cpu, cuda or cuda:<n> (got gpu)
 agent.horizon=0                                  | agent.horizon must be >= 1 (got 0)
