@@ -102,6 +102,8 @@ class VideoGPT(nn.Module):
             context: t, if one wants to be sure that it is the model's.
         Raises: ValueError on other shapes or another t.
         """
+        if frames.is_floating_point():  # frames in bytes are refused below
+            frames = frames.float()
         with evaluating(self.tokenizer):
             return self.tokenizer.tokenize_ids(frames.to(self.device), self._checked(context))[0]
 
@@ -248,7 +250,8 @@ class VideoGPT(nn.Module):
     def _actions(self, action: Tensor) -> Tensor:
         if self.action_dim == 0:
             raise ValueError("this model is action-free: leave action out, or load it with action_dim=A")
-        return action.to(device=self.device, dtype=self.transformer.action_linear.weight.dtype)
+        weight = self.transformer.action_linear.weight
+        return torch.as_tensor(action, device=weight.device, dtype=weight.dtype)
 
     def _rule(self, sampling: Sampling, generator: torch.Generator | None) -> SamplingConfig:
         rule = SAMPLINGS.get(sampling) if isinstance(sampling, str) else sampling

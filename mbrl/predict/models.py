@@ -128,6 +128,5 @@ def _built(configs: Mapping[str, Any], *, action_dim: int, proprio_dim: int, ter
 
 
 def ready(threads: int) -> None:
-    """Threads and matrix products as in training (see mbrl/run/assemble.py)."""
+    """Threads; matrix products stay exact float32, unlike in training."""
     torch.set_num_threads(threads)
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # type: ignore[attr-defined]

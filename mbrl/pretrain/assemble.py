@@ -14,6 +14,7 @@ from mbrl.io.checkpoint import Checkpoints, checkpoint_paths
 from mbrl.io.video import Videos
 from mbrl.pretrain.configs import Configs
 from mbrl.pretrain.state import COLUMNS, Pretraining, Writer
+from mbrl.run.assemble import fast_products
 from mbrl.run.origin import read_weights
 from mbrl.run.stop import Stop
 from worldmodel.ivideogpt import IVideoGPT
@@ -64,9 +65,9 @@ def assemble(
 
 
 def ready(configs: Configs) -> None:
-    """Threads and matrix products as in `mbrl train` (see mbrl/run/assemble.py)."""
+    """Threads and matrix products as in `mbrl train`."""
     torch.set_num_threads(configs.compute.threads)
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # type: ignore[attr-defined]
+    fast_products()
 
 
 def built_model(configs: Configs, seeds: Seeds) -> IVideoGPT:

@@ -82,6 +82,17 @@ def test_other_instructions_are_refused_in_one_line(content: bytes) -> None:
     assert "\n" not in str(refused.value)
 
 
+def test_a_dict_that_is_met_twice_is_refused_before_it_is_unrolled() -> None:
+    itself: dict[str, object] = {}
+    itself["a"] = itself
+    many: dict[str, object] = {}
+    for _ in range(40):
+        many = {"a": many, "b": many}
+    for held in (itself, many):
+        with pytest.raises(ValueError, match="is no array and no dict of arrays"):
+            arrays_of_pickle(pickle.dumps(held, protocol=4))
+
+
 def test_an_array_whose_bytes_are_not_its_shape_s_is_refused() -> None:
     content = pickle.dumps({"a": np.zeros((2, 3), np.float32)}, protocol=4)
     assert content.count(b"K\x02K\x03\x86") == 1

@@ -52,7 +52,7 @@ def test_the_loaded_model_answers_as_the_one_that_was_saved(odd: Odd, loaded: Vi
     frames = clip(loaded)
     ids = loaded.tokenize(frames, loaded.context)
     assert ids.dtype == torch.int64 and ids.shape == (B, loaded.layout.length(F))
-    assert torch.equal(ids, odd.model.tokenize(frames))
+    assert torch.equal(ids, odd.model.tokenize(frames)) and torch.equal(ids, loaded.tokenize(frames.double()))
     assert torch.equal(loaded.detokenize(ids, loaded.context), odd.model.detokenize(ids))
     action = torch.randn(B, loaded.context + F, odd.action_dim)
     out, wanted = (model.transformer(ids, ids, action) for model in (loaded, odd.model))

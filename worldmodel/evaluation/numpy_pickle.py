@@ -62,13 +62,15 @@ def arrays_of_pickle(content: bytes) -> dict[Path, NDArray]:
     Raises: ValueError, in one line, for anything but dicts of arrays: an instruction that would import or call
         something else, a cut file, an array whose bytes are not what its shape says.
     """
-    return dict(_leaves(_Books().read(content), ()))
+    return dict(_leaves(_Books().read(content), (), set()))
 
 
-def _leaves(node: Any, path: Path) -> Iterator[tuple[Path, NDArray]]:
-    if isinstance(node, dict):
+def _leaves(node: Any, path: Path, seen: set[int]) -> Iterator[tuple[Path, NDArray]]:
+    """`seen`: the dicts that were met, by identity: one met twice could hold itself, or stand for 2^n others."""
+    if isinstance(node, dict) and id(node) not in seen:
+        seen.add(id(node))
         for key, child in node.items():
-            yield from _leaves(child, (*path, key))
+            yield from _leaves(child, (*path, key), seen)
     elif isinstance(node, Array) and node.value is not None:
         yield path, node.value
     else:
