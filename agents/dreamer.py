@@ -21,7 +21,7 @@ from agents.api import Dream, Memory, Metrics, Mode, Policy, Replay
 from agents.distributions import BoundedNormal, LearnedStdConfig, ScheduledStdConfig, TwoHot, check_finite
 from agents.exploration import Exploration
 from agents.memory import LatentFilter
-from agents.nets import Actor, Critic, follow
+from agents.nets import Actor, Critic
 from agents.returns import AdvantageSpreadConfig, ReturnRangeConfig, lambda_returns
 from worldmodel.optim import OptimConfig
 from worldmodel.seeds import Seeds
@@ -47,9 +47,6 @@ class DreamerConfig:
         slow_rate: share of the critic that its slow copy takes over after each update, in (0, 1].
         slow_scale: weight of the loss that keeps the critic near its slow copy; 0 does without.
         epochs: optimizer steps on each imagined batch.
-        average: greedy actions come from a running average of the actor's weights that keeps this share at each update,
-            in [0, 1); 0 takes the newest weights. Noisy advantages make the mean action wander, which exploration hides
-            and greedy play does not; what is learned is the same with and without.
         ratio_clip: how far the probability ratio may leave 1 before its gradient ends (PPO); with one epoch it is 1.
         entropy: weight of the entropy bonus per nat.
         restraint: weight of the squared output before the squashing tanh of continuous policies; 0 in DreamerV3. Where
@@ -77,7 +74,6 @@ class DreamerConfig:
     slow_rate: float
     slow_scale: float
     epochs: int
-    average: float
     ratio_clip: float
     entropy: float
     restraint: float
@@ -101,7 +97,6 @@ class DreamerConfig:
             ("limit", 0 < self.limit <= 40, "in (0, 40]"),
             ("slow_rate", 0 < self.slow_rate <= 1, "in (0, 1]"),
             ("slow_scale", self.slow_scale >= 0, ">= 0"),
-            ("average", 0 <= self.average < 1, "in [0, 1)"),
             ("ratio_clip", 0 < self.ratio_clip < 1, "in (0, 1)"),
             ("entropy", self.entropy >= 0, ">= 0"),
             ("restraint", self.restraint >= 0, ">= 0"),
@@ -157,7 +152,7 @@ class Dreamer:
         self._starts, self._horizon, self._observed = config.starts, config.horizon, spec.observed
         self.gamma, self._lam, self._action_dim = config.gamma, config.lam, spec.action_dim
         self._slow_rate, self._slow_scale = config.slow_rate, config.slow_scale
-        self._epochs, self._average, self._ratio_clip = config.epochs, config.average, config.ratio_clip
+        self._epochs, self._ratio_clip = config.epochs, config.ratio_clip
         self._entropy, self._restraint, self._imitation = config.entropy, config.restraint, config.imitation
         self._schedule = config.std if isinstance(config.std, ScheduledStdConfig) else None
         self._exploration = Exploration(
@@ -176,7 +171,6 @@ class Dreamer:
             **size,
             generator=generator,
         )
-        self.greedy_actor = copy.deepcopy(self.actor).requires_grad_(False) if config.average else None
         twohot = TwoHot(bins=config.bins, limit=config.limit)
         self.critic = Critic(spec.latent_dim, twohot, peaked=config.peaked, **size, generator=generator)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False) if config.slow_scale else None
@@ -188,7 +182,7 @@ class Dreamer:
 
     def to(self, device: torch.device | str) -> Dreamer:
         """Moves weights and moments; inputs are brought there, actions are given back where the pixels were."""
-        for net in (self.actor, self.critic, self.greedy_actor, self.slow_critic):
+        for net in (self.actor, self.critic, self.slow_critic):
             if net is not None:
                 net.to(device)
         self.actor_optim.to(device)
@@ -199,8 +193,7 @@ class Dreamer:
     def act(self, td: TensorDict, memory: Memory, mode: Mode, *, step: int) -> tuple[Tensor, Memory]:
         """See `agents.api.Agent.act`; mode `evaluate` takes the policy's mode and draws nothing."""
         before, memory = memory, self._filter.see(td, memory)
-        actor = self.greedy_actor if self.greedy_actor and mode == "evaluate" else self.actor
-        policy = actor(self._filter.latent(memory, device=self._device), self._std_at(step))
+        policy = self.actor(self._filter.latent(memory, device=self._device), self._std_at(step))
         if mode == "evaluate":
             action_EA = policy.mode.to(memory["action"].device)
             return action_EA, memory.update({"action": action_EA})
@@ -341,11 +334,8 @@ class Dreamer:
     @torch.no_grad()
     def _follow_slowly(self) -> None:
         if self.slow_critic is not None:
-            follow(self.slow_critic, self.critic, self._slow_rate)
-        if self.greedy_actor is not None:
-            learned = self.actor_optim.updates / self._epochs
-            # a plain mean at first, so that the first weights, which are random, count for nothing
-            follow(self.greedy_actor, self.actor, max(1 - self._average, 1 / learned))
+            for slow, fast in zip(self.slow_critic.parameters(), self.critic.parameters(), strict=True):
+                slow.lerp_(fast, self._slow_rate)
 
     def _std_at(self, step: int) -> float:
         return self._schedule.at(step) if self._schedule else 1.0  # read only where it is scheduled
@@ -363,8 +353,7 @@ class Dreamer:
             "normaliser": self.normaliser.state_dict(),
             "count": {"explored": torch.tensor(self._explored), "failed": torch.tensor(self._failed)},
         }
-        followers = {"slow_critic": self.slow_critic, "greedy_actor": self.greedy_actor}
-        return parts | {name: net.state_dict() for name, net in followers.items() if net is not None}
+        return parts | ({"slow_critic": self.slow_critic.state_dict()} if self.slow_critic else {})
 
     def state_dict(self) -> dict[str, Tensor]:
         """Weights, moments, normaliser and counters, flat, by dotted name (not copies)."""

@@ -109,10 +109,3 @@ def _linear(inputs: int, outputs: int, *, scale: float, generator: torch.Generat
         layer.weight.mul_(scale)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-@torch.no_grad()
-def follow(follower: nn.Module, leader: nn.Module, rate: float) -> None:
-    """Moves every parameter of a copy of `leader` by the share `rate` towards it."""
-    for slow, fast in zip(follower.parameters(), leader.parameters(), strict=True):
-        slow.lerp_(fast, rate)

@@ -76,24 +76,6 @@ def test_an_imitator_does_what_was_demonstrated_even_against_its_reward() -> Non
     assert likely[59] is None and likely[60] < likely[-1]
 
 
-def test_an_average_of_the_actor_plays_greedily_and_changes_nothing_that_is_learned() -> None:
-    newest, averaged = (agent(small(average=average)) for average in (0.0, 0.9))
-    weights = []
-    for update in range(30):
-        newest.learn(replay(), update), averaged.learn(replay(), update)
-        weights.append(next(averaged.actor.parameters()).detach().clone())
-    plain, held = newest.state_dict(), averaged.state_dict()
-    assert not differing(plain, {name: held[name] for name in plain})
-    mean = weights[0]  # the random first weights count for nothing, and every later ones for at least a tenth
-    for number, weight in enumerate(weights[1:], start=2):
-        mean = mean.lerp(weight, max(0.1, 1 / number))
-    assert averaged.greedy_actor is not None
-    torch.testing.assert_close(next(averaged.greedy_actor.parameters()), mean)
-    for mode, same in (("explore", True), ("evaluate", False)):
-        (one, _), (other, _) = (driver.act(first_step(), None, mode, step=0) for driver in (newest, averaged))
-        assert torch.equal(one, other) is same
-
-
 @both_actions
 def test_calm_episodes_are_greedy_from_their_first_step_to_their_last(discrete: bool) -> None:
     calm, restless = (agent(small(calm=share), discrete=discrete) for share in (0.4, 0.0))
@@ -113,12 +95,12 @@ def test_calm_episodes_are_greedy_from_their_first_step_to_their_last(discrete: 
 @both_actions
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(name: str, discrete: bool) -> None:
     source = replay(discrete)
-    straight, first = (agent(small(name, average=0.9), discrete=discrete) for _ in range(2))
+    straight, first = (agent(small(name, calm=0.5), discrete=discrete) for _ in range(2))
     for driver in (straight, first):
         driver.act(first_step(), None, "explore", step=2000)
         for update in range(2):
             driver.learn(source, update)
-    resumed = agent(small(name, average=0.9), discrete=discrete)
+    resumed = agent(small(name, calm=0.5), discrete=discrete)
     resumed.learn(source, 9)  # what it was before must not matter
     resumed.load_state_dict(copied(first.state_dict()))
     metrics = straight.learn(source, 2), resumed.learn(source, 2)
