@@ -1,5 +1,7 @@
 """Learning curves of finished runs as one picture: `python -m benchmarks.curves out=docs/curve.png runs/a runs/b`.
 
+Runs are named by their seeds, or by their folders where two have the same seed.
+
 Left: success over env steps; right: return over minutes of wall clock. Dots are interim evaluations, which have starts
 and goals of their own, thin lines training episodes; the star is the final score, the dashed line the random policy on
 the same starts and goals as the star.
@@ -30,8 +32,10 @@ def draw(folders: list[Path], out: Path) -> None:
     told = {(info["task"], info["protocol"]) for info in infos}
     if len(told) != 1:
         raise ValueError(f"runs of one task and protocol only: nothing is compared across them (got {sorted(told)})")
+    seeds = [f"seed {info['seed']}" for info in infos]
+    names = seeds if len(set(seeds)) == len(seeds) else [folder.name for folder in folders]
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for folder, info in zip(folders, infos, strict=True):
+    for folder, name in zip(folders, names, strict=True):
         scores, training = read(folder / "eval.csv"), read(folder / "metrics.csv")
         random_policy, final = scores[0], scores[-1]
         greedy = [row for row in scores[1:] if "weights_step" not in row]
@@ -42,9 +46,7 @@ def draw(folders: list[Path], out: Path) -> None:
         ):
             (line,) = axis.plot([r[x] / scale for r in episodes], [r[tag] for r in episodes], lw=0.8, alpha=0.6)
             colour = line.get_color()
-            axis.plot(
-                [r[x] / scale for r in greedy], [r[y] for r in greedy], "o-", color=colour, label=f"seed {info['seed']}"
-            )
+            axis.plot([r[x] / scale for r in greedy], [r[y] for r in greedy], "o-", color=colour, label=name)
             axis.plot(final[x] / scale, final[y], "*", ms=13, color=colour, mec="black", mew=0.5)
             axis.axhline(random_policy[y], ls="--", lw=0.8, color=colour)
     axes[0].set(xlabel="thousand env steps", ylabel="success", ylim=(-0.05, 1.05))
