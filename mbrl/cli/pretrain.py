@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import logging
-import platform
 import shlex
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -158,22 +157,14 @@ def device_of(name: str, ranks: Ranks) -> Any:
 
 def run_info(plain: Mapping[str, Any], *, argv: list[str], world: int) -> dict[str, Any]:
     """What one must know to compare this run with another."""
-    import torch
-
-    from mbrl.run.folder import PACKAGES, commit, device_name, version_of
+    from mbrl.run.machine import machine_info
 
     return {
         "data": [*plain["data"]["folders"], *plain["data"]["parts"]],
         "init": plain["init"],
         "seed": plain["seed"],
         "processes": world,
-        "threads": plain["compute"]["threads"],
-        "device": device_name(plain["compute"]["device"]),
-        "device_kind": plain["compute"]["device"].partition(":")[0],
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "python": platform.python_version(),
-        "versions": {name: version_of(name) for name in PACKAGES},
-        "commit": commit(),
+        **machine_info(plain["compute"]),
         "argv": argv,
     }
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-import torch
-
+from mbrl.run.machine import check_device
 from worldmodel.evaluation.metrics import BETTER
 from worldmodel.evaluation.predict import Way
 
@@ -87,7 +86,7 @@ class PredictConfig:
             raise ValueError(
                 f"metrics must hold at least one of frames: mse, psnr, ssim, lpips (got {list(self.metrics)})"
             )
-        self._check_device()
+        check_device(self.device)
 
     def _check_list(self, name: str, known: tuple[str, ...]) -> None:
         value = getattr(self, name)
@@ -96,15 +95,6 @@ class PredictConfig:
         wrong = [item for item in value if item not in known] if isinstance(value, list | tuple) else [value]
         if wrong or len(set(value)) != len(value):
             raise ValueError(f"{name} must be a list of some of {', '.join(known)} (got {value})")
-
-    def _check_device(self) -> None:
-        kind, _, index = self.device.partition(":")
-        if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
-            raise ValueError(f"device must be cpu, cuda or cuda:<n> (got {self.device})")
-        if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-            raise ValueError(
-                f"device must be one that is there: cpu or {torch.cuda.device_count()} CUDA devices (got {self.device})"
-            )
 
     @property
     def folder(self) -> Path:

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from mbrl.run.configs import make
+from mbrl.run.machine import check_device
 from worldmodel.spec import Part
 from worldmodel.training.processes import Sharding
 
@@ -62,13 +61,7 @@ class ComputeConfig:
             raise ValueError(f"threads must be >= 1 (got {self.threads})")
         if self.sharding not in ("ddp", "fsdp2"):
             raise ValueError(f"sharding must be ddp or fsdp2 (got {self.sharding})")
-        kind, _, index = self.device.partition(":")
-        if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
-            raise ValueError(f"device must be cpu, cuda or cuda:<n> (got {self.device})")
-        if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-            raise ValueError(
-                f"device must be one that is there: cpu or {torch.cuda.device_count()} CUDA devices (got {self.device})"
-            )
+        check_device(self.device)
 
 
 @dataclass(frozen=True, kw_only=True)

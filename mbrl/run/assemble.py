@@ -22,6 +22,7 @@ from mbrl.run.configs import make
 from mbrl.run.demos import Demos, check_demos
 from mbrl.run.evaluate import Evaluator
 from mbrl.run.instruments import Instruments
+from mbrl.run.machine import check_device
 from mbrl.run.progress import Progress
 from mbrl.run.state import Run
 from mbrl.run.stop import Stop
@@ -55,13 +56,7 @@ class ComputeConfig:
         for name in ("threads", "rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1 (got {getattr(self, name)})")
-        kind, _, index = self.device.partition(":")
-        if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
-            raise ValueError(f"device must be cpu, cuda or cuda:<n> (got {self.device})")
-        if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-            raise ValueError(
-                f"device must be one that is there: cpu or {torch.cuda.device_count()} CUDA devices (got {self.device})"
-            )
+        check_device(self.device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,24 +10,21 @@ from __future__ import annotations
 
 import datetime
 import json
-import platform
 import shlex
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from mbrl.files import TEMPORARY, write_atomically
 from mbrl.program import program
 from mbrl.run.configs import OURS
+from mbrl.run.machine import machine_info
+from worldmodel.weights.files import read_json
 
-PACKAGES = ("tokendream", "torch", "torchrl", "tensordict", "metaworld", "mujoco", "gymnasium", "numpy", "hydra-core")
 MAY_CHANGE = (
     "schedule.total",
     "schedule.evaluate.",
@@ -124,14 +121,7 @@ def read_config(folder: Path, *, verb: str = "train", marks: tuple[str, ...] = (
 
 def read_info(folder: Path) -> dict[str, Any]:
     """The stored run.json. Raises: ValueError where there is none, or it is not one."""
-    path = folder / "run.json"
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
-    if not isinstance(info, dict):
-        raise ValueError(f"{path} must hold one JSON object (got {type(info).__name__})")
-    return info
+    return read_json(folder / "run.json")
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -216,50 +206,6 @@ def run_info(plain: Mapping[str, Any], *, argv: list[str]) -> dict[str, Any]:
         "demos": plain.get("demos", 0),
         "world_model": world_model(plain),
         "seed": plain["seed"],
-        "threads": plain["compute"]["threads"],
-        "device": device_name(plain["compute"]["device"]),
-        "device_kind": plain["compute"]["device"].partition(":")[0],
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "python": platform.python_version(),
-        "versions": {name: version_of(name) for name in PACKAGES},
-        "commit": commit(),
+        **machine_info(plain["compute"]),
         "argv": argv,
     }
-
-
-def device_name(device: str) -> str:
-    """The accelerator's name, or the processor's."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        if cpuinfo.exists()
-        else []
-    )
-    return f"{names[0] if names else platform.machine()} ({len(names) or '?'} cores seen)"
-
-
-def version_of(package: str) -> str:
-    """The installed version, or `not installed`."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def commit() -> str:
-    """The checkout's git commit, `-dirty` if files differ from it; empty outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return ""
-    try:
-        head = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=True
-        )
-        dirty = subprocess.run(
-            ["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return head.stdout.strip() + ("-dirty" if dirty.stdout.strip() else "")

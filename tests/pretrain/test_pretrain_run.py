@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from mbrl.cli.main import main
+from tests.children import moments
 from tests.pretrain.runs import Pretrain, rows, state_of, words
 from tests.pretrain.sets import dataset
 
@@ -39,8 +39,8 @@ def test_a_run_leaves_weights_rows_and_films(finished: Path) -> None:
 
 
 def test_kills_at_random_moments_change_nothing(tmp_path: Path, data: Path, pretrain: Pretrain, finished: Path) -> None:
-    folder, moments = tmp_path / "killed", random.Random(3)
-    died = [pretrain(words("both", data, folder), after=moments.uniform(0.3, 2.5)) for _ in range(5)]
+    folder = tmp_path / "killed"
+    died = [pretrain(words("both", data, folder), once=come) for come in moments(folder, 5, seed=3, lines=9)]
     assert died.count(-signal.SIGKILL) >= 2
     assert pretrain(words("both", data, folder)) == 0
     assert_same(finished, folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import random
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +12,11 @@ import pytest
 import torch
 
 from mbrl.io.checkpoint import read_newest
+from tests.children import lines_said, moments
 
 Train = Callable[..., int]
 
-KILLS = 10
+KILLS, LINES = 10, 9  # what a continued run says before its first row is five lines
 CLOCKS = ("wall_s", "time/", "perf/")  # columns that tell the time of day, and nothing else
 
 
@@ -52,8 +52,8 @@ def uninterrupted(tmp_path: Path, train: Train) -> Path:
 
 
 def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path, train: Train, uninterrupted: Path) -> None:
-    folder, moments = tmp_path / "killed", random.Random(7)
-    died = [train(folder, after=moments.uniform(0.2, 2.5)) for _ in range(KILLS)]
+    folder = tmp_path / "killed"
+    died = [train(folder, once=come) for come in moments(folder, KILLS, seed=7, lines=LINES)]
     assert died.count(-signal.SIGKILL) >= KILLS // 2, "most children must have been killed before they were done"
     assert train(folder) == 0
     assert_same_run(uninterrupted, folder)
@@ -65,18 +65,12 @@ def test_a_polite_stop_saves_leaves_with_75_and_goes_on_as_if_nothing_had_been(
     folder = tmp_path / "stopped"
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
         # a moment at which the child surely listens: it has written rows since it started
-        seen = count(folder)
-        code = train(folder, once=lambda seen=seen: count(folder) > seen, number=number)
+        seen = lines_said(folder, "env steps ")
+        code = train(folder, once=lambda seen=seen: lines_said(folder, "env steps ") > seen, number=number)
         assert code in (75, 0)
         assert list((folder / "checkpoints").glob("step-*")), "a stop leaves a checkpoint"
     assert train(folder) == 0
     assert_same_run(uninterrupted, folder)
-
-
-def count(folder: Path) -> int:
-    """Lines that the run has printed about its progress."""
-    log = folder / "console.log"
-    return log.read_text().count("env steps ") if log.exists() else 0
 
 
 def test_evaluating_and_logging_more_often_does_not_change_what_is_learned(
