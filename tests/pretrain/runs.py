@@ -33,7 +33,8 @@ CLOCKS = ("wall_s", "perf/")
 
 def words(stage: str, data: Path, folder: Path, *overrides: str) -> list[str]:
     """A command line; settings of a part that the stage does not train are left out."""
-    trained = {"tokenizer": ("tokenizer",), "adaptation": ("tokenizer",), "dynamics": ("dynamics",)}
+    trained = dict.fromkeys(("tokenizer", "adaptation", "published_adversarial"), ("tokenizer",))
+    trained["dynamics"] = ("dynamics",)
     parts = trained.get(stage, ("tokenizer", "dynamics"))
     small = [word for word in SMALL if not word.startswith("stage.") or word.split(".")[1] in parts]
     return ["pretrain", f"stage={stage}", f"data.folders=[{data}]", f"run_dir={folder}", *small, *overrides]

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mbrl.cli.main import main
 from tests.pretrain.runs import rows, state_of, words
+from worldmodel.evaluation.lpips import LPIPS
+from worldmodel.evaluation.networks import cached
 
 ROOT = Path(__file__).resolve().parents[2]
 # Adam divides by the root of the mean square: where that is nearly 0 it would show nothing but how sums are rounded
@@ -71,6 +73,45 @@ def test_two_processes_learn_what_one_learns(
         for run in (alone, together)
     ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+@pytest.fixture
+def any_lpips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A perceptual distance of random weights, where the program looks for the real one."""
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setenv("TOKENDREAM_CACHE", str(tmp_path / "cache"))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        weights = {
+            name: value.abs() if name.startswith("lin") else value for name, value in LPIPS("vgg").state_dict().items()
+        }
+    save_file(weights, cached("lpips-vgg"))
+
+
+@pytest.mark.distributed
+@pytest.mark.usefixtures("any_lpips")
+def test_two_processes_fight_the_adversary_that_one_fights(tmp_path: Path, data: Path) -> None:
+    quiet = [*VQ, "worldmodel.losses.lpips=1.0", "schedule.total=3", "schedule.evaluate=0", "stage.precision=float32"]
+    opponent = "stage.tokenizer.discriminator"
+    quiet += [
+        f"{opponent}.start=1",
+        f"{opponent}.hidden=16",
+        f"{opponent}.optim.eps=1e-3",
+        "stage.tokenizer.accumulate=1",
+    ]
+    quiet += ["stage.tokenizer.optim.eps=1e-3"]
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    torch.set_num_threads(1)
+    assert main(words("published_adversarial", data, alone, *quiet)) == 0
+    torchrun(tmp_path / "notes", words("published_adversarial", data, together, *quiet))
+    one, two = state_of(alone), state_of(together)
+    learned = [name for name in one if "/model/" in name or "/adversary/" in name]
+    assert any("/adversary/" in name for name in learned)
+    for name in learned:
+        if isinstance(one[name], torch.Tensor):
+            torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        else:
+            assert two[name] == one[name], name
 
 
 @pytest.mark.distributed
