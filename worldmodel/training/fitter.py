@@ -17,6 +17,7 @@ from worldmodel.api import WorldModel
 from worldmodel.optim import OptimConfig, Optimizer
 from worldmodel.seeds import Seeds
 from worldmodel.spec import Part
+from worldmodel.training.shift import shifted
 
 PARTS: tuple[Part, ...] = ("tokenizer", "dynamics")
 PATIENCE = 10  # non-finite losses in a row before the run is called diverged
@@ -49,16 +50,20 @@ class FitConfig:
     """Fine-tuning of both parts, each on its own cadence (configs/schedule).
 
     Attributes:
+        shift: each clip is moved by up to so many pixels (see `shift.py`); its codes are then made anew for each draw.
         codebooks: `frozen` keeps the meaning of the tokens (published), `trained` moves the codebooks too.
         precision: `float32`, or `bfloat16` for autocast.
     """
 
     tokenizer: PartConfig
     dynamics: PartConfig
+    shift: int
     codebooks: Literal["frozen", "trained"]
     precision: Literal["float32", "bfloat16"]
 
     def __post_init__(self) -> None:
+        if self.shift < 0:
+            raise ValueError(f"shift must be >= 0 (got {self.shift})")
         if self.codebooks not in ("frozen", "trained"):
             raise ValueError(f"codebooks must be frozen or trained (got {self.codebooks})")
         if self.precision not in ("float32", "bfloat16"):
@@ -93,8 +98,11 @@ class Fitter:
             number: 0-based count of this part's updates; names the random draws.
         Raises: FloatingPointError after 10 non-finite losses in a row.
         """
-        config = self.parts[part]
-        clip = replay.clips(config.batch, config.length, stream=part, draw=number, codes=part == "dynamics")
+        config, shift = self.parts[part], self.config.shift
+        codes = part == "dynamics" and not shift
+        clip = replay.clips(config.batch, config.length, stream=part, draw=number, codes=codes)
+        if shift and "pixels" in clip.keys():  # noqa: SIM118 - a TensorDict has no `in`
+            clip = shifted(clip, shift, self.seeds.torch(f"shift/{part}", number))
         generator = self.seeds.torch(f"loss/{part}", number)
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}  # batch statistics
         with self._autocast(part):
