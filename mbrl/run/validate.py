@@ -94,6 +94,8 @@ def nothing_to_fit(groups: Mapping[str, Any]) -> Iterator[str]:
                 f"schedule.{part}.upfront and times must be 0 with worldmodel=perfect, which has nothing to fit "
                 f"(got {cadence.upfront} and {cadence.times}); use experiment=perfect"
             )
+    if groups["fit"].shift:
+        yield f"fit.shift must be 0 with worldmodel=perfect, which sees no pixels (got {groups['fit'].shift})"
     if groups["schedule"].gate.episodes:
         yield (
             f"schedule.gate.episodes must be 0 with worldmodel=perfect, which has nothing to pass "

@@ -120,6 +120,7 @@ task=metaworld protocol=mwm protocol.camera.name=corner5 | protocol.camera.name 
 worldmodel.heads={reward:none,bins:0,low:0,high:0,width:0} | worldmodel.heads.reward=none | imagined rewards | twohot
 worldmodel.losses.future_frames=1                | worldmodel.losses.future_frames must be >= 2 | got 1 | auxiliary
 worldmodel=perfect                               | schedule.tokenizer.upfront and times must be 0 | nothing to fit | 600
+experiment=perfect fit.shift=4 | fit.shift | must be 0 with worldmodel=perfect
 worldmodel=perfect schedule.tokenizer.upfront=0  | schedule.dynamics.upfront | (got 500 and 30) | experiment=perfect
 fit.dynamics.length=9                            | length=9 | horizon to 7 or raise fit.dynamics.length to 10
 """

@@ -18,6 +18,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pretrain(tmp_path: Path) -> Pretrain:
+def pretrain() -> Pretrain:
     """`pretrain(words, once=None)`: see `run_child`."""
-    return lambda line, **when: run_child(line, tmp_path, **when)
+    return run_child

@@ -13,11 +13,10 @@ Train = Callable[..., int]
 
 
 @pytest.fixture
-def train(tmp_path: Path) -> Train:
+def train() -> Train:
     """`train(folder, *overrides, once=None, number=SIGKILL)`: see `run_child`."""
 
     def run(folder: Path, *overrides: str, **when: object) -> int:
-        line = ["train", "experiment=debug", f"run_dir={folder}", *overrides]
-        return run_child(line, tmp_path, **when)  # type: ignore[arg-type]
+        return run_child(["train", "experiment=debug", f"run_dir={folder}", *overrides], **when)  # type: ignore[arg-type]
 
     return run

@@ -1,4 +1,4 @@
-"""Random shifts: against padding and cutting written out, and in an update of the world model."""
+"""Random shifts: against padding and cutting written out, and in the updates of a world model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from hypothesis import strategies as st
 from tensordict import TensorDict
 from torch.nn.functional import pad
 
+from worldmodel.optim import OptimConfig
+from worldmodel.seeds import Seeds
+from worldmodel.training.fitter import FitConfig, PartConfig
 from worldmodel.training.shift import shifted
 
 ROWS, CONTEXT, LENGTH, SIDE = 5, 1, 3, 8
@@ -42,3 +45,42 @@ def test_rows_move_differently_and_every_shift_occurs() -> None:
     middles = moved["pixels"][:, 0, 0, 4, 4]
     expected = {(4 + dy) * SIDE + 4 + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1)}
     assert set(middles.tolist()) == expected
+
+
+class Seen:
+    """A world model that keeps the clips it is shown; and the replay that they come from."""
+
+    def __init__(self) -> None:
+        self.shown: list[TensorDict] = []
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def clips(self, n: int, length: int, *, stream: str, draw: int, codes: bool = False) -> TensorDict:
+        assert not codes, "what is moved has no codes yet"
+        return clip()
+
+    def parameters_of(self, part: str) -> dict[str, torch.nn.Parameter]:
+        return {part: self.weight} if part == "dynamics" else {}
+
+    def losses(self, seen: TensorDict, part: str, *, step: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        self.shown.append(seen)
+        return {"loss": self.weight.square().sum()}
+
+    def named_buffers(self) -> list[tuple[str, torch.Tensor]]:
+        return []
+
+    def prepare(self, part: str) -> None:
+        pass
+
+    updated = prepare
+
+
+def test_every_update_is_shown_pixels_moved_by_its_own_draw() -> None:
+    optim = OptimConfig(lr=0.1, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.0, clip=1.0, warmup=0)
+    part = PartConfig(batch=ROWS, length=LENGTH, optim=optim)
+    config = FitConfig(tokenizer=part, dynamics=part, shift=2, codebooks="trained", precision="float32")
+    model = Seen()
+    fitter = config.build(model=model, seeds=Seeds(0))  # type: ignore[arg-type]
+    for number in (0, 1, 0):
+        fitter.update(model, "dynamics", number)
+    first, second, again = (shown["pixels"] for shown in model.shown)
+    assert torch.equal(first, again) and not torch.equal(first, second) and not torch.equal(first, clip()["pixels"])

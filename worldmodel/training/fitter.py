@@ -101,7 +101,7 @@ class Fitter:
         config, shift = self.parts[part], self.config.shift
         codes = part == "dynamics" and not shift
         clip = replay.clips(config.batch, config.length, stream=part, draw=number, codes=codes)
-        if shift and "pixels" in clip.keys():  # noqa: SIM118 - a TensorDict has no `in`
+        if shift:
             clip = shifted(clip, shift, self.seeds.torch(f"shift/{part}", number))
         generator = self.seeds.torch(f"loss/{part}", number)
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}  # batch statistics
