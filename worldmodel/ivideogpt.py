@@ -126,7 +126,7 @@ class IVideoGPT(nn.Module):
         self.tokens = TokenModel(
             transformer,
             self.layout,
-            action_dim=action_dim + proprio_dim,
+            action_dim=action_dim + proprio.WIDTH * proprio_dim,
             heads=config.heads,
             feature_dim=widths["context"] + widths["codes"] + proprio_dim,
             continues=terminates,
@@ -176,8 +176,8 @@ class IVideoGPT(nn.Module):
         context_BN, codes_BFK = self._codes(clip)
         wm = {"context": context_BN, "pooled": self._pooled(context_BN), "codes": codes_BFK, "actions": clip["action"]}
         if self.config.proprio:
-            wm["actions"] = proprio.told(clip["action"], clip["proprio"])
-            wm["proprio"] = clip["proprio"][:, -1]
+            wm["actions"] = torch.cat([clip["action"], proprio.known(clip["proprio"])], -1)
+            wm["proprio"] = clip["proprio"][:, -2:]  # f32 [B, 2, Q], or 1 if there is no more
         frame = self._engine(len(clip)).prefill(self._per_frame(context_BN), self._ids(codes_BFK), wm["actions"])
         if "context" in clip.keys():  # noqa: SIM118 - a TensorDict has no `in`
             wm["frames"] = clip["context"]  # u8 [B, t, 3, H, W]: only `observe` reads them
@@ -255,18 +255,20 @@ class IVideoGPT(nn.Module):
             before_BN = torch.where(strange_B1, clip.get("other_codes", context_BN.roll(1, 0)), context_BN)
         given = 1 if self.config.anchor == "episode" else 0  # the clip's first frame is observed, not predicted
         reward_BF, known_BF = reward_targets(clip["reward"], clip["first"], cfg.reward_target)
-        action_BFA, told_BFQ, change_BFQ = clip["action"], None, None
+        action_BFA, proprio_BFQ, push_BFQ = clip["action"], None, None
         if self.config.proprio:
-            told_BFQ = proprio.disturbed(clip["proprio"], generator)
-            action_BFA = proprio.told(action_BFA, told_BFQ)
-            change_BFQ = proprio.change(clip["proprio"], told_BFQ)
+            known_BFX = proprio.disturbed(proprio.known(clip["proprio"]), generator)
+            action_BFA = torch.cat([action_BFA, known_BFX], -1)
+            push_BFQ = proprio.push(clip["proprio"], known_BFX)
+            proprio_BFQ = proprio.disturbed(clip["proprio"], generator)
         losses = self.tokens.losses(
             self._per_frame(before_BN),
             codes_BFK,
             read_BFK=read_BFK,
             actions_BFA=action_BFA,
-            features_BFE=self._features(context_BN, read_BFK, told_BFQ),
-            change_BFQ=change_BFQ,
+            features_BFE=self._features(context_BN, read_BFK, proprio_BFQ),
+            push_BFQ=push_BFQ,
+            observed=self.config.observed,
             reward_BF=reward_BF,
             reward_known_BF=known_BF,
             continue_BF=clip["continue"],
@@ -364,14 +366,18 @@ class IVideoGPT(nn.Module):
         wm["codes"] = torch.cat([old["codes"], codes_BK[:, None]], 1)
         wm["actions"] = torch.cat([old["actions"], action_BA[:, None]], 1)
         if self.config.proprio:
-            predicted_BQ = old["proprio"] + self.tokens.proprio_linear(frame.hidden_BD) / proprio.CHANGE_GAIN
-            wm["proprio"] = predicted_BQ if proprio_BQ is None else proprio_BQ.to(self.device)
+            if proprio_BQ is None:
+                known_BX, push_BQ = proprio.known_next(old["proprio"]), self.tokens.push(frame.hidden_BD, action_BA)
+                proprio_BQ = proprio.moved(old["proprio"][:, -1], known_BX, push_BQ)
+            wm["proprio"] = torch.stack([old["proprio"][:, -1], proprio_BQ.to(self.device)], 1)
         return self._state(wm, frame)
 
     def _told(self, state: TensorDict, action_BA: Tensor) -> Tensor:
-        """What the transformer is told at the next frame: the action, and the proprioception that it starts from."""
+        """What the transformer is told at the next frame: the action, and what is known of the robot where it opens."""
         action_BA = action_BA.to(self.device)
-        return torch.cat([action_BA, state["wm", "proprio"]], -1) if self.config.proprio else action_BA
+        if not self.config.proprio:
+            return action_BA
+        return torch.cat([action_BA, proprio.known_next(state["wm", "proprio"])], -1)
 
     def _reward(self, hidden_BD: Tensor, read_BE: Tensor | None) -> Tensor:
         if self.config.heads.reward == "none":  # a model of videos: nobody knows
@@ -385,7 +391,7 @@ class IVideoGPT(nn.Module):
         else:
             vectors_BE = pooled_BC.new_zeros(rows, self.layout.codes_future * self.tokenizer.vector_dim)
         parts = {"context": pooled_BC, "codes": vectors_BE, "hidden": frame.hidden_BD}
-        told = [wm["proprio"]] if self.config.proprio else []
+        told = [wm["proprio"][:, -1]] if self.config.proprio else []
         read_BE = torch.cat([pooled_BC, vectors_BE, *told], -1) if self.config.heads.reward == "twohot" else None
         state = TensorDict({"wm": {**wm, "ticket": frame.tickets_B1}}, batch_size=[rows])
         state["latent"] = torch.cat([*(parts[part] for part in self.config.latent), *told], -1).float()

@@ -1,6 +1,7 @@
 """Proprioception as an input of the world model: what the transformer is told, and the change that it predicts.
 
-Only the change is predicted. A model that is fed its own absolute predictions drifts away from what is possible.
+The model is told where the robot is and how fast it moves, and predicts what a decision adds to that movement. A hand
+has momentum: a model told only where it is must find differences of positions by attention, and falls behind in dreams.
 """
 
 # B clips, F frames, Q proprioception, A action
@@ -12,26 +13,41 @@ from torch import Tensor
 
 CHANGE_GAIN = 10.0
 """Changes in one decision are small; multiplied by this they are about 1 in size (proprioception itself is)."""
-NOISE = 0.02
+NOISE = 0.03
 """Standard deviation of what is added in training: in a dream the model is told its own predictions, which err."""
+WIDTH = 2
+"""Numbers told for each number of proprioception: the value and its last change."""
 
 
-def before(proprio_BFQ: Tensor) -> Tensor:
-    """What was known one frame earlier, [B, F, Q]; of a clip's first frame the best guess is what is known in it."""
-    return torch.cat([proprio_BFQ[:, :1], proprio_BFQ[:, :-1]], 1)
+def known(proprio_BFQ: Tensor) -> Tensor:
+    """What is known where each frame opens, [B, F, 2Q]: the values one frame earlier and their last change.
+
+    Of a clip's first frame the best guess is what is known in it; a change is 0 until two frames were seen.
+    """
+    before_BFQ = _earlier(proprio_BFQ)
+    return torch.cat([before_BFQ, CHANGE_GAIN * (before_BFQ - _earlier(before_BFQ))], -1)
 
 
-def told(action_BFA: Tensor, proprio_BFQ: Tensor) -> Tensor:
-    """What the transformer is told where frame j opens, [B, F, A+Q]: the action into it, and what was known before."""
-    return torch.cat([action_BFA, before(proprio_BFQ)], -1)
+def known_next(proprio_BFQ: Tensor) -> Tensor:
+    """The same where the frame behind the last one opens, [B, 2Q]."""
+    return known(torch.cat([proprio_BFQ, proprio_BFQ[:, -1:]], 1))[:, -1]
 
 
-def disturbed(proprio_BFQ: Tensor, generator: torch.Generator) -> Tensor:
+def disturbed(value: Tensor, generator: torch.Generator) -> Tensor:
     """What the model is told in training."""
-    noise_BFQ = torch.randn(proprio_BFQ.shape, generator=generator, device=proprio_BFQ.device)
-    return proprio_BFQ + NOISE * noise_BFQ
+    return value + NOISE * torch.randn(value.shape, generator=generator, device=value.device)
 
 
-def change(proprio_BFQ: Tensor, told_BFQ: Tensor) -> Tensor:
-    """The head's target: true change from what the model was told, so that it learns to correct that too."""
-    return CHANGE_GAIN * (proprio_BFQ - before(told_BFQ))
+def push(proprio_BFQ: Tensor, known_BFX: Tensor) -> Tensor:
+    """The head's target [B, F, Q]: the change into each frame beyond the last change that the model was told."""
+    change_BFQ = CHANGE_GAIN * (proprio_BFQ - _earlier(proprio_BFQ))
+    return change_BFQ - known_BFX.chunk(WIDTH, -1)[1]
+
+
+def moved(proprio_BQ: Tensor, known_BX: Tensor, push_BQ: Tensor) -> Tensor:
+    """Where the robot is after a decision, [B, Q], by the head's output."""
+    return proprio_BQ + (known_BX.chunk(WIDTH, -1)[1] + push_BQ) / CHANGE_GAIN
+
+
+def _earlier(value_BFQ: Tensor) -> Tensor:
+    return torch.cat([value_BFQ[:, :1], value_BFQ[:, :-1]], 1)

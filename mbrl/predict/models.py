@@ -15,6 +15,7 @@ import worldmodel
 from mbrl.io.checkpoint import read_newest
 from mbrl.run.configs import make
 from mbrl.run.folder import holds_run, read_config, vouched, world_model
+from worldmodel import proprio
 from worldmodel.evaluation.predictors import Dreaming, Generating, Predictor
 from worldmodel.ivideogpt import IVideoGPT
 from worldmodel.rollout.sampling import SamplingConfig
@@ -104,7 +105,7 @@ def _trained(folder: Path, configs: Mapping[str, Any]) -> tuple[IVideoGPT, str]:
     told = state["tokens.action_linear.weight"].shape[1] if "tokens.action_linear.weight" in state else 0
     model = _built(
         configs,
-        action_dim=told - proprio_dim,
+        action_dim=told - proprio.WIDTH * proprio_dim,
         proprio_dim=proprio_dim,
         terminates=any("continue_linear" in name for name in state),
     )

@@ -114,7 +114,7 @@ def test_imagining_is_observing_what_was_imagined(model: IVideoGPT) -> None:
     again = {"context_codes": state["wm", "context"], "codes": dreamt["wm", "codes"], "action": whole["action"]}
     if model.config.proprio:
         assert not torch.equal(dreamt["wm", "proprio"], state["wm", "proprio"])
-        again["proprio"] = torch.cat([whole["proprio"][:, :2], dreamt["wm", "proprio"][:, None]], 1)
+        again["proprio"] = torch.cat([whole["proprio"][:, :2], dreamt["wm", "proprio"][:, -1:]], 1)
     close(dreamt, model.encode(TensorDict(again, batch_size=[B])))
 
 

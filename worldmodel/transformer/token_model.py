@@ -112,7 +112,7 @@ class TokenModel(nn.Module):
         Args:
             action_dim: A; 0 makes an action-free model, which has no action embedding.
             features_VJ: what embedding and output matrix are composed of (`Llama`); None: free rows.
-            proprio_dim: numbers Q whose change a head predicts; an action then has them behind it (A includes Q).
+            proprio_dim: numbers Q whose push a head predicts; an action has what is known of them behind it (in A too).
             feature_dim: width E of the feature that the two-hot head reads beside the hidden state.
             continues: whether a head predicts that the episode goes on (else the probability is 1).
         """
@@ -132,7 +132,7 @@ class TokenModel(nn.Module):
         if continues:
             self.continue_linear = _zero(_Unset(hidden, 1))
         if proprio_dim:
-            self.proprio_linear = _zero(_Unset(hidden, proprio_dim))
+            self.proprio_linear = _zero(_Unset(hidden + action_dim, proprio_dim))
         if heads.action_recon:
             self.action_recon_linear = _uniform(_Unset(hidden, action_dim), generator)
 
@@ -265,15 +265,15 @@ class TokenModel(nn.Module):
         given: int,
         generator: torch.Generator,
         read_BFK: Tensor | None = None,
-        change_BFQ: Tensor | None = None,
+        push_BFQ: Tensor | None = None,
+        observed: int = 0,
     ) -> dict[str, Tensor]:
         """Scalar losses of a training clip, as many as there are heads: codes, reward, continue, proprio, action_recon.
 
         Args:
             codes_BFK: what is to be predicted.
             read_BFK: what the model reads instead, a disturbed form of `codes_BFK`.
-            change_BFQ: [B, F, Q] change of the proprioception into frame j; not supervised in the `given` frames and in
-                the first, of which nothing earlier is known.
+            push_BFQ: [B, F, Q] target of `push`; not supervised in the `observed` frames, which no dream predicts.
             reward_BF: [B, F] reward received on arriving in frame j, environment units.
             reward_known_BF: bool [B, F]; the reward loss is the mean over these.
             continue_BF: float [B, F], 0 where the episode terminated in frame j.
@@ -292,11 +292,18 @@ class TokenModel(nn.Module):
             losses["reward"] = each_BF.sum() / reward_known_BF.sum().clamp(min=1)
         if self.has_continue:
             losses["continue"] = self.continue_loss(hidden_BFD, continue_BF).mean()
-        if change_BFQ is not None:
-            losses["proprio"] = (self.proprio_linear(hidden_BFD) - change_BFQ)[:, max(given, 1) :].square().mean()
+        if push_BFQ is not None and actions_BFA is not None:
+            losses["proprio"] = (self.push(hidden_BFD, actions_BFA) - push_BFQ)[:, observed:].square().mean()
         if self.heads.action_recon and actions_BFA is not None:
             losses["action_recon"] = self.heads.action_recon * self.action_recon_loss(hidden_BND, actions_BFA)
         return losses
+
+    def push(self, hidden: Tensor, action: Tensor) -> Tensor:
+        """What a decision adds to the proprioception's last change [..., Q] (`worldmodel.proprio`).
+
+        It is read from the hidden state and, without the detour, from the action with what is known behind it.
+        """
+        return self.proprio_linear(torch.cat([hidden, action.to(hidden.dtype)], -1)).float()
 
     def _reward_logits(self, hidden: Tensor, feature: Tensor | None) -> Tensor:
         if self.heads.reward != "twohot":
