@@ -260,7 +260,7 @@ class IVideoGPT(nn.Module):
             known_BFX = proprio.disturbed(proprio.known(clip["proprio"]), generator)
             action_BFA = torch.cat([action_BFA, known_BFX], -1)
             push_BFQ = proprio.push(clip["proprio"], known_BFX)
-            proprio_BFQ = proprio.disturbed(clip["proprio"], generator)
+            proprio_BFQ = proprio.disturbed(clip["proprio"], generator, width=1)
         losses = self.tokens.losses(
             self._per_frame(before_BN),
             codes_BFK,

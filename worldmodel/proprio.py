@@ -13,8 +13,9 @@ from torch import Tensor
 
 CHANGE_GAIN = 10.0
 """Changes in one decision are small; multiplied by this they are about 1 in size (proprioception itself is)."""
-NOISE = 0.03
-"""Standard deviation of what is added in training: in a dream the model is told its own predictions, which err."""
+NOISES = (0.02, 0.2)
+"""Standard deviations of what is added in training to the values and to what is told of their change: about what the
+model's own predictions err by, which it is told in a dream."""
 WIDTH = 2
 """Numbers told for each number of proprioception: the value and its last change."""
 
@@ -33,9 +34,11 @@ def known_next(proprio_BFQ: Tensor) -> Tensor:
     return known(torch.cat([proprio_BFQ, proprio_BFQ[:, -1:]], 1))[:, -1]
 
 
-def disturbed(value: Tensor, generator: torch.Generator) -> Tensor:
-    """What the model is told in training."""
-    return value + NOISE * torch.randn(value.shape, generator=generator, device=value.device)
+def disturbed(told: Tensor, generator: torch.Generator, *, width: int = WIDTH) -> Tensor:
+    """What the model is told in training: values [..., Q] (`width` 1), or values and changes [..., 2Q]."""
+    noise = torch.randn(told.shape, generator=generator, device=told.device)
+    parts = zip(told.chunk(width, -1), noise.chunk(width, -1), NOISES, strict=False)
+    return torch.cat([part + scale * of_part for part, of_part, scale in parts], -1)
 
 
 def push(proprio_BFQ: Tensor, known_BFX: Tensor) -> Tensor:

@@ -96,10 +96,12 @@ class MetaWorld:
     action_dim = 4
     discrete = False
     terminates = False
-    proprio_dim = 4  # where the hand is, in metres, and how far the gripper is open
-    proprio_centre = (0.0, 0.6, 0.2, 0.5)  # about where the hand begins
-    proprio_scale = (10.0, 10.0, 10.0, 1.0)  # decimetres
-    parts: ClassVar[Mapping[str, slice]] = {"hand": slice(0, 3), "object": slice(4, 7)}
+    # where the hand is, how far the gripper is open, and where the controller wants the hand: it follows with a lag, and
+    # against an obstacle the two part, so that without the third nobody can tell how the hand will move
+    proprio_dim = 7
+    proprio_centre = (0.0, 0.6, 0.2, 0.5, 0.0, 0.6, 0.2)  # metres, about where the hand begins
+    proprio_scale = (10.0, 10.0, 10.0, 1.0, 10.0, 10.0, 10.0)  # decimetres
+    parts: ClassVar[Mapping[str, slice]] = {"hand": slice(0, 3), "object": slice(7, 10)}
 
     def __init__(self, world: Any, painter: Any, policy: Any, *, settle: int) -> None:
         import mujoco
@@ -156,8 +158,12 @@ class MetaWorld:
         return self._painter.draw(self._world.model, self._world.data)
 
     def state(self) -> NDArray[np.float32]:
-        """Meta-World's own 39 numbers, f32: hand, gripper and objects now and one simulator step ago, and the goal."""
-        return self._observation.astype(np.float32)
+        """Where the controller wants the hand, between the first 4 and the others of Meta-World's own 39 numbers; f32 [42].
+
+        Those are hand, gripper and objects now and one simulator step ago, and the goal.
+        """
+        wanted = self._world.data.mocap_pos[0]
+        return np.concatenate([self._observation[:4], wanted, self._observation[4:]]).astype(np.float32)
 
     def snapshot(self) -> NDArray[np.float64]:
         """See `mbrl.envs.snapshot`; f64 [P]. Only after a reset."""

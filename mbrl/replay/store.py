@@ -64,8 +64,8 @@ def expected_bytes(
     Args:
         known: how many numbers of `proprio`, `state` and `snapshot` are stored with each frame, where they are.
 
-    >>> expected_bytes(100, image=64, action_dim=4, known={"proprio": 4, "state": 39}, episode_decisions=100).ram
-    1260760
+    >>> expected_bytes(100, image=64, action_dim=4, known={"proprio": 7, "state": 42}, episode_decisions=100).ram
+    1263184
     """
     episodes = -(-decisions // episode_decisions)
     frames = decisions + episodes

@@ -15,7 +15,7 @@ from mbrl.envs.toy import ToyTask
 from mbrl.replay.store import available_ram, expected_bytes
 
 ACTION_DIM = 4  # of a Meta-World task; a few bytes of 12 000 per decision
-KNOWN = {"proprio": 4, "state": 39}  # numbers that a Meta-World task tells with each frame
+KNOWN = {"proprio": 7, "state": 42}  # numbers that a Meta-World task tells with each frame
 SNAPSHOT = {"snapshot": 753}  # numbers of the longest one (basketball-v3), where the world model reads it
 META_WORLD_STEPS = 500  # Meta-World refuses to step beyond
 META_WORLD_CAMERAS = ("corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")

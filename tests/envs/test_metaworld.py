@@ -100,11 +100,26 @@ def test_an_episodes_goal_is_the_first_draw_of_its_seed_and_stays(monkeypatch):
 
 
 @pytest.mark.metaworld
+def test_proprioception_tells_where_the_controller_wants_the_hand():
+    env = metaworld("reach-v3", decisions=40)
+    env.reset()
+    before_Q = act(env, [0.0, 0.0, 0.0, 0.0])["proprio"][0]
+    after_Q = act(env, [1.0, -0.5, 0.0, 0.0])["proprio"][0]
+    # two simulator steps of at most a centimetre, in decimetres; the hand itself has hardly begun to move
+    torch.testing.assert_close(after_Q[4:] - before_Q[4:], torch.tensor([0.2, -0.1, 0.0]), rtol=0, atol=1e-5)
+    assert 0 < after_Q[0] - before_Q[0] < 0.1
+    for _ in range(30):
+        held_Q = act(env, [1.0, 0.0, 0.0, 0.0])["proprio"][0]
+    assert held_Q[4] == pytest.approx(10 * env._simulators[0]._world.mocap_high[0]), "it stops where the workspace ends"
+    env.close()
+
+
+@pytest.mark.metaworld
 def test_the_environment_keeps_its_own_specs():
     for snapshots in (False, True):
         env = metaworld("door-close-v3", rows=2, decisions=3, snapshots=snapshots)
         check_env_specs(env, seed=0)
-        assert env.known["proprio"] == 4 and env.known["state"] == 39
+        assert env.known["proprio"] == 7 and env.known["state"] == 42
         env.close()
 
 

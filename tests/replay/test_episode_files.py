@@ -156,7 +156,7 @@ def test_an_episode_of_another_format_is_named_as_that_and_not_as_damaged(tmp_pa
         read_episode(newer)
 
 
-@pytest.mark.parametrize("widths", [(0, 0, 0), (4, 39, 0), (4, 39, 700)])
+@pytest.mark.parametrize("widths", [(0, 0, 0), (7, 42, 0), (7, 42, 700)])
 def test_what_is_known_comes_back_bit_for_bit_however_much_it_is(
     tmp_path: Path, make_episode, widths: tuple[int, int, int]
 ) -> None:
