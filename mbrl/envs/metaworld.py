@@ -96,8 +96,8 @@ class MetaWorld:
     action_dim = 4
     discrete = False
     terminates = False
-    # where the hand is, how far the gripper is open, and where the controller wants the hand: it follows with a lag, and
-    # against an obstacle the two part, so that without the third nobody can tell how the hand will move
+    # where the hand is, how far the gripper is open, and where the controller wants the hand, which follows with a lag;
+    # against an obstacle the two part, and without the third nobody can tell how the hand will move
     proprio_dim = 7
     proprio_centre = (0.0, 0.6, 0.2, 0.5, 0.0, 0.6, 0.2)  # metres, about where the hand begins
     proprio_scale = (10.0, 10.0, 10.0, 1.0, 10.0, 10.0, 10.0)  # decimetres
@@ -158,9 +158,9 @@ class MetaWorld:
         return self._painter.draw(self._world.model, self._world.data)
 
     def state(self) -> NDArray[np.float32]:
-        """Where the controller wants the hand, between the first 4 and the others of Meta-World's own 39 numbers; f32 [42].
+        """Meta-World's own 39 numbers, f32 [42]: hand, gripper and objects now and one simulator step ago, and the goal.
 
-        Those are hand, gripper and objects now and one simulator step ago, and the goal.
+        Behind the first 4 is put where the controller wants the hand.
         """
         wanted = self._world.data.mocap_pos[0]
         return np.concatenate([self._observation[:4], wanted, self._observation[4:]]).astype(np.float32)
