@@ -158,7 +158,7 @@ class MetaWorld:
         return self._painter.draw(self._world.model, self._world.data)
 
     def state(self) -> NDArray[np.float32]:
-        """Meta-World's own 39 numbers, f32 [42]: hand, gripper and objects now and one simulator step ago, and the goal.
+        """Meta-World's own 39 numbers: hand, gripper, objects now and one simulator step ago, goal; f32 [42].
 
         Behind the first 4 is put where the controller wants the hand.
         """
