@@ -395,6 +395,8 @@ class IVideoGPT(nn.Module):
         read_BE = torch.cat([pooled_BC, vectors_BE, *told], -1) if self.config.heads.reward == "twohot" else None
         state = TensorDict({"wm": {**wm, "ticket": frame.tickets_B1}}, batch_size=[rows])
         state["latent"] = torch.cat([*(parts[part] for part in self.config.latent), *told], -1).float()
+        if self.config.proprio:
+            state["proprio"] = wm["proprio"][:, -1]
         state["reward"] = self._reward(frame.hidden_BD, read_BE)
         state["continue"] = self.tokens.continues(frame.hidden_BD)[:, None]
         return state

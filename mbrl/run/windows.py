@@ -30,6 +30,7 @@ class Windows:
         action: the H actions that were taken then, f32 [W, H, A].
         reward: what they earned, f32 [W, H].
         truth: the frames that they led into, u8 [W, H, 3, S, S].
+        proprio: the proprioception in these, f32 [W, H, Q].
     """
 
     clip: TensorDict
@@ -37,6 +38,7 @@ class Windows:
     action: Tensor
     reward: Tensor
     truth: Tensor
+    proprio: Tensor
 
 
 def real_frames(spec: ModelSpec) -> int:
@@ -72,6 +74,7 @@ def windows(
         action=torch.from_numpy(episode.action[then_WH]),
         reward=torch.from_numpy(episode.reward[then_WH]),
         truth=torch.from_numpy(episode.pixels[then_WH + 1]),
+        proprio=torch.from_numpy(episode.proprio[then_WH + 1]),
     )
 
 

@@ -188,6 +188,18 @@ def test_a_video_model_is_measured_the_same_way_twice_and_touches_no_global_gene
     run.logger.close()
 
 
+def test_the_robot_in_a_dream_is_compared_with_the_real_one(tmp_path: Path) -> None:
+    run = assembled(tmp_path / "run", "worldmodel.proprio=true")
+    episode, spec = played(run), run.model.spec
+    found = run.instruments.heldout(episode, own=True)
+    real = windows(episode, spec, horizon=spec.max_frames - spec.observed, stride=spec.max_frames - spec.observed)
+    now_WQ, before_WQ = (torch.from_numpy(episode.proprio[real.newest - back]) for back in (0, 1))
+    for frame in (1, 5, 8):  # nothing was learned yet: a robot keeps moving as it moved
+        error_WQ = now_WQ + frame * (now_WQ - before_WQ) - real.proprio[:, frame - 1]
+        assert found[f"heldout/proprio_rmse_{frame}"] == pytest.approx(float(error_WQ.square().mean().sqrt()), rel=1e-4)
+    run.logger.close()
+
+
 def test_codes_alive_are_counted_over_the_whole_replay(tmp_path: Path) -> None:
     run = assembled(tmp_path / "run")
     played(run)
