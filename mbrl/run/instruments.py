@@ -93,8 +93,8 @@ class Instruments:
           in dreams, from up to 10 moments; against the variance of the rewards of the WHOLE replay without
           demonstrations (a steady policy's episode has none of its own). That variance grows while the agent learns:
           `reward_rmse_*` is the same error in environment units.
-        * `proprio_rmse_1`, `_5`, `_10`: error of the imagined proprioception, where the model reads any: a robot that lags
-          in dreams misses what it reaches for.
+        * `proprio_rmse_1`, `_5`, `_10`: error of the imagined proprioception, where the model reads any. A robot that
+          lags in dreams misses what it reaches for.
         * `codes`, `reward`, ...: the losses of the dynamics on this episode, as when it is fitted (dropout and jitter
           included; a strange context is here another clip's of the same episode).
         * `return_imagined`, `return_real`: discounted rewards of the next frames, imagined with the agent's own policy
