@@ -15,9 +15,9 @@ Frames are uint8 [3, H, W] everywhere outside a network.
   `action` f32 [T,A], the action that led INTO frame j (zero where the episode begins); for training also
   `reward` f32 [T] received on arriving in frame j, `continue` f32 [T] (0 where the episode terminated in frame j),
   `first` bool [T] (frame j opens the episode: nothing led into it).
-* dream state, batch [B]: `latent` f32 [D]; `proprio` f32 [Q] of a model that reads it; after a step also `reward` f32 [1]
-  (environment units) and `continue` f32 [1] in [0, 1]; `wm`, the model's own, here that of iVideoGPT: `context` i64 [t*N],
-  `codes` i64 [F,K], `actions` f32 [F,A] (with proprioception [F,A+2Q]), `proprio` f32 [2,Q], `ticket` i64 [1].
+* dream state, batch [B]: `latent` f32 [D]; `proprio` f32 [Q] of a model that reads it; after a step also `reward` f32
+  [1] (environment units) and `continue` f32 [1] in [0, 1]; `wm`, the model's own, here that of iVideoGPT: `context` i64
+  [t*N], `codes` i64 [F,K], `actions` f32 [F,A] (with proprioception [F,A+2Q]), `proprio` f32 [2,Q], `ticket` i64 [1].
 * imagined trajectory, batch [B, H]: `latent`, `action`, (`pixels` if asked) and under `next`: `latent`, `reward` [1],
   `continue` [1], (`pixels`).
 """
