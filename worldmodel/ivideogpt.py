@@ -44,8 +44,7 @@ class ModelConfig:
             code's levels, so that neighbouring codes share what is learned of them (of use with FSQ).
         latent: what an agent reads, any of `context` (pooled code vectors of the context), `codes` (code vectors of the
             newest frame), `hidden` (the transformer's state at the newest frame's last code).
-        proprio: whether the model is told what the robot knows of itself, and predicts how it changes; an agent then
-            reads it too. Only the change is predicted: a model that is fed its own absolute predictions drifts away.
+        proprio: whether the model is told what the robot knows of itself and predicts it (`worldmodel.proprio`).
     """
 
     anchor: Anchor
@@ -374,10 +373,8 @@ class IVideoGPT(nn.Module):
 
     def _told(self, state: TensorDict, action_BA: Tensor) -> Tensor:
         """What the transformer is told at the next frame: the action, and what is known of the robot where it opens."""
-        action_BA = action_BA.to(self.device)
-        if not self.config.proprio:
-            return action_BA
-        return torch.cat([action_BA, proprio.known_next(state["wm", "proprio"])], -1)
+        told = [proprio.known_next(state["wm", "proprio"])] if self.config.proprio else []
+        return torch.cat([action_BA.to(self.device), *told], -1)
 
     def _reward(self, hidden_BD: Tensor, read_BE: Tensor | None) -> Tensor:
         if self.config.heads.reward == "none":  # a model of videos: nobody knows

@@ -1,4 +1,4 @@
-"""Proprioception as an input of the world model: what the transformer is told, and the change that it predicts.
+"""Proprioception as an input of the world model: what the transformer is told, and the push that it predicts.
 
 The model is told where the robot is and how fast it moves, and predicts what a decision adds to that movement. A hand
 has momentum: a model told only where it is must find differences of positions by attention, and falls behind in dreams.
@@ -15,7 +15,7 @@ CHANGE_GAIN = 10.0
 """Changes in one decision are small; multiplied by this they are about 1 in size (proprioception itself is)."""
 NOISES = (0.02, 0.2)
 """Standard deviations of what is added in training to the values and to what is told of their change: about what the
-model's own predictions err by, which it is told in a dream."""
+model errs by in one frame, since in a dream it is told its own predictions."""
 WIDTH = 2
 """Numbers told for each number of proprioception: the value and its last change."""
 

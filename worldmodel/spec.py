@@ -17,7 +17,8 @@ Frames are uint8 [3, H, W] everywhere outside a network.
   `first` bool [T] (frame j opens the episode: nothing led into it).
 * dream state, batch [B]: `latent` f32 [D]; `proprio` f32 [Q] of a model that reads it; after a step also `reward` f32
   [1] (environment units) and `continue` f32 [1] in [0, 1]; `wm`, the model's own, here that of iVideoGPT: `context` i64
-  [t*N], `codes` i64 [F,K], `actions` f32 [F,A] (with proprioception [F,A+2Q]), `proprio` f32 [2,Q], `ticket` i64 [1].
+  [t*N], `codes` i64 [F,K], `actions` f32 [F,A] (with proprioception [F,A+2Q]), `proprio` f32 [1 or 2,Q], `ticket` i64
+  [1].
 * imagined trajectory, batch [B, H]: `latent`, `action`, (`pixels` if asked) and under `next`: `latent`, `reward` [1],
   `continue` [1], (`pixels`).
 """

@@ -56,6 +56,7 @@ def run(args: list[str]) -> int:
     from mbrl.run.origin import start_from
     from mbrl.run.stop import SAVED_PLEASE_REQUEUE, Stop
     from mbrl.run.train import train
+    from mbrl.run.validate import check_recorded
 
     info = {**run_info(settled.plain, argv=args), "init": begun_from(settled)}
     with RunLock(folder):
@@ -76,6 +77,7 @@ def run(args: list[str]) -> int:
                     log.info("%s", line)
         with state.logger:
             resumed = state.checkpoints.load(state.parts())
+            check_recorded(state.replay.store.stored, state.collector.env.known)
             if settled.stored is not None:
                 if resumed is not None and forgive(state, settled.stored, settled.plain):
                     state.save(

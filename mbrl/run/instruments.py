@@ -93,8 +93,8 @@ class Instruments:
           in dreams, from up to 10 moments; against the variance of the rewards of the WHOLE replay without
           demonstrations (a steady policy's episode has none of its own). That variance grows while the agent learns:
           `reward_rmse_*` is the same error in environment units.
-        * `proprio_rmse_1`, `_5`, `_10`: error of the imagined proprioception, where the model reads any. A robot that
-          lags in dreams misses what it reaches for.
+        * `proprio_rmse_1`, `_5`, `_10`: root mean square error of the numbers of the imagined proprioception, where
+          the model reads any. A robot that lags in dreams misses what it reaches for.
         * `codes`, `reward`, ...: the losses of the dynamics on this episode, as when it is fitted (dropout and jitter
           included; a strange context is here another clip's of the same episode).
         * `return_imagined`, `return_real`: discounted rewards of the next frames, imagined with the agent's own policy
@@ -133,7 +133,8 @@ class Instruments:
             state = self.model.imagine(state, action, frames)
             rewards.append(state["reward"][:, 0].cpu())
             goes_on.append(state["continue"][:, 0].cpu())
-            robots.append(state.get("proprio", None))
+            if "proprio" in self.model.spec.reads:
+                robots.append(state["proprio"][:rows].cpu())
         reward_BH, continue_BH = torch.stack(rewards, 1), torch.stack(goes_on, 1)
         variance = self._reward_variance()
         for frame in compared(self.model.spec):
@@ -142,7 +143,7 @@ class Instruments:
                 values[f"reward_r2_{frame}"] = r_squared(true, imagined, variance)
                 values[f"reward_rmse_{frame}"] = float((true - imagined).square().mean().sqrt())
                 if "proprio" in self.model.spec.reads:
-                    error_WQ = robots[frame - 1][:rows].cpu() - real.proprio[:, frame - 1]
+                    error_WQ = robots[frame - 1] - real.proprio[:, frame - 1]
                     values[f"proprio_rmse_{frame}"] = float(error_WQ.square().mean().sqrt())
         if agent is not None:
             gone_on = torch.cat([torch.ones(rows, 1), continue_BH[rows:, :-1]], 1).cumprod(1)

@@ -5,14 +5,14 @@ Ranges of single values live beside the values (each dataclass's `__post_init__`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mbrl.envs.metaworld import MetaWorldTask
 from mbrl.envs.perfect import PerfectModelConfig
 from mbrl.envs.protocol import NamedCamera
 from mbrl.envs.toy import ToyTask
-from mbrl.replay.store import available_ram, expected_bytes
+from mbrl.replay.store import Stored, available_ram, expected_bytes
 
 ACTION_DIM = 4  # of a Meta-World task; a few bytes of 12 000 per decision
 KNOWN = {"proprio": 7, "state": 42}  # numbers that a Meta-World task tells with each frame
@@ -47,6 +47,18 @@ def complaints(groups: Mapping[str, Any], *, demos: int = 0) -> Iterator[str]:
         yield from openings(groups)
     yield from imitations(groups, demos)
     yield from amounts(groups, demos)
+
+
+def check_recorded(stored: Iterable[Stored], known: Mapping[str, int]) -> None:
+    """Raises: ValueError where replay was recorded when the task told other numbers (`known`: how many) than now."""
+    for one in stored:
+        for key in ("proprio", "state"):
+            width = getattr(one.episode, key).shape[1]
+            if width != known[key]:
+                raise ValueError(
+                    f"replay/{one.name} holds {width} numbers of {key}, the task now tells {known[key]}: continue this "
+                    "run with the version that began it (run.json), or begin a new one"
+                )
 
 
 def imitations(groups: Mapping[str, Any], demos: int) -> Iterator[str]:

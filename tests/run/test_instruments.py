@@ -23,6 +23,7 @@ from mbrl.run.probe import probe
 from mbrl.run.state import Run
 from mbrl.run.stop import Stop
 from mbrl.run.train import train
+from mbrl.run.validate import check_recorded
 from mbrl.run.windows import clips_of, longest_horizon, windows
 from tests.run.test_resume import leaves, rows
 from worldmodel.spec import ModelSpec
@@ -197,6 +198,17 @@ def test_the_robot_in_a_dream_is_compared_with_the_real_one(tmp_path: Path) -> N
     for frame in (1, 5, 8):  # nothing was learned yet: a robot keeps moving as it moved
         error_WQ = now_WQ + frame * (now_WQ - before_WQ) - real.proprio[:, frame - 1]
         assert found[f"heldout/proprio_rmse_{frame}"] == pytest.approx(float(error_WQ.square().mean().sqrt()), rel=1e-4)
+    run.logger.close()
+
+
+def test_a_replay_of_a_task_that_told_other_numbers_is_refused(tmp_path: Path) -> None:
+    run = assembled(tmp_path / "run")
+    played(run)
+    known = run.collector.env.known
+    check_recorded(run.replay.store.stored, known)
+    wanted = rf"holds {known['state']} numbers of state, the task now tells {known['state'] + 3}: continue"
+    with pytest.raises(ValueError, match=wanted):
+        check_recorded(run.replay.store.stored, {**known, "state": known["state"] + 3})
     run.logger.close()
 
 

@@ -299,7 +299,7 @@ class TokenModel(nn.Module):
         return losses
 
     def push(self, hidden: Tensor, action: Tensor) -> Tensor:
-        """What a decision adds to the proprioception's last change [..., Q] (`worldmodel.proprio`).
+        """What a decision adds to the proprioception's last change [..., Q], times `worldmodel.proprio.CHANGE_GAIN`.
 
         It is read from the hidden state and, without the detour, from the action with what is known behind it.
         """

@@ -54,12 +54,12 @@ class TransformerWeights:
 
     @property
     def action_dim(self) -> int:
-        """Width of the actions, with the proprioception behind them; 0 for an action-free model."""
+        """Width of the actions, with what is known of the proprioception behind them; 0 for an action-free model."""
         return self._size("action_linear.weight", 1)
 
     @property
     def proprio_dim(self) -> int:
-        """Numbers of the proprioception whose change a head predicts."""
+        """Numbers of the proprioception whose push a head predicts."""
         return self._size("proprio_linear.weight", 0)
 
     @property
