@@ -366,7 +366,7 @@ class IVideoGPT(nn.Module):
         wm["actions"] = torch.cat([old["actions"], action_BA[:, None]], 1)
         if self.config.proprio:
             if proprio_BQ is None:
-                known_BX, push_BQ = proprio.known_next(old["proprio"]), self.tokens.push(frame.hidden_BD, action_BA)
+                known_BX, push_BQ = action_BA[:, self.spec.action_dim :], self.tokens.push(frame.hidden_BD, action_BA)
                 proprio_BQ = proprio.moved(old["proprio"][:, -1], known_BX, push_BQ)
             wm["proprio"] = torch.stack([old["proprio"][:, -1], proprio_BQ.to(self.device)], 1)
         return self._state(wm, frame)

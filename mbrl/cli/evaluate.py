@@ -34,7 +34,7 @@ def run(args: list[str]) -> int:
     asked = understand(args)
 
     from mbrl.files import write_atomically
-    from mbrl.io.checkpoint import read_newest
+    from mbrl.io.checkpoint import give, read_newest
     from mbrl.run.assemble import Configs, assemble_player
     from mbrl.run.folder import read_config, vouched
 
@@ -49,8 +49,8 @@ def run(args: list[str]) -> int:
     best = checkpoint.states["best"]["found"] if configs.evaluation.weights == "best" else {}
     acting = best["states"] if best else checkpoint.states
     weights_step = best["env_step"] if best else checkpoint.states["run"]["clock"]["env_steps"]
-    player.model.load_state_dict(acting["model"])
-    player.agent.load_state_dict(acting["agent"])
+    give(player.model, acting["model"], origin=asked.folder)
+    give(player.agent, acting["agent"], origin=asked.folder)
     score = player.evaluator.score(player.agent, asked.episodes)
     metrics, rule = score.metrics(), configs.protocol.success
     print(f"{configs.task.name}, protocol {configs.protocol.name}, weights of env step {weights_step}: {score}")

@@ -102,7 +102,7 @@ def agent_of(folder: Path, env: RowsEnv) -> Played:
 
     Raises: ValueError if the run is of another task or protocol than `env`, or has classes that are not ours.
     """
-    from mbrl.io.checkpoint import read_newest
+    from mbrl.io.checkpoint import give, read_newest
     from mbrl.run.assemble import Configs, assemble_player
     from mbrl.run.folder import read_config, vouched
 
@@ -121,6 +121,6 @@ def agent_of(folder: Path, env: RowsEnv) -> Played:
     player.evaluator.env.close()
     best = checkpoint.states["best"]["found"] if configs.evaluation.weights == "best" else {}
     states = best["states"] if best else checkpoint.states
-    player.model.load_state_dict(states["model"])
-    player.agent.load_state_dict(states["agent"])
+    give(player.model, states["model"], origin=folder)
+    give(player.agent, states["agent"], origin=folder)
     return Played(player.agent, env, reads=player.model.spec.reads)

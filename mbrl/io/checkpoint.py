@@ -90,6 +90,23 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(step=manifest["step"], info=manifest["info"], states=states)
 
 
+def give(part: Stateful, state: dict[str, Any], *, origin: Path) -> None:
+    """`part.load_state_dict(state)`, where `state` was read from `origin`.
+
+    Raises: ValueError with one line if the state is of a network of other shapes, as another version may have built it.
+    """
+    try:
+        part.load_state_dict(state)
+    except RuntimeError as error:
+        title, *entries = (" ".join(line.split()).rstrip(".") for line in str(error).splitlines())
+        if "loading state_dict" not in title:
+            raise
+        raise ValueError(
+            f"{origin} was made by a version that built other networks ({len(entries)} entries do not fit, the first: "
+            f"{entries[0]}); use that version (`commit` in run.json), or begin a new run"
+        ) from error
+
+
 def read_newest(folder: Path) -> Checkpoint:
     """The newest checkpoint that verifies, for those who only look (evaluation, play); moves nothing.
 
@@ -182,7 +199,7 @@ class Checkpoints:
                     "that made it, or choose another run_dir"
                 )
             for name, part in parts.items():
-                part.load_state_dict(found.states[name])
+                give(part, found.states[name], origin=path)
             self._compare(found)
             self._say(f"resumed from step {found.step} ({path})", level=logging.INFO)
             return found.step

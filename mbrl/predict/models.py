@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import worldmodel
-from mbrl.io.checkpoint import read_newest
+from mbrl.io.checkpoint import give, read_newest
 from mbrl.run.configs import make
 from mbrl.run.folder import holds_run, read_config, vouched, world_model
 from worldmodel import proprio
@@ -109,7 +109,7 @@ def _trained(folder: Path, configs: Mapping[str, Any]) -> tuple[IVideoGPT, str]:
         proprio_dim=proprio_dim,
         terminates=any("continue_linear" in name for name in state),
     )
-    model.load_state_dict(state)
+    give(model, state, origin=folder)
     return model, f"checkpoint of step {checkpoint.step}"
 
 

@@ -205,3 +205,12 @@ def test_a_run_folder_has_one_owner(tmp_path: Path) -> None:
     with RunLock(tmp_path / "run"), pytest.raises(RunInUse, match=r"is in use by pid \d+ on host .+: wait for it"):
         RunLock(tmp_path / "run")
     RunLock(tmp_path / "run").close()
+
+
+def test_weights_of_other_shapes_are_one_line(tmp_path: Path) -> None:
+    Checkpoints(tmp_path, keep=2).save(7, {"model": torch.nn.Linear(2, 3)})
+    with pytest.raises(
+        ValueError, match=r"step-000000007 was made by a version .* 2 entries .* weight.*\(`commit` in run.json"
+    ) as told:
+        Checkpoints(tmp_path, keep=2).load({"model": torch.nn.Linear(2, 4)})
+    assert "\n" not in str(told.value)
