@@ -24,6 +24,8 @@ from worldmodel.spec import ModelSpec
 Tokenize = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(context u8 [B, t, 3, H, W], frames u8 [B, T, 3, H, W]) -> (context codes i64 [B, t*N], codes i64 [B, T, K])."""
 
+BEST_OF = 8
+"""Candidates of a row that is the best of several."""
 ENCODE_FRAMES = 128
 """Frames per call of the tokenizer when an episode is encoded; fixed, so that codes never depend on the request."""
 
@@ -36,12 +38,16 @@ class ReplayConfig:
         capacity: decisions kept in memory; the oldest episodes beyond it are dropped (demonstrations never).
         recent_fraction: share of the rows of a draw that come from the newest episodes only.
         recent_episodes: how many episodes count as the newest; demonstrations are the oldest.
+        best_fraction: share of the rows of a draw that are the best, by the clip's rewards, of `BEST_OF` candidates drawn
+            uniformly. What pays is rare at first; a model that sees it more often than it happened is an optimist,
+            whose agent tries it again, which shows who was right.
         on_damage: what a resumed run does about a damaged episode file: `stop`, or `skip` it with a warning.
     """
 
     capacity: int
     recent_fraction: float
     recent_episodes: int
+    best_fraction: float
     on_damage: OnDamage
 
     def __post_init__(self) -> None:
@@ -49,6 +55,8 @@ class ReplayConfig:
             raise ValueError(f"capacity must be >= 1 (got {self.capacity})")
         if not 0 <= self.recent_fraction <= 1:
             raise ValueError(f"recent_fraction must be in [0, 1] (got {self.recent_fraction})")
+        if not 0 <= self.best_fraction <= 1:
+            raise ValueError(f"best_fraction must be in [0, 1] (got {self.best_fraction})")
         if self.recent_episodes < 1:
             raise ValueError(f"recent_episodes must be >= 1 (got {self.recent_episodes})")
         if self.on_damage not in get_args(OnDamage):
@@ -141,7 +149,7 @@ class ClipReplay:
     def clips(
         self, n: int, length: int, *, stream: str, draw: int, codes: bool = False, demonstrated: bool = False
     ) -> TensorDict:
-        """`n` clips of `length` frames, uniform over all valid starts; batch [n]; keys as in worldmodel.spec.
+        """`n` clips of `length` frames, drawn as `ReplayConfig` says; batch [n]; keys as in worldmodel.spec.
 
         Args:
             n: rows.
@@ -189,8 +197,26 @@ class ClipReplay:
         lowest = starts[:older].sum() if starts[older:].sum() else 0
         flat = generator.integers(np.where(recent, lowest, 0), starts.sum())
         ends = np.cumsum(starts)
-        episodes = np.searchsorted(ends, flat, side="right")
-        return list(zip(episodes.tolist(), (flat - ends[episodes] + starts[episodes]).tolist(), strict=True))
+
+        def rows(flat: NDArray[np.int64]) -> list[tuple[int, int]]:
+            episodes = np.searchsorted(ends, flat, side="right")
+            return list(zip(episodes.tolist(), (flat - ends[episodes] + starts[episodes]).tolist(), strict=True))
+
+        plain = rows(flat)
+        if demonstrated or not self.config.best_fraction:
+            return plain
+        contested = generator.random(n) < self.config.best_fraction
+        candidates = [rows(of_row) for of_row in generator.integers(0, starts.sum(), (n, BEST_OF))]
+        return [
+            max(candidates[row], key=lambda place: self._reward(place, length)) if contested[row] else plain[row]
+            for row in range(n)
+        ]
+
+    def _reward(self, place: tuple[int, int], length: int) -> float:
+        """Sum of the rewards that a clip shows."""
+        index, k = place
+        frame = self._first_frame(k)
+        return float(self.store.stored[index].episode.reward[max(0, frame - 1) : frame - 1 + length].sum())
 
     def _least(self) -> int:
         """Frames that a clip must have: none behind a segment's context, one where the clip itself is the start."""

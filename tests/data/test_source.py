@@ -47,7 +47,7 @@ def built(config: DataConfig, spec: ModelSpec = SPEC, seed: int = 1, **how) -> C
 
 def test_a_clip_has_the_keys_dtypes_and_shapes_of_replay(make_set, config, tmp_path: Path) -> None:
     source = built(config(make_set("a", [9, 12])), EPISODIC)
-    settings = ReplayConfig(capacity=100, recent_fraction=0.0, recent_episodes=1, on_damage="stop")
+    settings = ReplayConfig(capacity=100, recent_fraction=0.0, recent_episodes=1, best_fraction=0.0, on_damage="stop")
     replay = ClipReplay(
         settings, folder=tmp_path / "r", spec=EPISODIC, seeds=Seeds(1), tokenize=lambda c, f: (c, f), version=lambda: 0
     )

@@ -49,7 +49,16 @@ def build(tmp_path: Path, make_episode):
     ) -> ClipReplay:
         tokenizer = FakeTokenizer()
         replay = ReplayConfig(
-            **({"capacity": 1000, "recent_fraction": 0.0, "recent_episodes": 2, "on_damage": "stop"} | settings)
+            **(
+                {
+                    "capacity": 1000,
+                    "recent_fraction": 0.0,
+                    "recent_episodes": 2,
+                    "best_fraction": 0.0,
+                    "on_damage": "stop",
+                }
+                | settings
+            )
         ).build(
             folder=tmp_path / anchor,
             spec=ModelSpec(
@@ -235,6 +244,20 @@ def test_a_share_of_the_rows_comes_from_the_newest_episodes(build) -> None:
     assert share(recent_fraction=1.0, recent_episodes=1) == 1
 
 
+@pytest.mark.parametrize("anchor", ["segment", "episode"])
+def test_a_share_of_the_rows_is_the_best_of_several_by_the_rewards_that_the_clip_shows(build, anchor: str) -> None:
+    def rewards(fraction: float) -> np.ndarray:
+        clip = build(anchor, lengths=(20, 20), best_fraction=fraction).clips(2000, 3, stream="fit", draw=0)
+        return clip["reward"].sum(1).numpy()
+
+    plain, half, best = (rewards(fraction) for fraction in (0.0, 0.5, 1.0))
+    top = np.quantile(plain, 0.9)
+    share, contested = (plain > top).mean(), 1 - (plain <= top).mean() ** 8
+    assert abs((half > top).mean() - (share + contested) / 2) < 0.05
+    assert abs((best > top).mean() - contested) < 0.05
+    assert (np.isin(best, plain)).all(), "they are clips like all others"
+
+
 def test_newest_episodes_that_are_too_short_give_way_to_the_others(build) -> None:
     replay = build("episode", lengths=(9, 1), recent_fraction=1.0, recent_episodes=1)
     assert (_where(replay.clips(8, 5, stream="fit", draw=0)["pixels"])[:, 0, 0] == 0).all()
@@ -263,10 +286,11 @@ def test_a_restored_replay_draws_what_the_first_one_drew(build) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("capacity", 0), ("recent_fraction", 1.5), ("recent_episodes", 0), ("on_damage", "ignore")]
+    ("field", "value"),
+    [("capacity", 0), ("recent_fraction", 1.5), ("recent_episodes", 0), ("best_fraction", -1), ("on_damage", "ignore")],
 )
 def test_config_values_out_of_range_are_refused_by_name(field: str, value: object) -> None:
-    good = {"capacity": 10, "recent_fraction": 0.5, "recent_episodes": 2, "on_damage": "stop"}
+    good = {"capacity": 10, "recent_fraction": 0.5, "recent_episodes": 2, "best_fraction": 0.0, "on_damage": "stop"}
     with pytest.raises(ValueError, match=f"{field} must be"):
         ReplayConfig(**(good | {field: value}))  # type: ignore[arg-type]
 
