@@ -38,9 +38,9 @@ class ReplayConfig:
         capacity: decisions kept in memory; the oldest episodes beyond it are dropped (demonstrations never).
         recent_fraction: share of the rows of a draw that come from the newest episodes only.
         recent_episodes: how many episodes count as the newest; demonstrations are the oldest.
-        best_fraction: share of the rows of a draw that are the best, by the clip's rewards, of `BEST_OF` candidates drawn
-            uniformly. What pays is rare at first; a model that sees it more often than it happened is an optimist,
-            whose agent tries it again, which shows who was right.
+        best_fraction: share of the rows of a draw that are the best, by the clip's rewards, of `BEST_OF` candidates.
+            What pays is rare at first; a model that sees it more often than it happened is an optimist, whose agent
+            tries it again, which shows who was right.
         on_damage: what a resumed run does about a damaged episode file: `stop`, or `skip` it with a warning.
     """
 
