@@ -148,10 +148,6 @@ class BoundedNormal:
         # the mode is inside the bounds, so this is at least about 1/2 for std <= 1 and never vanishes
         self._mass = torch.special.ndtr(self._high) - self._below
 
-    def aimless(self) -> BoundedNormal:
-        """A distribution of the same shape that depends on no state: about uniform."""
-        return BoundedNormal(torch.zeros_like(self.mode), torch.ones_like(self.std))
-
     def sample(self, noise_BA: Tensor) -> Tensor:
         """Actions [..., A] in [-1, 1] by inversion of standard normal `noise_BA` [..., A]."""
         quantile = self._below + torch.special.ndtr(noise_BA) * self._mass
@@ -179,10 +175,6 @@ class OneHot:
         count = logits_BA.shape[-1]
         self._log_probability = torch.log((1 - unimix) * F.softmax(logits_BA, -1) + unimix / count)
         self.mode = F.one_hot(logits_BA.argmax(-1), count).to(logits_BA.dtype)
-
-    def aimless(self) -> OneHot:
-        """The same for every state: each action as likely as any other."""
-        return OneHot(torch.zeros_like(self._log_probability), unimix=0.0)
 
     def sample(self, noise_BA: Tensor) -> Tensor:
         """One-hot actions [..., A] from standard normal `noise_BA` [..., A], made Gumbel noise first."""

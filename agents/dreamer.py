@@ -57,7 +57,6 @@ class DreamerConfig:
         std: who sets the exploration of continuous actions: the actor itself, or a schedule over real decisions.
         noise_memory: correlation of the exploration noise of successive real decisions, in [0, 1); dreams have none.
         calm: share of the training episodes that are played greedily, in [0, 1); dreams always have noise.
-        wander: chance at each real decision that noise alone acts until the episode ends, in [0, 1).
         normaliser: brings advantages to one scale.
         actor_optim: optimizer of the actor.
         critic_optim: optimizer of the critic.
@@ -83,7 +82,6 @@ class DreamerConfig:
     std: LearnedStdConfig | ScheduledStdConfig
     noise_memory: float
     calm: float
-    wander: float
     normaliser: ReturnRangeConfig | AdvantageSpreadConfig
     actor_optim: OptimConfig
     critic_optim: OptimConfig
@@ -106,7 +104,6 @@ class DreamerConfig:
             ("unimix", 0 <= self.unimix < 1, "in [0, 1)"),
             ("noise_memory", 0 <= self.noise_memory < 1, "in [0, 1)"),
             ("calm", 0 <= self.calm < 1, "in [0, 1)"),
-            ("wander", 0 <= self.wander < 1, "in [0, 1)"),
         ):
             if not right:
                 raise ValueError(f"{name} must be {text} (got {getattr(self, name)})")
@@ -159,11 +156,7 @@ class Dreamer:
         self._entropy, self._restraint, self._imitation = config.entropy, config.restraint, config.imitation
         self._schedule = config.std if isinstance(config.std, ScheduledStdConfig) else None
         self._exploration = Exploration(
-            action_dim=spec.action_dim,
-            correlation=config.noise_memory,
-            calm=config.calm,
-            wander=config.wander,
-            seeds=seeds,
+            action_dim=spec.action_dim, correlation=config.noise_memory, calm=config.calm, seeds=seeds
         )
 
         generator = seeds.torch("init/agent")
@@ -206,9 +199,8 @@ class Dreamer:
             return action_EA, memory.update({"action": action_EA})
         self._explored = step
         drawn = self._exploration.draw(td, before, step)
-        noise_EA, here = drawn["noise"].to(self._device), drawn["noise"].device
-        action_EA = torch.where(drawn["calm"], policy.mode.to(here), policy.sample(noise_EA).to(here))
-        action_EA = torch.where(drawn["astray"], policy.aimless().sample(noise_EA).to(here), action_EA)
+        noisy_EA = policy.sample(drawn["noise"].to(self._device)).to(drawn["noise"].device)
+        action_EA = torch.where(drawn["calm"], policy.mode.to(noisy_EA.device), noisy_EA)
         return action_EA, memory.update({"action": action_EA, **drawn})
 
     def learn(self, replay: Replay, update: int) -> Metrics:

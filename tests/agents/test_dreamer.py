@@ -91,30 +91,6 @@ def test_calm_episodes_are_greedy_from_their_first_step_to_their_last(discrete: 
     assert 0.3 < float(torch.stack([seen[0], seen[3]]).float().mean()) < 0.5
 
 
-@both_actions
-def test_who_wanders_off_acts_at_random_until_the_episode_ends(discrete: bool) -> None:
-    wanderer, steady = (agent(small(wander=chance), discrete=discrete) for chance in (0.3, 0.0))
-    memory, astray = None, []
-    for step in range(4):
-        td = first_step(200, seed=step) if step in (0, 3) else next_step(200, seed=step)
-        policy, _ = steady.act(td, memory, "explore", step=step)
-        action, memory = wanderer.act(td, memory, "explore", step=step)
-        astray.append(memory["astray"][:, 0])
-        assert torch.equal(action[~astray[-1]], policy[~astray[-1]])
-    first, second, third, anew = astray
-    assert (first <= second).all() and (second <= third).all(), "nobody comes back"
-    assert [float(share.float().mean()) for share in (first, third, anew)] == pytest.approx([0.3, 0.657, 0.3], abs=0.1)
-
-
-@both_actions
-def test_a_wanderer_s_actions_depend_on_no_state(discrete: bool) -> None:
-    lost = agent(small(wander=1 - 1e-9), discrete=discrete)
-    here, _ = lost.act(first_step(200, seed=0), None, "explore", step=5)
-    there, _ = lost.act(first_step(200, seed=1), None, "explore", step=5)
-    assert torch.equal(here, there)
-    assert (here.abs().max(0).values > 0.9).all() and here.min() == (0 if discrete else here.min())
-
-
 @both_presets
 @both_actions
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(name: str, discrete: bool) -> None:
