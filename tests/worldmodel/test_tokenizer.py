@@ -108,9 +108,12 @@ def test_everything_has_its_shape_and_its_range(name: str) -> None:
     torch.testing.assert_close(recon_future, out.recon_future, atol=1e-4, rtol=0)
 
 
-def test_the_small_preset_has_64_and_4_codes_and_about_a_million_parameters() -> None:
-    cfg = config("tiny")
-    assert (cfg.codes_context, cfg.codes_future, cfg.vocab_future) == (64, 4, 512)
+@pytest.mark.parametrize(("name", "codes"), [("tiny", (64, 4, 512)), ("fine", (256, 16, 4096))])
+def test_the_presets_for_a_cpu_have_so_many_codes_and_about_a_million_parameters(
+    name: str, codes: tuple[int, ...]
+) -> None:
+    cfg = config(name)
+    assert (cfg.codes_context, cfg.codes_future, cfg.vocab_future) == codes
     assert 1e6 < sum(p.numel() for p in cfg.build().parameters()) < 1.6e6
 
 
