@@ -90,7 +90,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(step=manifest["step"], info=manifest["info"], states=states)
 
 
-def give(part: Stateful, state: dict[str, Any], *, origin: Path) -> None:
+def give(part: Stateful, state: Mapping[str, Any], *, origin: Path) -> None:
     """`part.load_state_dict(state)`, where `state` was read from `origin`.
 
     Raises: ValueError with one line if the state is of a network of other shapes, as another version may have built it.
