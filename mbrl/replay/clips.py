@@ -39,8 +39,8 @@ class ReplayConfig:
         recent_fraction: share of the rows of a draw that come from the newest episodes only.
         recent_episodes: how many episodes count as the newest; demonstrations are the oldest.
         best_fraction: share of the rows of a draw that are the best, by the clip's rewards, of `BEST_OF` candidates.
-            What pays is rare at first; a model that sees it more often than it happened is an optimist, whose agent
-            tries it again, which shows who was right.
+            The others are drawn as above. What pays is rare at first; a model that sees it more often than it happened
+            is an optimist, whose agent tries it again, which shows who was right.
         on_damage: what a resumed run does about a damaged episode file: `stop`, or `skip` it with a warning.
     """
 
@@ -206,10 +206,10 @@ class ClipReplay:
         if demonstrated or not self.config.best_fraction:
             return plain
         contested = generator.random(n) < self.config.best_fraction
-        candidates = [rows(of_row) for of_row in generator.integers(0, starts.sum(), (n, BEST_OF))]
+        candidates = generator.integers(0, starts.sum(), (n, BEST_OF))
         return [
-            max(candidates[row], key=lambda place: self._reward(place, length)) if contested[row] else plain[row]
-            for row in range(n)
+            max(rows(candidates[i]), key=lambda place: self._reward(place, length)) if contested[i] else plain[i]
+            for i in range(n)
         ]
 
     def _reward(self, place: tuple[int, int], length: int) -> float:

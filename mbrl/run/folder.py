@@ -37,6 +37,8 @@ MAY_CHANGE = (
     "run_dir",
 )
 """Keys (or beginnings of keys, with a dot) that a continued run may be given anew; what was learned so far stays."""
+LATER = {("worldmodel", "losses", "lpips"): 0.0, ("replay", "best_fraction"): 0.0}
+"""Keys that came when there were runs already, with the value at which they do nothing: these runs mean it."""
 LEFT_BEHIND = ("run.lock", "console.log")
 """What a start that was killed before it wrote config.yaml may leave, beside temporary files."""
 
@@ -113,9 +115,12 @@ def read_config(folder: Path, *, verb: str = "train", marks: tuple[str, ...] = (
             raise ValueError(
                 f"{path}: {key} holds a reference ({value}); a stored configuration holds plain values only"
             )
-    losses = plain["worldmodel"].get("losses") if isinstance(plain.get("worldmodel"), dict) else None
-    if isinstance(losses, dict):
-        losses.setdefault("lpips", 0.0)  # runs that began before there was a choice had none
+    for (*groups, key), value in LATER.items():
+        node: Any = plain
+        for group in groups:
+            node = node.get(group) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            node.setdefault(key, value)
     return plain
 
 
