@@ -1,0 +1,32 @@
+"""What a run folder says of a run that is long over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from mbrl.cli.compose import compose
+from mbrl.run.assemble import Configs
+from mbrl.run.folder import LATER, read_config
+
+
+@pytest.mark.parametrize("place", LATER, ids=".".join)
+def test_a_run_from_before_a_key_means_the_value_at_which_it_does_nothing(
+    place: tuple[str, ...], tmp_path: Path
+) -> None:
+    plain = OmegaConf.to_container(compose("train", ["experiment=toy"]))
+    *groups, key = place
+    node = plain
+    for group in groups:
+        node = node[group]
+    del node[key]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(plain))
+    read = read_config(tmp_path)
+    Configs.of(read, trusted=False)
+    node = read
+    for group in groups:
+        node = node[group]
+    assert node[key] == LATER[place]
