@@ -34,33 +34,20 @@ def run(args: list[str]) -> int:
     asked = understand(args)
 
     from mbrl.files import write_atomically
-    from mbrl.io.checkpoint import give, read_newest
-    from mbrl.run.assemble import Configs, assemble_player
-    from mbrl.run.folder import read_config, vouched
+    from mbrl.run.trained import configs_of, read_trained
 
-    plain = read_config(asked.folder)
-    trusted = vouched(plain, asked.own)
-    plain["replay"]["capacity"] = plain["protocol"]["decisions"]  # nothing is remembered here: claim no memory for it
-    if asked.device is not None:
-        plain["compute"]["device"] = asked.device
-    configs = Configs.of(plain, trusted=trusted)
-    checkpoint = read_newest(asked.folder / "checkpoints")
-    player = assemble_player(configs, None)
-    best = checkpoint.states["best"]["found"] if configs.evaluation.weights == "best" else {}
-    acting = best["states"] if best else checkpoint.states
-    weights_step = best["env_step"] if best else checkpoint.states["run"]["clock"]["env_steps"]
-    give(player.model, acting["model"], origin=asked.folder)
-    give(player.agent, acting["agent"], origin=asked.folder)
-    score = player.evaluator.score(player.agent, asked.episodes)
+    configs = configs_of(asked.folder, own=asked.own, device=asked.device)
+    trained = read_trained(asked.folder, configs)
+    score = trained.player.evaluator.score(trained.player.agent, asked.episodes)
     metrics, rule = score.metrics(), configs.protocol.success
-    print(f"{configs.task.name}, protocol {configs.protocol.name}, weights of env step {weights_step}: {score}")
+    print(f"{configs.task.name}, protocol {configs.protocol.name}, weights of env step {trained.env_step}: {score}")
     print(
         f"success at {'any' if rule == 'any' else 'the last'} decision, which counts here, {metrics['success']:.2f}; "
         f"at the last decision {metrics['success_last']:.2f}"
     )
     result = {
-        "checkpoint": checkpoint.step,
-        "weights_step": weights_step,
+        "checkpoint": trained.step,
+        "weights_step": trained.env_step,
         "protocol": configs.protocol.name,
         "task": configs.task.name,
         "demos": configs.demos,

@@ -102,25 +102,14 @@ def agent_of(folder: Path, env: RowsEnv) -> Played:
 
     Raises: ValueError if the run is of another task or protocol than `env`, or has classes that are not ours.
     """
-    from mbrl.io.checkpoint import give, read_newest
-    from mbrl.run.assemble import Configs, assemble_player
-    from mbrl.run.folder import read_config, vouched
+    from mbrl.run.trained import configs_of, read_trained
 
-    plain = read_config(folder)
-    trusted = vouched(plain, None)
-    plain["replay"]["capacity"] = plain["protocol"]["decisions"]  # nothing is remembered here: claim no memory for it
-    plain["compute"]["device"] = "cpu"
-    configs = Configs.of(plain, trusted=trusted)
+    configs = configs_of(folder, device="cpu")
     if (configs.task.name, configs.protocol) != (env.task, env.protocol):
         raise ValueError(
             f"policy={folder} learned {configs.task.name} under protocol {configs.protocol.name}: "
             f"it cannot act in {env.task} under protocol {env.protocol.name}; give its own task and protocol"
         )
-    checkpoint = read_newest(folder / "checkpoints")
-    player = assemble_player(configs, None)
+    player = read_trained(folder, configs).player
     player.evaluator.env.close()
-    best = checkpoint.states["best"]["found"] if configs.evaluation.weights == "best" else {}
-    states = best["states"] if best else checkpoint.states
-    give(player.model, states["model"], origin=folder)
-    give(player.agent, states["agent"], origin=folder)
     return Played(player.agent, env, reads=player.model.spec.reads)
