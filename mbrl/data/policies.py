@@ -111,5 +111,5 @@ def agent_of(folder: Path, env: RowsEnv) -> Played:
             f"it cannot act in {env.task} under protocol {env.protocol.name}; give its own task and protocol"
         )
     player = read_trained(folder, configs).player
-    player.evaluator.env.close()
+    player.evaluator.env.close()  # only its agent plays here
     return Played(player.agent, env, reads=player.model.spec.reads)

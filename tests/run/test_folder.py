@@ -14,9 +14,7 @@ from mbrl.run.folder import LATER, read_config
 
 
 @pytest.mark.parametrize("place", LATER, ids=".".join)
-def test_a_run_from_before_a_key_means_the_value_at_which_it_does_nothing(
-    place: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_a_run_from_before_a_key_is_read_with_the_value_of_the_table(place: tuple[str, ...], tmp_path: Path) -> None:
     plain = OmegaConf.to_container(compose("train", ["experiment=toy"]))
     *groups, key = place
     node = plain
