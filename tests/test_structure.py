@@ -46,7 +46,7 @@ AGENTS_MAY_SEE = ("worldmodel.spec", "worldmodel.seeds", "worldmodel.optim")
 # other files of mbrl/: 0
 MBRL_RANKS = {
     **{"envs": 1, "replay": 1, "io": 1, "run": 2, "data": 3},
-    **{"pretrain": 4, "predict": 4, "cli": 5, "__main__": 6},
+    **{"predict": 4, "pretrain": 5, "cli": 6, "__main__": 7},
 }
 FOREIGN = {  # who may import a library that must not spread; benchmarks may import anything
     "torchrl": ("worldmodel.spec", "worldmodel.dream.env", "agents.distributions", "agents.planner", "mbrl.envs"),

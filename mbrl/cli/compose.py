@@ -141,6 +141,13 @@ def typed(root: str, overrides: Sequence[str], key: str) -> Any:
     return next((a.value for a in reversed(merged(root, overrides, None).values) if a.key == key), None)
 
 
+def decided(root: str, overrides: Sequence[str]) -> set[str]:
+    """The keys and places that the user's words decide, by a value or by a chosen variant."""
+    found = merged(root, overrides, None)
+    laid = {key for variant in found.variants for key in laid_down(variant, found.folders)}
+    return laid | {assignment.key for assignment in found.values}
+
+
 def chosen(root: str, overrides: Sequence[str], config_dir: Path | None = None) -> dict[str, str]:
     """Which variant of each group `compose` takes, e.g. `{"agent": "dreamer_cpu", ...}`; null choices are left out."""
     return merged(root, overrides, config_dir).picked

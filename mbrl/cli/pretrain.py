@@ -11,10 +11,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from mbrl.cli.compose import chosen, compose, compose_onto, take_config_dir, typed
+from mbrl.cli.compose import chosen, compose_onto, take_config_dir, typed
 from mbrl.cli.compose import own_folder as own_folder_of
 from mbrl.cli.errors import DONE, BadInput
-from mbrl.cli.train import as_plain, talk
+from mbrl.cli.train import as_plain, begun, talk
 from mbrl.program import program
 from mbrl.ranks import Ranks, current
 
@@ -111,7 +111,7 @@ def settle(args: list[str]) -> dict[str, Any]:
 
     named = typed("pretrain", args, "run_dir")
     if named is None or "${" in str(named):
-        plain = as_plain(compose("pretrain", args))
+        plain = begun("pretrain", args)
         named = plain["run_dir"] or default_folder(plain, chosen("pretrain", args))
     folder = Path(str(named)).expanduser().resolve()
     if holds_run(folder):
@@ -121,7 +121,7 @@ def settle(args: list[str]) -> dict[str, Any]:
         plain = as_plain(compose_onto(stored, "pretrain", args))
         check_resumed(stored, plain, MAY_CHANGE)
         return {"plain": {**plain, "run_dir": str(folder)}, "folder": str(folder), "new": False, "trusted": trusted}
-    plain = as_plain(compose("pretrain", args))
+    plain = begun("pretrain", args)
     if not is_free(folder):
         raise ValueError(f"run_dir={folder} is not empty and holds no run; give a new or an empty folder")
     return {"plain": {**plain, "run_dir": str(folder)}, "folder": str(folder), "new": True, "trusted": True}

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mbrl.cli.compose import chosen, compose, compose_onto, own_folder, take_config_dir, typed
+from mbrl.cli.compose import chosen, compose, compose_onto, decided, own_folder, take_config_dir, typed
 from mbrl.cli.errors import DONE
 from mbrl.program import program
 
@@ -105,7 +105,7 @@ def settle(args: list[str]) -> Settled:
 
     named = typed("train", args, "run_dir")
     if named is None or "${" in str(named):  # chosen by a file, by a reference, or by us
-        plain = as_plain(compose("train", args))
+        plain = begun("train", args)
         named = plain["run_dir"] or default_folder(plain, chosen("train", args))
     folder = Path(str(named)).expanduser().resolve()
     if holds_run(folder):
@@ -115,7 +115,7 @@ def settle(args: list[str]) -> Settled:
         plain = as_plain(compose_onto(stored, "train", args))
         check_resumed(stored, plain)
         return Settled(plain={**plain, "run_dir": str(folder)}, folder=folder, trusted=trusted, stored=stored)
-    plain = as_plain(compose("train", args))
+    plain = begun("train", args)
     if not is_free(folder):
         raise ValueError(f"run_dir={folder} is not empty and holds no run; give a new or an empty folder")
     return Settled(plain={**plain, "run_dir": str(folder)}, folder=folder, trusted=True, stored=None)
@@ -157,6 +157,28 @@ def forgive(state: Any, before: Mapping[str, Any], after: Mapping[str, Any]) -> 
     for name in changed:
         state.clock.done[name] = getattr(state.schedule, name).owed(state.clock.env_steps, 0)
     return changed
+
+
+def begun(root: str, args: Sequence[str], parts: Sequence[Any] = ("tokenizer", "dynamics")) -> dict[str, Any]:
+    """What a new run is composed to: where it begins from weights (`init`), with their sizes where none were typed.
+
+    Raises: BadInput; ValueError if `init` holds no weights.
+    """
+    plain = as_plain(compose(root, args))
+
+    from mbrl.run.folder import world_model
+    from mbrl.run.sizes import with_sizes_of
+
+    if not isinstance(plain["init"], str) or world_model(plain) == "perfect":
+        return plain
+    folder = Path(plain["init"])
+    try:
+        plain, words = with_sizes_of(folder, plain, decided=decided(root, args), parts=plain.get("load", parts))
+    except ValueError as error:
+        raise ValueError(f"init: {error}") from error
+    if words:
+        print(f"as in init={folder}: {' '.join(words)}")
+    return plain
 
 
 def as_plain(cfg: DictConfig) -> dict[str, Any]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import datetime
 from pathlib import Path
 
-from mbrl.cli.compose import compose
 from mbrl.cli.errors import DONE
-from mbrl.cli.train import as_plain, talk
+from mbrl.cli.train import begun, talk
 
 
 def run(args: list[str]) -> int:
     """Adapts, judges and writes the table."""
-    plain = as_plain(compose("transfer", args))
+    plain = begun("transfer", args)
 
     from mbrl.io.lock import RunLock
     from mbrl.pretrain.transfer import Transfer, markdown, protocol_of

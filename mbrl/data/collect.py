@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 
-from mbrl.data.dataset import CARD, Card, read_card, write_card
+from mbrl.data.dataset import CARD, Card, check_beside, read_card, write_card
 from mbrl.data.policies import Acting, build
 from mbrl.envs.make import make_envs
 from mbrl.envs.protocol import ProtocolConfig
@@ -151,8 +151,9 @@ def own(path: Path, row: int) -> Any:
 def written(folder: Path, card: Card) -> Card:
     """The card that lies in `folder`, which must be of the same world as `card`; `card` itself where there is none.
 
-    Raises: ValueError naming the field that differs.
+    Raises: ValueError naming the field that differs, or where one data set would hide another.
     """
+    check_beside(folder)
     if not (folder / CARD).exists():
         if folder.exists() and any(folder.glob("*.npz")):
             raise ValueError(f"to={folder} holds .npz files but no {CARD}: give a new or an empty folder")

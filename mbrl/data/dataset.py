@@ -233,11 +233,27 @@ def located(folder: Path) -> Path:
 def sets_in(folder: Path) -> list[Path]:
     """The data sets that `folder` names: itself, or, where it is none, those directly inside it, by name.
 
-    Raises: ValueError if there is none.
+    Raises: ValueError if there is none, or both.
     """
-    if not folder.is_dir():
+    inside = inside_of(folder)
+    if not inside:
         return [located(folder)]
-    inside = sorted(path.parent for path in folder.glob(f"*/{CARD}"))
-    if inside and not (folder / CARD).exists() and not any(folder.glob("ep-*.npz")):
-        return inside
-    return [located(folder)]
+    if (folder / CARD).exists() or any(folder.glob("ep-*.npz")):
+        raise ValueError(
+            f"{folder} is a data set and has others in it ({inside[0].name}, ...): it is not clear which are meant; "
+            "move its own episodes and card to a folder beside them"
+        )
+    return inside
+
+
+def inside_of(folder: Path) -> list[Path]:
+    """The data sets directly inside a folder, by name."""
+    return sorted(path.parent for path in folder.glob(f"*/{CARD}"))
+
+
+def check_beside(to: Path) -> None:
+    """Raises: ValueError if a data set in `to` would lie in another one, or around others: one would hide the other."""
+    if inside := inside_of(to):
+        raise ValueError(f"to={to} is a folder of data sets ({inside[0].name}, ...); give one inside it, or a new one")
+    if (to.absolute().parent / CARD).exists():
+        raise ValueError(f"to={to} lies in a data set; give a folder beside it")

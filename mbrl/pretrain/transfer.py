@@ -19,12 +19,13 @@ from typing import Any
 
 from mbrl.data.source import DataConfig
 from mbrl.files import write_atomically
+from mbrl.predict.draw import draw
 from mbrl.pretrain.assemble import begin_from, ready, source
 from mbrl.pretrain.assemble import built_model as build_model
 from mbrl.pretrain.configs import Configs, models, pieces
 from mbrl.run.configs import make
 from worldmodel.evaluation.lpips import load_lpips
-from worldmodel.evaluation.predict import Judge, evaluate
+from worldmodel.evaluation.predict import Evaluation, Judge, evaluate
 from worldmodel.evaluation.predictors import Dreaming
 from worldmodel.seeds import Seeds
 from worldmodel.training.pretrainer import StageConfig
@@ -39,6 +40,7 @@ MODES = ("zero", "tokenizer", "transformer", "full", "scratch")
 JUDGED = 0
 """Seed of the clips that everybody is judged on."""
 ROWS = 16
+FPS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,7 @@ class Transfer:
     seeds: tuple[int, ...]
     updates: int
     clips: int
+    films: int
     lpips: bool
 
     @classmethod
@@ -67,6 +70,10 @@ class Transfer:
         for name in ("episodes", "updates", "clips"):
             if plain[name] < 1:
                 raise ValueError(f"{name} must be >= 1 (got {plain[name]})")
+        if plain["clips"] < 2:
+            raise ValueError("clips must be >= 2: the actions of another clip are judged too (got 1)")
+        if plain["films"] < 0:
+            raise ValueError(f"films must be >= 0 (got {plain['films']})")
         if not plain["seeds"] or any(not 0 <= seed < 2**31 for seed in plain["seeds"]):
             raise ValueError(f"seeds must be a list of numbers in [0, 2^31) (got {plain['seeds']})")
         groups["data"] = dataclasses.replace(groups["data"], episodes=plain["episodes"])
@@ -80,6 +87,7 @@ class Transfer:
             seeds=tuple(plain["seeds"]),
             updates=plain["updates"],
             clips=plain["clips"],
+            films=plain["films"],
             lpips=plain["lpips"],
         )
 
@@ -103,8 +111,13 @@ def run(transfer: Transfer, plain: Mapping[str, Any], folder: Path) -> list[dict
             if any(row["mode"] == mode and (once or row["seed"] == seed) for row in rows):
                 continue
             model = trained(transfer, mode, seed)
-            rows.append({"mode": mode, "seed": seed, **judged(transfer, model, clips)})
+            found = judged(transfer, model, clips)
+            rows.append({"mode": mode, "seed": seed, **numbers(found)})
             log.info("%s", told(rows[-1]))
+            if found.films and seed == transfer.seeds[0]:
+                films = folder / "clips" / mode
+                films.mkdir(parents=True, exist_ok=True)
+                draw(found.films, films, given=Dreaming(model).given, fps=FPS)
             write(folder, rows, protocol)
     return rows
 
@@ -153,16 +166,30 @@ def stage_of(mode: str, both: StageConfig) -> StageConfig | None:
     return both
 
 
-def judged(transfer: Transfer, model: Any, clips: Any) -> dict[str, float]:
-    """Open-loop prediction of the held-out clips, most likely codes, over the predicted frames alone."""
+def judged(transfer: Transfer, model: Any, clips: Any) -> Evaluation:
+    """Open-loop prediction of the held-out clips, most likely codes."""
     metrics = ["psnr", "ssim", *(["lpips"] if transfer.lpips else [])]
     judge = Judge(metrics, lpips=load_lpips().to(model.device) if transfer.lpips else None)
     ways = ("model", "copy", *(("shuffled",) if model.spec.action_dim else ()))
-    found = evaluate(Dreaming(model), clips, judge, ways=ways, samples=1, rows=ROWS, seeds=Seeds(JUDGED), sampled=False)
+    return evaluate(
+        Dreaming(model),
+        clips,
+        judge,
+        ways=ways,
+        samples=1,
+        rows=ROWS,
+        seeds=Seeds(JUDGED),
+        sampled=False,
+        films=transfer.films,
+    )
+
+
+def numbers(found: Evaluation) -> dict[str, float]:
+    """Means over the predicted frames alone: `psnr`, ... of the model, `psnr_copy`, ... of the others."""
     return {
         (metric if way == "model" else f"{metric}_{way}"): float(scores.per_sample(metric, "predicted").mean())
         for way, scores in found.scores.items()
-        for metric in metrics
+        for metric in scores.frames
     }
 
 
@@ -170,8 +197,8 @@ def judged(transfer: Transfer, model: Any, clips: Any) -> dict[str, float]:
 
 
 def protocol_of(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """What rows must share to stand in one table: everything but which modes and seeds there are."""
-    return {key: value for key, value in plain.items() if key not in ("modes", "seeds", "out")}
+    """What rows must share to stand in one table: everything but modes, seeds and what is drawn."""
+    return {key: value for key, value in plain.items() if key not in ("modes", "seeds", "films", "out")}
 
 
 def stored(folder: Path, protocol: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -49,6 +49,17 @@ def test_any_interruption_and_any_number_of_workers_give_the_same_files(tmp_path
     assert not list((tmp_path / "two").glob(".tmp-*"))
 
 
+def test_no_data_set_hides_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    both = ["policy=random", "episodes=1"]
+    assert main(["data", "collect", "task=[reach,reach-terminal]", f"to={tmp_path / 'two'}", *both]) == 0
+    assert collected(tmp_path / "two", *both) == 2
+    assert "is a folder of data sets (reach, ...)" in capsys.readouterr().err
+    assert collected(tmp_path / "one", *both) == 0
+    assert main(["data", "collect", "task=[reach,reach-terminal]", f"to={tmp_path / 'one'}", *both]) == 2
+    assert "lies in a data set" in capsys.readouterr().err
+    assert len(files(tmp_path / "one")) == len(files(tmp_path / "two" / "reach")) == 1
+
+
 def test_tasks_policies_and_seeds_have_starts_of_their_own(tmp_path: Path) -> None:
     starts = set()
     for policy in ("random", "scripted"):

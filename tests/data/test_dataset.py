@@ -110,6 +110,9 @@ def test_a_folder_of_data_sets_names_those_inside_it(make_set, tmp_path: Path) -
     two = [make_set(name, [3]) for name in ("b", "a")]
     assert sets_in(tmp_path) == sorted(two)
     assert sets_in(two[0]) == [two[0]]
+    write_card(tmp_path, CARD)
+    with pytest.raises(ValueError, match="is a data set and has others in it"):
+        sets_in(tmp_path)
 
 
 def test_a_folder_without_any_data_says_so(tmp_path: Path) -> None:

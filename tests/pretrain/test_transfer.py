@@ -7,9 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 
 from mbrl.cli.compose import compose
 from mbrl.cli.main import main
@@ -18,6 +20,7 @@ from tests.pretrain.runs import Pretrain, words
 from tests.pretrain.sets import dataset
 
 ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "data" / "set_a_ctx2"
 SEGMENTS = {"oxe64_goal_dynamics": {"dynamics": 17}, "robonet64_act_cond": {"dynamics": 12}}
 """T of the recipes that differ from the others' 8 and 16 (spec 10.5)."""
 SIZES = ["tokenizer=micro", "transformer=micro", "worldmodel=toy", "compute.threads=1", "lpips=false"]
@@ -44,6 +47,9 @@ def test_every_mode_has_its_row_and_a_second_call_makes_none_again(
     with (out / "transfer.csv").open() as lines:
         assert len(list(csv.DictReader(lines))) == 9
     assert "| scratch | 2 |" in (out / "transfer.md").read_text()
+    for mode in ("zero", "tokenizer", "transformer", "full", "scratch"):
+        with Image.open(out / "clips" / mode / "clips.png") as picture:
+            assert np.asarray(picture).std() > 0
     before = (out / "transfer.json").read_bytes()
     assert main([*line, "modes=[zero,scratch]"]) == 0
     assert (out / "transfer.json").read_bytes() == before
@@ -57,12 +63,14 @@ def test_every_mode_has_its_row_and_a_second_call_makes_none_again(
     [
         ("modes=[zero,half]", "modes must be some of zero, tokenizer, transformer, full, scratch (got ['half'])"),
         ("updates=0", "updates must be >= 1"),
+        ("clips=1", "clips must be >= 2"),
+        ("films=-1", "films must be >= 0"),
         ("stage=tokenizer", "stage must train both parts"),
         ("seeds=[]", "seeds must be a list"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, data: Path, capsys: Any, override: str, line: str) -> None:
-    words = ["transfer", "init=nowhere", f"data.folders=[{data}]", f"out={tmp_path / 'out'}"]
+    words = ["transfer", f"init={GOLDEN}", f"data.folders=[{data}]", f"out={tmp_path / 'out'}"]
     assert main([*words, *SIZES[:4], "worldmodel.segment=12", override]) == 2
     assert line in capsys.readouterr().err
     assert not (tmp_path / "out" / "transfer.json").exists()

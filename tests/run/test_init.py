@@ -110,6 +110,21 @@ def test_a_run_that_goes_on_has_its_own_weights(origins: dict[str, Path], begun:
         run([f"run_dir={tmp_path / 'run'}", f"init={origins['trained']}"])
 
 
+def test_sizes_come_with_the_weights_unless_they_are_typed(
+    origins: dict[str, Path], begun: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy = begun([*TOY, f"run_dir={tmp_path / 'toy'}"])
+    world = ["task=toy", "protocol=toy", "evaluation=toy", "schedule=toy", "fit=toy", "agent=dreamer_toy", *TOY[1:]]
+    for kind, origin in origins.items():  # the preset alone would be tokenizer=tiny transformer=tiny worldmodel=cpu
+        state = begun([*world, "worldmodel.segment=10", f"init={origin}", f"run_dir={tmp_path / kind}"])
+        assert state.model.tokenizer.config == toy.model.tokenizer.config
+        assert state.model.tokens.llm.config == toy.model.tokens.llm.config
+        assert state.model.config.heads == toy.model.config.heads
+        assert "transformer.hidden=" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="hidden_size"):  # what was typed stays
+        run([*world, "transformer=tiny", f"init={origins['published']}", f"run_dir={tmp_path / 'typed'}"])
+
+
 def test_weights_of_another_size_are_refused_by_a_table_and_leave_nothing(
     origins: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

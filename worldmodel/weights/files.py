@@ -50,8 +50,14 @@ def refuse_pickle(path: Path) -> None:
         )
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file as float32 copies on the CPU. Raises ValueError if it cannot be read."""
+def read_tensors(path: Path, *, values: bool = True) -> dict[str, Tensor]:
+    """All tensors of a safetensors file as float32 copies on the CPU. Raises ValueError if it cannot be read.
+
+    Args:
+        values: False reads names and shapes alone, and gives tensors of the meta device.
+    """
+    if not values:
+        return {name: torch.empty(shape, device="meta") for name, (shape, _) in read_header(path).items()}
     with _opened(path) as file:
         return {name: file.get_tensor(name).to(torch.float32, copy=True) for name in file.keys()}  # noqa: SIM118
 

@@ -40,11 +40,17 @@ def transformer_folder(path: Path, name: str | None = None) -> Path:
     return found
 
 
-def read_folder(path: str | Path, *, transformer: str | None = None) -> tuple[TokenizerWeights, TransformerWeights]:
-    """Both parts of a model on disk, before any network is made. Raises: ValueError, see `worldmodel.load`."""
+def read_folder(
+    path: str | Path, *, transformer: str | None = None, values: bool = True
+) -> tuple[TokenizerWeights, TransformerWeights]:
+    """Both parts of a model on disk, before any network is made. Raises: ValueError, see `worldmodel.load`.
+
+    Args:
+        values: False for tensors of the meta device, which have shapes alone.
+    """
     path = Path(path)
     chosen = transformer_folder(path, transformer)
-    return read_tokenizer(path / TOKENIZER), read_transformer(chosen)
+    return read_tokenizer(path / TOKENIZER, values=values), read_transformer(chosen, values=values)
 
 
 def assembled(

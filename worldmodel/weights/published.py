@@ -76,15 +76,17 @@ class TokenizerWeights:
         return tokenizer.eval()
 
 
-def read_tokenizer(directory: str | Path) -> TokenizerWeights:
+def read_tokenizer(directory: str | Path, *, values: bool = True) -> TokenizerWeights:
     """What a published `tokenizer/` folder holds: `config.json` and `diffusion_pytorch_model.safetensors`, any float.
 
+    Args:
+        values: False for tensors of the meta device, which have shapes alone.
     Raises: ValueError if a file is missing or unreadable, or the config is not one of this model.
     """
     directory = Path(directory)
     config = tokenizer_config(read_json(directory / CONFIG), directory / CONFIG)
     path = directory / TOKENIZER_FILE
-    tensors = _new_names(read_tensors(path))
+    tensors = _new_names(read_tensors(path, values=values))
     config = dataclasses.replace(config, context=_context(tensors) or config.context)
     return TokenizerWeights(config=config, tensors=tensors, source=str(path))
 

@@ -115,18 +115,21 @@ class TransformerWeights:
         return model.eval()
 
 
-def read_transformer(directory: str | Path) -> TransformerWeights:
+def read_transformer(directory: str | Path, *, values: bool = True) -> TransformerWeights:
     """What a published `transformer/` folder holds (spec section 12), any float.
 
     An action-free file has names without `llm.`; an action-conditioned one an action embedding beside the language
     model, and whichever heads it was trained with: these are read off the names.
+
+    Args:
+        values: False for tensors of the meta device, which have shapes alone.
     Raises: ValueError on an unreadable file or an unsupported config.
     """
     directory = Path(directory)
     raw = read_json(directory / CONFIG)
     path = directory / TRANSFORMER_FILE
     config = config_of_published(raw, directory / CONFIG)
-    tensors = {name: value for name, value in read_tensors(path).items() if not name.endswith(ROTARY)}
+    tensors = {name: value for name, value in read_tensors(path, values=values).items() if not name.endswith(ROTARY)}
     if not any(name.startswith(LLM) for name in tensors):
         tensors = {LLM + name: value for name, value in tensors.items()}
     try:
