@@ -28,7 +28,7 @@ TRAINING = ("dropout", "cross_dropout", "_target_")
 def with_sizes_of(
     folder: Path, plain: Mapping[str, Any], *, decided: Collection[str], parts: Sequence[Part]
 ) -> tuple[dict[str, Any], list[str]]:
-    """`plain` with the sizes of the weights in `folder`, but for what the user decided; and what that changed, as words.
+    """`plain` with the sizes of the weights in `folder`, but for what the user decided; what that changed, as words.
 
     Args:
         decided: dotted keys or groups that the user has typed, or chosen a variant of.
