@@ -18,7 +18,7 @@ def run(args: list[str]) -> int:
     config, data, composed, own = understand(args)
 
     from mbrl.files import write_atomically
-    from mbrl.predict.clips import drawn
+    from mbrl.predict.clips import drawn, learned_from
     from mbrl.predict.draw import draw
     from mbrl.predict.models import load_predictor, ready
     from mbrl.predict.numbers import as_json, table
@@ -32,6 +32,13 @@ def run(args: list[str]) -> int:
     )
     spec = loaded.predictor.spec
     clips = drawn(config, data, spec)
+    seen = learned_from(config.folder, loaded.plain, spec, clips.files)
+    if seen and config.split != "train":
+        print(
+            f"{seen} of the {len(clips.files)} episodes are among those that this model learned from: that is no test; "
+            "without data=... a pre-training run is judged on what it held out",
+            file=sys.stderr,
+        )
     ways = ways_of(config.baselines, actions=spec.action_dim > 0, clips=len(clips.clips))
     sampled = loaded.rule.temperature > 0
     print(
@@ -51,7 +58,7 @@ def run(args: list[str]) -> int:
         films=min(config.films, len(clips.clips)),
         told=progress("clips"),
     )
-    found = as_json(config, loaded, clips, evaluation, data=composed, missing=missing)
+    found = as_json(config, loaded, clips, evaluation, data=composed, missing=missing, seen=seen)
     print("\n".join(table(evaluation, judge.metrics, samples=config.n if sampled else 1)))
     folder = Path(config.to).expanduser()
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +15,16 @@ from tensordict import TensorDict
 from mbrl.data.source import ClipSource, DataConfig
 from mbrl.predict.configs import PredictConfig
 from mbrl.replay.episode import NAME, read_episode
+from mbrl.run.configs import make
 from mbrl.run.windows import clips_of
 from worldmodel.evaluation.predict import goal_clips
 from worldmodel.seeds import Seeds
 from worldmodel.spec import ModelSpec
 
+log = logging.getLogger("mbrl")
+
 PUBLISHED_FRAMES = 16
-"""Of a clip in the published evaluation, those that are shown included."""
+"""Of a clip in the published evaluation of most models, those that are shown included (12 of RoboNet's and VP2's)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +37,12 @@ class Clips:
         mode: `free`, `action` or `goal`.
         horizon: predicted frames.
         left_out: episodes that were too short.
+        files: the episodes that they were drawn from.
     """
 
     clips: TensorDict
     names: list[str]
+    files: list[Path]
     mode: str
     horizon: int
     left_out: int
@@ -52,14 +60,14 @@ def drawn(config: PredictConfig, data: DataConfig | Path, spec: ModelSpec) -> Cl
     if length < 1:
         raise ValueError(f"horizon must be >= 2 with mode=goal (got {horizon})")
     if isinstance(data, Path):
-        clips, names, left_out = *_windows(data, config, spec, length), 0
+        clips, names, left_out, files = *_windows(data, config, spec, length), 0, [data]
     else:
         source = data.build(spec=spec, seeds=Seeds(config.seed), split=config.split, sampling="plain")
         frames = given - spec.observed + length
-        clips, names, left_out = _openings(source, config, frames, length)
+        clips, names, left_out, files = _openings(source, config, frames, length)
     if mode == "goal":
         clips = goal_clips(clips, spec.context)
-    return Clips(clips=clips, names=names, mode=mode, horizon=horizon, left_out=left_out)
+    return Clips(clips=clips, names=names, files=files, mode=mode, horizon=horizon, left_out=left_out)
 
 
 def mode_of(config: PredictConfig, spec: ModelSpec) -> str:
@@ -91,8 +99,10 @@ def horizon_of(config: PredictConfig, spec: ModelSpec) -> int:
     return config.horizon or min(most, PUBLISHED_FRAMES - given)
 
 
-def _openings(source: ClipSource, config: PredictConfig, frames: int, length: int) -> tuple[TensorDict, list[str], int]:
-    """Clips of data sets: of `length` frames behind their context, `frames` in all; names; too short episodes."""
+def _openings(
+    source: ClipSource, config: PredictConfig, frames: int, length: int
+) -> tuple[TensorDict, list[str], int, list[Path]]:
+    """Clips of data sets: of `length` frames behind their context, `frames` in all; names; too short ones; files."""
     long = [place for place, (part, index) in enumerate(source.episodes) if part.data.frames[index] >= frames]
     short = len(source.episodes) - len(long)
     if not long or (short and config.start == "random"):
@@ -102,12 +112,40 @@ def _openings(source: ClipSource, config: PredictConfig, frames: int, length: in
         )
     if config.start == "random":
         clips = source.clips(config.clips, length, stream="predict", draw=0)
-        return clips, [f"random window {row}" for row in range(config.clips)], 0
+        return clips, [f"random window {row}" for row in range(config.clips)], 0, files_of(source)
     chosen = long
     if len(long) > config.clips:  # evenly over all data sets
         chosen = [long[place] for place in np.linspace(0, len(long) - 1, config.clips).round().astype(int)]
     clips = torch.cat([source.opening(place, 1, length) for place in chosen])
-    return clips, [_name(source, place) for place in chosen], short
+    files = files_of(source)
+    return clips, [_name(source, place) for place in chosen], short, [files[place] for place in chosen]
+
+
+def files_of(source: ClipSource) -> list[Path]:
+    """The files of the split's episodes."""
+    return [part.data.folder / part.data.names[index] for part, index in source.episodes]
+
+
+def learned_from(folder: Path, plain: Mapping[str, Any], spec: ModelSpec, files: Collection[Path]) -> int | None:
+    """How many of `files` the model learned from; None where nobody can tell (a published model, data that are gone).
+
+    Args:
+        folder: of the model.
+        plain: its stored configuration; a training run learned from its replay, a pre-training run from its data.
+    """
+    if "data" in plain:
+        data: DataConfig = make(plain["data"], "data", trusted=False)
+        try:
+            learned = files_of(data.build(spec=spec, seeds=Seeds(plain["seed"]), split="train"))
+        except ValueError as error:
+            log.warning("which episodes the model learned from cannot be said: %s", error)
+            return None
+    elif (folder / "replay").is_dir():
+        learned = list((folder / "replay").glob("ep-*.npz"))
+    else:
+        return None
+    known = {path.resolve() for path in learned}
+    return sum(path.resolve() in known for path in files)
 
 
 def _name(source: ClipSource, place: int) -> str:

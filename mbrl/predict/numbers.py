@@ -29,12 +29,14 @@ def as_json(
     *,
     data: Mapping[str, Any],
     missing: Mapping[str, str],
+    seen: int | None,
 ) -> dict[str, Any]:
     """Everything that one must know to compare these numbers with others, and the numbers.
 
     Args:
         data: what the data were, as composed.
         missing: metrics that were asked for and why they are not here.
+        seen: episodes that the model learned from; None: nobody can tell.
     """
     spec, given = loaded.predictor.spec, loaded.predictor.given
     samples = {way: scores.frames[next(iter(scores.frames))].shape[1] for way, scores in evaluation.scores.items()}
@@ -64,6 +66,8 @@ def as_json(
             "rows": config.rows,
             "split": config.split,
             "episodes_too_short": clips.left_out,
+            "episodes": len(clips.files),
+            "episodes_learned_from": seen,
         },
         "model": {"init": config.init, "kind": loaded.kind, "weights": loaded.weights, "image": spec.image},
         "data": dict(data),

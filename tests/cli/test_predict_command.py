@@ -106,6 +106,18 @@ def test_a_pretraining_run_is_judged_on_what_it_held_out(
         assert still.height > 6 * 4 * SIDE
 
 
+def test_episodes_that_a_model_learned_from_are_counted(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, episodes, seen in (([], 3, 0), ([f"data={data}", "split=all", "clips=9"], EPISODES, EPISODES - 3)):
+        assert (
+            main(["predict", f"init={run}", f"to={tmp_path}", "n=1", "temperature=0", *FEW[2:3], *FEW[4:], *words]) == 0
+        )
+        protocol = numbers(tmp_path)["protocol"]
+        assert (protocol["episodes"], protocol["episodes_learned_from"]) == (episodes, seen)
+        assert ("among those that this model learned from" in capsys.readouterr().err) == bool(seen)
+
+
 def test_the_same_words_give_the_same_numbers_and_another_seed_others(run: Path, data: Path, tmp_path: Path) -> None:
     found = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
