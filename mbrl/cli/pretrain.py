@@ -21,7 +21,10 @@ from mbrl.ranks import Ranks, current
 log = logging.getLogger("mbrl")
 
 MARKS = ("stage", "seed")
-MAY_CHANGE = ("schedule.total", "schedule.evaluate", "schedule.log", "schedule.save", "logger.", "keep", "run_dir")
+MAY_CHANGE = (
+    *("schedule.total", "schedule.evaluate", "schedule.log", "schedule.save", "data.cache", "data.ahead"),
+    *("logger.", "keep", "run_dir"),
+)
 """Keys that a continued run may be given anew."""
 
 

@@ -46,6 +46,7 @@ class DataConfig:
         stepsize: multiplies the frame rates.
         augment: `none`, `weak` or `strong`, for training alone.
         cache: megabytes of decoded episodes kept in memory.
+        ahead: draws of coming updates that training has under way in threads (see `ahead.py`); 0: none.
     """
 
     folders: tuple[str, ...]
@@ -61,6 +62,7 @@ class DataConfig:
     stepsize: float
     augment: Strength
     cache: int
+    ahead: int
 
     def __post_init__(self) -> None:
         for field in ("folders", "holdout"):
@@ -85,7 +87,7 @@ class DataConfig:
         for field, right in choices.items():
             if getattr(self, field) not in right:
                 raise ValueError(f"{field} must be one of {', '.join(right)} (got {getattr(self, field)})")
-        for field in ("validation_every", "episodes", "horizon", "cache"):
+        for field in ("validation_every", "episodes", "horizon", "cache", "ahead"):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field} must be >= 0 (got {getattr(self, field)})")
         if not (math.isfinite(self.stepsize) and self.stepsize > 0):

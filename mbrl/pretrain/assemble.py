@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from mbrl.data.ahead import Ahead
 from mbrl.data.source import ClipSource, DataConfig
 from mbrl.io.checkpoint import Checkpoints, checkpoint_paths
 from mbrl.io.video import Videos
@@ -37,7 +38,7 @@ def assemble(
     ready(configs)
     seeds = Seeds(configs.seed)
     model = built_model(configs, seeds).to(processes.device)
-    sources = {part: source(configs, model.spec, seeds, part, "train", processes) for part in configs.stage.parts}
+    sources = {part: training_source(configs, model.spec, seeds, part, processes) for part in configs.stage.parts}
     validation = {part: source(configs, model.spec, seeds, part, "validation", None) for part in configs.stage.parts}
     if configs.init is not None and not checkpoint_paths(folder / "checkpoints"):  # a continued run has its own
         for line in begin_from(model, Path(configs.init).expanduser(), configs.load):
@@ -124,3 +125,11 @@ def source(
     shared = {} if processes is None else {"rank": processes.rank, "world": processes.world}
     found: ClipSource = configs.data.build(spec=spec, seeds=seeds, split=split, sampling=sampling, **shared)
     return found
+
+
+def training_source(
+    configs: Configs, spec: ModelSpec, seeds: Seeds, part: Part, processes: Processes | None
+) -> ClipSource | Ahead:
+    """The clips that a part learns from, those of the coming updates under way."""
+    found = source(configs, spec, seeds, part, "train", processes)
+    return Ahead(found, configs.data.ahead) if configs.data.ahead else found

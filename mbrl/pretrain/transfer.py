@@ -20,7 +20,7 @@ from typing import Any
 from mbrl.data.source import DataConfig
 from mbrl.files import write_atomically
 from mbrl.predict.draw import draw
-from mbrl.pretrain.assemble import begin_from, ready, source
+from mbrl.pretrain.assemble import begin_from, ready, training_source
 from mbrl.pretrain.assemble import built_model as build_model
 from mbrl.pretrain.configs import Configs, models, pieces
 from mbrl.run.configs import make
@@ -142,7 +142,7 @@ def trained(transfer: Transfer, mode: str, seed: int) -> Any:
     stage = stage_of(mode, configs.stage)
     if stage is None:
         return model.eval()
-    sources = {part: source(configs, model.spec, seeds, part, "train", None) for part in stage.parts}
+    sources = {part: training_source(configs, model.spec, seeds, part, None) for part in stage.parts}
     pretrainer = stage.build(model=model, seeds=seeds, processes=processes, sharding="ddp", sources=sources)
     for update in range(transfer.updates):
         for part in stage.parts:

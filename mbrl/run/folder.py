@@ -37,7 +37,7 @@ MAY_CHANGE = (
     "run_dir",
 )
 """Keys (or beginnings of keys, with a dot) that a continued run may be given anew; what was learned so far stays."""
-LATER = {("worldmodel", "losses", "lpips"): 0.0, ("replay", "best_fraction"): 0.0}
+LATER = {("worldmodel", "losses", "lpips"): 0.0, ("replay", "best_fraction"): 0.0, ("data", "ahead"): 0}
 """Keys that came when there were runs already, with the value at which they do nothing: these runs mean it."""
 LEFT_BEHIND = ("run.lock", "console.log")
 """What a start that was killed before it wrote config.yaml may leave, beside temporary files."""

@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from mbrl.cli.compose import packaged_configs
+from mbrl.data.ahead import Ahead
 from mbrl.data.mixture import PartConfig, split_of, survey
 from mbrl.data.segments import frame_step
 from mbrl.data.source import ClipSource, DataConfig
@@ -309,3 +310,27 @@ def test_a_part_out_of_range_is_refused_by_name() -> None:
         PartConfig(weight=-1.0, rate=1.0, image_key="image", augment=True)
     with pytest.raises(ValueError, match="rate must be > 0"):
         PartConfig(weight=1.0, rate=0.0, image_key="image", augment=True)
+
+
+def test_draws_ahead_are_the_draws_in_any_order(make_set, config) -> None:
+    source, asked = built(config(make_set("a", [9, 12])), EPISODIC), []
+
+    class Counting:
+        episodes = source.episodes
+
+        def clips(self, n: int, length: int, *, stream: str, draw: int):
+            asked.append(draw)
+            if draw == 9:
+                raise ValueError("draw 9 is damaged")
+            return source.clips(n, length, stream=stream, draw=draw)
+
+    ahead = Ahead(Counting(), 2)  # type: ignore[arg-type]
+    for draw in (0, 1, 2, 7, 3, 4):
+        ours, theirs = (one.clips(3, 5, stream="x", draw=draw) for one in (ahead, source))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs.keys())  # noqa: SIM118
+    assert asked.count(1) == asked.count(2) == 1
+    ahead.clips(3, 5, stream="x", draw=8)  # what is wrong with 9 is not said before its turn
+    with pytest.raises(ValueError, match="draw 9 is damaged"):
+        ahead.clips(3, 5, stream="x", draw=9)
+    ahead._threads.shutdown(wait=True)
+    assert {10, 11} <= set(asked), "nobody has asked for them yet"
