@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mbrl.cli.compose import compose
 from mbrl.data.dataset import Card, write_card
-from mbrl.pretrain.assemble import built_model, ready, training_source
+from mbrl.pretrain.assemble import built_model, ready, source, training_source
 from mbrl.pretrain.configs import Configs
 from mbrl.replay.episode import Episode, write_episode
 from worldmodel.ivideogpt import IVideoGPT
@@ -114,6 +114,7 @@ def measured(configs: Configs, part: Part, folder: Path, updates: int, rounds: i
     seeds = Seeds(configs.seed)
     ours, plain_model = (built_model(configs, seeds).to(device) for _ in range(2))
     drawn = training_source(configs, ours.spec, seeds, part, None)
+    bare = source(configs, ours.spec, seeds, part, "train", None)
     processes = Processes(rank=0, world=1, device=device)
     pretrainer = configs.stage.build(
         model=ours, seeds=seeds, processes=processes, sharding="ddp", sources=dict.fromkeys(configs.stage.parts, drawn)
@@ -139,7 +140,7 @@ def measured(configs: Configs, part: Part, folder: Path, updates: int, rounds: i
 
     def our_draw() -> None:
         nonlocal number
-        drawn.clips(config.batch, config.length, stream="alone", draw=number)
+        bare.clips(config.batch, config.length, stream="alone", draw=number)
         number += 1
 
     work = {"ours": our_update, "plain": plain_update, "draws": our_draw, "plain_draws": lambda: next(batches)}

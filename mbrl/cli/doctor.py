@@ -36,11 +36,9 @@ class Finding:
 
 def run(args: list[str]) -> int:
     """Prints every finding; exit code 1 if one says fail. Overrides of `mbrl train` choose the run that is meant."""
-    from omegaconf import OmegaConf
+    from mbrl.cli.train import begun
 
-    from mbrl.cli.compose import compose
-
-    plain: dict[str, Any] = OmegaConf.to_container(compose("train", args))  # type: ignore[assignment]
+    plain, _ = begun("train", args)
     worst = DONE
     for name, check in CHECKS.items():
         for finding in examined(lambda check=check: check(plain)):  # type: ignore[misc]

@@ -32,11 +32,11 @@ def run(args: list[str]) -> int:
     )
     spec = loaded.predictor.spec
     clips = drawn(config, data, spec)
-    seen = learned_from(config.folder, loaded.plain, spec, clips.files)
+    seen = learned_from(config.folder, clips.files, own=own)
     if seen and config.split != "train":
         print(
-            f"{seen} of the {len(clips.files)} episodes are among those that this model learned from: that is no test; "
-            "without data=... a pre-training run is judged on what it held out",
+            f"{seen} of the {len(clips.files)} episodes are among those that this model learned from: that is no test"
+            + ("; without data=... it is judged on what it held out" if loaded.kind == "pretrain" else ""),
             file=sys.stderr,
         )
     ways = ways_of(config.baselines, actions=spec.action_dim > 0, clips=len(clips.clips))

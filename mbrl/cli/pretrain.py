@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from mbrl.cli.compose import chosen, compose_onto, take_config_dir, typed
+from mbrl.cli.compose import chosen, compose, compose_onto, take_config_dir, typed
 from mbrl.cli.compose import own_folder as own_folder_of
 from mbrl.cli.errors import DONE, BadInput
 from mbrl.cli.train import as_plain, begun, talk
@@ -57,6 +57,8 @@ def run(args: list[str]) -> int:
                 write_run(folder, plain, info)
                 talk(folder / "console.log")
                 log.info("run folder: %s", folder)
+                if told.get("sizes"):
+                    log.info("%s", told["sizes"])
             stop.listen()
             state = assemble(configs, folder, info=info, stop=stop, processes=processes)
         if state.writer is not None:
@@ -109,12 +111,15 @@ def settled(args: list[str], ranks: Ranks, processes: Any, held: ExitStack) -> d
 
 
 def settle(args: list[str]) -> dict[str, Any]:
-    """The configuration (`plain`), its `folder`, whether that is `new`, and whether its classes are `trusted`."""
+    """The configuration (`plain`), its `folder`, whether that is `new`, whether its classes are `trusted`, and `sizes`.
+
+    The last is a line about what came with the weights that a new run begins from.
+    """
     from mbrl.run.folder import check_resumed, holds_run, is_free, read_config, vouched
 
     named = typed("pretrain", args, "run_dir")
     if named is None or "${" in str(named):
-        plain = begun("pretrain", args)
+        plain = as_plain(compose("pretrain", args))
         named = plain["run_dir"] or default_folder(plain, chosen("pretrain", args))
     folder = Path(str(named)).expanduser().resolve()
     if holds_run(folder):
@@ -124,10 +129,11 @@ def settle(args: list[str]) -> dict[str, Any]:
         plain = as_plain(compose_onto(stored, "pretrain", args))
         check_resumed(stored, plain, MAY_CHANGE)
         return {"plain": {**plain, "run_dir": str(folder)}, "folder": str(folder), "new": False, "trusted": trusted}
-    plain = begun("pretrain", args)
     if not is_free(folder):
         raise ValueError(f"run_dir={folder} is not empty and holds no run; give a new or an empty folder")
-    return {"plain": {**plain, "run_dir": str(folder)}, "folder": str(folder), "new": True, "trusted": True}
+    plain, sizes = begun("pretrain", args)
+    plain["run_dir"] = str(folder)
+    return {"plain": plain, "folder": str(folder), "new": True, "trusted": True, "sizes": sizes}
 
 
 def take_config_dir_of(args: list[str]) -> None:

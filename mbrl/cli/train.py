@@ -32,12 +32,14 @@ class Settled:
         folder: where it lives.
         trusted: whether its classes were chosen by the user.
         stored: the configuration that it had so far; None for a new run.
+        sizes: what came with the weights that it begins from, as a line.
     """
 
     plain: dict[str, Any]
     folder: Path
     trusted: bool
     stored: dict[str, Any] | None
+    sizes: str = ""
 
 
 def run(args: list[str]) -> int:
@@ -70,6 +72,8 @@ def run(args: list[str]) -> int:
                 write_run(folder, settled.plain, info)
             talk(folder / "console.log")
             log.info("run folder: %s", folder)
+            if settled.sizes:
+                log.info("%s", settled.sizes)
             stop.listen()
             state = assemble(configs, folder, info=info, stop=stop)
             if info["init"] is not None and not checkpoint_paths(folder / "checkpoints"):
@@ -105,7 +109,7 @@ def settle(args: list[str]) -> Settled:
 
     named = typed("train", args, "run_dir")
     if named is None or "${" in str(named):  # chosen by a file, by a reference, or by us
-        plain = begun("train", args)
+        plain = as_plain(compose("train", args))
         named = plain["run_dir"] or default_folder(plain, chosen("train", args))
     folder = Path(str(named)).expanduser().resolve()
     if holds_run(folder):
@@ -115,10 +119,10 @@ def settle(args: list[str]) -> Settled:
         plain = as_plain(compose_onto(stored, "train", args))
         check_resumed(stored, plain)
         return Settled(plain={**plain, "run_dir": str(folder)}, folder=folder, trusted=trusted, stored=stored)
-    plain = begun("train", args)
     if not is_free(folder):
         raise ValueError(f"run_dir={folder} is not empty and holds no run; give a new or an empty folder")
-    return Settled(plain={**plain, "run_dir": str(folder)}, folder=folder, trusted=True, stored=None)
+    plain, sizes = begun("train", args)
+    return Settled(plain={**plain, "run_dir": str(folder)}, folder=folder, trusted=True, stored=None, sizes=sizes)
 
 
 def begun_from(settled: Settled) -> dict[str, Any] | None:
@@ -159,9 +163,10 @@ def forgive(state: Any, before: Mapping[str, Any], after: Mapping[str, Any]) -> 
     return changed
 
 
-def begun(root: str, args: Sequence[str], parts: Sequence[Any] = ("tokenizer", "dynamics")) -> dict[str, Any]:
+def begun(root: str, args: Sequence[str]) -> tuple[dict[str, Any], str]:
     """What a new run is composed to: where it begins from weights (`init`), with their sizes where none were typed.
 
+    Returns: the configuration, and a line that says which sizes came with the weights; empty if none did.
     Raises: BadInput; ValueError if `init` holds no weights.
     """
     plain = as_plain(compose(root, args))
@@ -170,15 +175,13 @@ def begun(root: str, args: Sequence[str], parts: Sequence[Any] = ("tokenizer", "
     from mbrl.run.sizes import with_sizes_of
 
     if not isinstance(plain["init"], str) or world_model(plain) == "perfect":
-        return plain
-    folder = Path(plain["init"])
+        return plain, ""
+    folder, parts = Path(plain["init"]), plain.get("load", ("tokenizer", "dynamics"))
     try:
-        plain, words = with_sizes_of(folder, plain, decided=decided(root, args), parts=plain.get("load", parts))
+        plain, words = with_sizes_of(folder, plain, decided=decided(root, args), parts=parts)
     except ValueError as error:
         raise ValueError(f"init: {error}") from error
-    if words:
-        print(f"as in init={folder}: {' '.join(words)}")
-    return plain
+    return plain, f"as in init={folder}: {' '.join(words)}" if words else ""
 
 
 def as_plain(cfg: DictConfig) -> dict[str, Any]:

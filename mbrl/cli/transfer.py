@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import datetime
+import logging
 from pathlib import Path
 
 from mbrl.cli.errors import DONE
 from mbrl.cli.train import begun, talk
 
+log = logging.getLogger("mbrl")
+
 
 def run(args: list[str]) -> int:
     """Adapts, judges and writes the table."""
-    plain = begun("transfer", args)
+    plain, sizes = begun("transfer", args)
 
     from mbrl.io.lock import RunLock
     from mbrl.pretrain.transfer import Transfer, markdown, protocol_of
@@ -22,6 +25,8 @@ def run(args: list[str]) -> int:
     folder = Path(plain["out"] or f"runs/transfer/{stamp}").expanduser().resolve()
     with RunLock(folder):
         talk(folder / "console.log")
+        if sizes:
+            log.info("%s", sizes)
         rows = compare(transfer, plain, folder)
     print(markdown(rows, protocol_of(plain)))
     print(f"table: {folder / 'transfer.md'}  {folder / 'transfer.csv'}  {folder / 'transfer.json'}")

@@ -151,9 +151,8 @@ def own(path: Path, row: int) -> Any:
 def written(folder: Path, card: Card) -> Card:
     """The card that lies in `folder`, which must be of the same world as `card`; `card` itself where there is none.
 
-    Raises: ValueError naming the field that differs, or where one data set would hide another.
+    Raises: ValueError naming the field that differs.
     """
-    check_beside(folder)
     if not (folder / CARD).exists():
         if folder.exists() and any(folder.glob("*.npz")):
             raise ValueError(f"to={folder} holds .npz files but no {CARD}: give a new or an empty folder")
@@ -181,6 +180,8 @@ def collect(orders: Sequence[Order], *, workers: int, told: Callable[[int, int],
         told: called with (done, total) as episodes come in.
     Raises: ValueError, OSError, NoRendering; RuntimeError if a worker was killed.
     """
+    for order in orders:
+        check_beside(order.folder)
     pieces = []
     for order in orders:
         row, missing = begun(order)

@@ -238,12 +238,17 @@ def sets_in(folder: Path) -> list[Path]:
     inside = inside_of(folder)
     if not inside:
         return [located(folder)]
-    if (folder / CARD).exists() or any(folder.glob("ep-*.npz")):
+    if is_set(folder):
         raise ValueError(
             f"{folder} is a data set and has others in it ({inside[0].name}, ...): it is not clear which are meant; "
             "move its own episodes and card to a folder beside them"
         )
     return inside
+
+
+def is_set(folder: Path) -> bool:
+    """Whether `folder` itself is a data set, or a run folder with a replay."""
+    return (folder / CARD).exists() or any(any(place.glob("ep-*.npz")) for place in (folder, folder / "replay"))
 
 
 def inside_of(folder: Path) -> list[Path]:
@@ -255,5 +260,5 @@ def check_beside(to: Path) -> None:
     """Raises: ValueError if a data set in `to` would lie in another one, or around others: one would hide the other."""
     if inside := inside_of(to):
         raise ValueError(f"to={to} is a folder of data sets ({inside[0].name}, ...); give one inside it, or a new one")
-    if (to.absolute().parent / CARD).exists():
-        raise ValueError(f"to={to} lies in a data set; give a folder beside it")
+    if is_set(to.absolute().parent):
+        raise ValueError(f"to={to} lies in a data set (or a run); give a folder beside it")

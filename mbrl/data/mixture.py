@@ -62,6 +62,11 @@ class Part:
     augment: bool
     indices: tuple[int, ...]
 
+    @property
+    def files(self) -> list[Path]:
+        """The episodes that may be drawn."""
+        return [self.data.folder / self.data.names[index] for index in self.indices]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Found:

@@ -110,19 +110,23 @@ class DataConfig:
             sampling: in place of the configured one.
         Raises: ValueError where data are missing or do not fit the model; DamagedSet, DamagedEpisode.
         """
+        parts = self.drawn_from(seeds=seeds, split=split)
+        check_fit(parts, spec)
+        return ClipSource(
+            self, parts, spec=spec, seeds=seeds, split=split, rank=rank, world=world, sampling=sampling or self.sampling
+        )
+
+    def drawn_from(self, *, seeds: Seeds, split: Split) -> list[Part]:
+        """Data sets with their weights and the episodes of a split. Raises: as `build`."""
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)} (got {split})")
-        parts = weighed(
+        return weighed(
             self._sets(EpisodeCache(self.cache * 2**20)),
             split=split,
             every=self.validation_every,
             episodes=self.episodes,
             stepsize=self.stepsize,
             seeds=seeds,
-        )
-        check_fit(parts, spec)
-        return ClipSource(
-            self, parts, spec=spec, seeds=seeds, split=split, rank=rank, world=world, sampling=sampling or self.sampling
         )
 
     def _sets(self, cache: EpisodeCache) -> list:

@@ -13,9 +13,11 @@ import torch
 from tensordict import TensorDict
 
 from mbrl.data.source import ClipSource, DataConfig
+from mbrl.files import DamagedFile
 from mbrl.predict.configs import PredictConfig
 from mbrl.replay.episode import NAME, read_episode
 from mbrl.run.configs import make
+from mbrl.run.folder import holds_run, read_config, vouched
 from mbrl.run.windows import clips_of
 from worldmodel.evaluation.predict import goal_clips
 from worldmodel.seeds import Seeds
@@ -103,6 +105,7 @@ def _openings(
     source: ClipSource, config: PredictConfig, frames: int, length: int
 ) -> tuple[TensorDict, list[str], int, list[Path]]:
     """Clips of data sets: of `length` frames behind their context, `frames` in all; names; too short ones; files."""
+    files = [file for part in source.parts for file in part.files]  # as source.episodes
     long = [place for place, (part, index) in enumerate(source.episodes) if part.data.frames[index] >= frames]
     short = len(source.episodes) - len(long)
     if not long or (short and config.start == "random"):
@@ -112,40 +115,43 @@ def _openings(
         )
     if config.start == "random":
         clips = source.clips(config.clips, length, stream="predict", draw=0)
-        return clips, [f"random window {row}" for row in range(config.clips)], 0, files_of(source)
+        return clips, [f"random window {row}" for row in range(config.clips)], 0, files
     chosen = long
     if len(long) > config.clips:  # evenly over all data sets
         chosen = [long[place] for place in np.linspace(0, len(long) - 1, config.clips).round().astype(int)]
     clips = torch.cat([source.opening(place, 1, length) for place in chosen])
-    files = files_of(source)
     return clips, [_name(source, place) for place in chosen], short, [files[place] for place in chosen]
 
 
-def files_of(source: ClipSource) -> list[Path]:
-    """The files of the split's episodes."""
-    return [part.data.folder / part.data.names[index] for part, index in source.episodes]
+def learned_from(folder: Path, files: Collection[Path], *, own: Path | None = None) -> int | None:
+    """How many of `files` the model in `folder` learned from, or the weights that it began from; None: nobody can tell.
 
-
-def learned_from(folder: Path, plain: Mapping[str, Any], spec: ModelSpec, files: Collection[Path]) -> int | None:
-    """How many of `files` the model learned from; None where nobody can tell (a published model, data that are gone).
+    A pre-training run learned from its data, a training run from its replay (of which the oldest episodes may be gone).
 
     Args:
-        folder: of the model.
-        plain: its stored configuration; a training run learned from its replay, a pre-training run from its data.
+        own: the user's folder of configurations, whose classes are trusted.
     """
-    if "data" in plain:
-        data: DataConfig = make(plain["data"], "data", trusted=False)
+    known: set[Path] = set()
+    place: Path | None = folder
+    while place is not None:
+        if not holds_run(place):
+            return None  # published weights
         try:
-            learned = files_of(data.build(spec=spec, seeds=Seeds(plain["seed"]), split="train"))
-        except ValueError as error:
+            plain = read_config(place, verb="pretrain", marks=("seed",))
+            known |= {path.resolve() for path in _learned(place, plain, trusted=vouched(plain, own))}
+        except (ValueError, DamagedFile) as error:
             log.warning("which episodes the model learned from cannot be said: %s", error)
             return None
-    elif (folder / "replay").is_dir():
-        learned = list((folder / "replay").glob("ep-*.npz"))
-    else:
-        return None
-    known = {path.resolve() for path in learned}
+        place = Path(plain["init"]) if isinstance(plain.get("init"), str) else None
     return sum(path.resolve() in known for path in files)
+
+
+def _learned(folder: Path, plain: Mapping[str, Any], *, trusted: bool) -> list[Path]:
+    if "data" not in plain:
+        return list((folder / "replay").glob("ep-*.npz"))
+    data: DataConfig = make(plain["data"], "data", trusted=trusted)
+    parts = data.drawn_from(seeds=Seeds(plain["seed"]), split="train")
+    return [file for part in parts for file in part.files]
 
 
 def _name(source: ClipSource, place: int) -> str:

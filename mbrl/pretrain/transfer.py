@@ -114,9 +114,9 @@ def run(transfer: Transfer, plain: Mapping[str, Any], folder: Path) -> list[dict
             found = judged(transfer, model, clips)
             rows.append({"mode": mode, "seed": seed, **numbers(found)})
             log.info("%s", told(rows[-1]))
-            if found.films and seed == transfer.seeds[0]:
-                films = folder / "clips" / mode
-                films.mkdir(parents=True, exist_ok=True)
+            films = folder / "clips" / mode
+            if found.films and not films.exists():
+                films.mkdir(parents=True)
                 draw(found.films, films, given=Dreaming(model).given, fps=FPS)
             write(folder, rows, protocol)
     return rows
@@ -197,8 +197,9 @@ def numbers(found: Evaluation) -> dict[str, float]:
 
 
 def protocol_of(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """What rows must share to stand in one table: everything but modes, seeds and what is drawn."""
-    return {key: value for key, value in plain.items() if key not in ("modes", "seeds", "films", "out")}
+    """What rows must share to stand in one table: everything but modes, seeds, what is drawn, and speed."""
+    kept = {key: value for key, value in plain.items() if key not in ("modes", "seeds", "films", "out")}
+    return {**kept, "data": {key: value for key, value in kept["data"].items() if key not in ("cache", "ahead")}}
 
 
 def stored(folder: Path, protocol: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -207,7 +208,7 @@ def stored(folder: Path, protocol: Mapping[str, Any]) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     held = json.loads(path.read_text())
-    if held["protocol"] != json.loads(json.dumps(protocol)):
+    if protocol_of(held["protocol"]) != json.loads(json.dumps(protocol)):
         raise ValueError(f"{path} holds results of other settings: they are not comparable; choose another out=DIR")
     return list(held["rows"])
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mbrl.run.folder import holds_run, read_config
+from mbrl.run.folder import holds_run, read_config, world_model
 from mbrl.run.origin import check_origin, is_training_run
 from worldmodel.spec import Part
 from worldmodel.weights.folder import read_folder
@@ -21,6 +21,8 @@ GROUPS: dict[Part, tuple[str, ...]] = {"tokenizer": ("tokenizer",), "dynamics": 
 """The groups whose keys say how large a part is."""
 JOINT = ("anchor", "observed", "segment", "embedding", "proprio")
 """Keys of `worldmodel` that weights were trained for; its losses belong to whoever trains."""
+HEADS = "worldmodel.heads."
+ACTION, KIND = f"{HEADS}action", f"{HEADS}reward"
 TRAINING = ("dropout", "cross_dropout", "_target_")
 """Keys that no weights depend on."""
 
@@ -37,6 +39,8 @@ def with_sizes_of(
     """
     groups = {group for part in parts for group in GROUPS.get(part, ())}
     told = {key: value for key, value in stated(folder) if key.partition(".")[0] in groups}
+    if told.get(KIND) not in (None, plain["worldmodel"]["heads"]["reward"]) and _typed(KIND, decided):
+        told = {key: value for key, value in told.items() if not key.startswith(HEADS) or key == ACTION}
     changed, words = _copied(plain), []
     for key, value in told.items():
         *path, last = key.split(".")
@@ -46,7 +50,7 @@ def with_sizes_of(
         value = list(value) if isinstance(value, tuple) else value
         if not isinstance(node, dict) or last not in node or node[last] == value:
             continue
-        if any(f"{key}.".startswith(f"{typed}.") for typed in decided):
+        if _typed(key, decided):
             continue
         node[last] = value
         words.append(f"{key}={json.dumps(value, separators=(',', ':'))}".replace('"', ""))
@@ -59,6 +63,11 @@ def stated(folder: Path) -> Iterator[tuple[str, Any]]:
     run: Mapping[str, Any] = {}
     if is_training_run(folder):
         run = read_config(folder)
+        groups = [run.get(group) for group in ("tokenizer", "transformer", "worldmodel")]
+        if world_model(run) != "ivideogpt" or not all(isinstance(group, dict) for group in groups):
+            raise ValueError(
+                f"{folder} has no weights to start from: its world model is {world_model(run) or 'unknown'}"
+            )
         tokenizer, transformer, heads, acts = run["tokenizer"], run["transformer"], run["worldmodel"]["heads"], True
     else:
         if holds_run(folder):
@@ -72,9 +81,13 @@ def stated(folder: Path) -> Iterator[tuple[str, Any]]:
     model = run.get("worldmodel", {})
     yield from ((f"worldmodel.{name}", model[name]) for name in JOINT if name in model)
     if acts:
-        yield "worldmodel.heads.action", heads["action"]
+        yield ACTION, heads["action"]
     if heads["reward"] != "none":  # a head that no file has is a new one, of whatever kind is asked for
-        yield from ((f"worldmodel.heads.{name}", heads[name]) for name in ("reward", "bins", "low", "high", "width"))
+        yield from ((f"{HEADS}{name}", heads[name]) for name in ("reward", "bins", "low", "high", "width"))
+
+
+def _typed(key: str, decided: Collection[str]) -> bool:
+    return any(f"{key}.".startswith(f"{typed}.") for typed in decided)
 
 
 def _copied(plain: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from PIL import Image
 from mbrl.cli.compose import compose
 from mbrl.cli.main import main
 from mbrl.io.checkpoint import Checkpoints
+from mbrl.predict.clips import learned_from
 from mbrl.pretrain.assemble import built_model
 from mbrl.pretrain.configs import Configs
 from tests.pretrain.sets import SIDE, dataset
@@ -116,6 +117,11 @@ def test_episodes_that_a_model_learned_from_are_counted(
         protocol = numbers(tmp_path)["protocol"]
         assert (protocol["episodes"], protocol["episodes_learned_from"]) == (episodes, seen)
         assert ("among those that this model learned from" in capsys.readouterr().err) == bool(seen)
+    other = dataset(tmp_path / "other", episodes=4, decisions=DECISIONS, seed=9)
+    child = pretrained(tmp_path / "child", other, f"init={run}")
+    files = sorted(data.glob("*.npz"))
+    assert learned_from(child, files) == EPISODES - 3, "what its first weights learned from"
+    assert learned_from(pretrained(tmp_path / "grown", other, "init=/published"), files) is None
 
 
 def test_the_same_words_give_the_same_numbers_and_another_seed_others(run: Path, data: Path, tmp_path: Path) -> None:

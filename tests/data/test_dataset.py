@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mbrl.data.dataset import DamagedSet, DataSet, EpisodeCache, read_card, sets_in, write_card
+from mbrl.data.dataset import DamagedSet, DataSet, EpisodeCache, check_beside, read_card, sets_in, write_card
 from mbrl.replay.episode import DamagedEpisode, OtherFormat, write_episode
 from tests.data.numbered import CARD, numbered
 
@@ -113,6 +113,15 @@ def test_a_folder_of_data_sets_names_those_inside_it(make_set, tmp_path: Path) -
     write_card(tmp_path, CARD)
     with pytest.raises(ValueError, match="is a data set and has others in it"):
         sets_in(tmp_path)
+    run = tmp_path / "run"
+    (run / "replay").mkdir(parents=True)
+    write_episode(run / "replay", numbered(7, 5))
+    for to in (run / "demo", run / "replay" / "new"):
+        with pytest.raises(ValueError, match="lies in a data set"):
+            check_beside(to)
+    write_card(run / "demo", CARD)
+    with pytest.raises(ValueError, match="is a data set and has others in it"):
+        sets_in(run)
 
 
 def test_a_folder_without_any_data_says_so(tmp_path: Path) -> None:

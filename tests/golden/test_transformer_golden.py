@@ -341,6 +341,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling must be None"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type must be default"),
         ({"num_attention_heads": 3, "num_key_value_heads": None}, "hidden must be a multiple of 2"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be a whole number >= 1"),
     ):
         (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(ValueError, match=message):

@@ -120,9 +120,20 @@ def test_sizes_come_with_the_weights_unless_they_are_typed(
         assert state.model.tokenizer.config == toy.model.tokenizer.config
         assert state.model.tokens.llm.config == toy.model.tokens.llm.config
         assert state.model.config.heads == toy.model.config.heads
-        assert "transformer.hidden=" in capsys.readouterr().out
+        assert capsys.readouterr().out.count("as in init=") == 1
+        assert "transformer.hidden=" in (tmp_path / kind / "console.log").read_text()
+    words = [*world, "worldmodel.heads.reward=scalar", f"init={origins['trained']}", f"run_dir={tmp_path / 'no'}"]
+    assert settle(words).plain["worldmodel"]["heads"]["bins"] == 101, "of the preset: the weights' head is not wanted"
     with pytest.raises(ValueError, match="hidden_size"):  # what was typed stays
         run([*world, "transformer=tiny", f"init={origins['published']}", f"run_dir={tmp_path / 'typed'}"])
+
+
+def test_a_run_in_the_perfect_model_has_no_weights_to_begin_from(tmp_path: Path) -> None:
+    perfect = settle([*TOY, "experiment=perfect", "task=toy", "protocol=toy", f"run_dir={tmp_path / 'perfect'}"])
+    write_run(perfect.folder, perfect.plain, {})
+    (perfect.folder / "checkpoints" / "step-000000001").mkdir(parents=True)
+    with pytest.raises(ValueError, match="has no weights to start from: its world model is perfect"):
+        run([*TOY, f"init={perfect.folder}", f"run_dir={tmp_path / 'run'}"])
 
 
 def test_weights_of_another_size_are_refused_by_a_table_and_leave_nothing(

@@ -163,6 +163,9 @@ def config_of_published(raw: Mapping[str, Any], path: Path) -> TransformerConfig
     for name, value in FIXED.items():
         if raw.get(name, value) != value:
             raise ValueError(f"{path}: {name} must be {value} (got {raw[name]})")
+    for name in NEEDED:
+        if type(raw[name]) is not int or raw[name] < 1:
+            raise ValueError(f"{path}: {name} must be a whole number >= 1 (got {raw[name]!r})")
     heads = raw["num_attention_heads"]
     for name, right in (("num_key_value_heads", heads), ("head_dim", raw["hidden_size"] // heads)):
         if (raw.get(name) or right) != right:
