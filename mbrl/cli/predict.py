@@ -19,7 +19,7 @@ def run(args: list[str]) -> int:
 
     from mbrl.files import write_atomically
     from mbrl.predict.clips import drawn, learned_from
-    from mbrl.predict.draw import draw
+    from mbrl.predict.draw import draw, rows_of
     from mbrl.predict.models import load_predictor, ready
     from mbrl.predict.numbers import as_json, table
     from worldmodel.evaluation.predict import evaluate
@@ -64,7 +64,7 @@ def run(args: list[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "prediction.json", (json.dumps(found, indent=1) + "\n").encode())
     if evaluation.films:
-        draw(evaluation.films, folder, given=loaded.predictor.given, fps=config.fps)
+        draw([rows_of(film, loaded.predictor.given) for film in evaluation.films], folder, fps=config.fps)
     print(f"written to {folder}: prediction.json" + (", clips.gif, clips.png" if evaluation.films else ""))
     return DONE
 

@@ -29,5 +29,7 @@ def run(args: list[str]) -> int:
             log.info("%s", sizes)
         rows = compare(transfer, plain, folder)
     print(markdown(rows, protocol_of(plain)))
+    if (folder / "clips.png").exists():
+        print(f"clips: {folder / 'clips.png'}  {folder / 'clips.gif'}")
     print(f"table: {folder / 'transfer.md'}  {folder / 'transfer.csv'}  {folder / 'transfer.json'}")
     return DONE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +43,12 @@ def framed(clip_FCHW: Tensor, given: int) -> Tensor:
     return clip
 
 
-def draw(films: Sequence[Film], folder: Path, *, given: int, fps: float) -> list[Path]:
-    """Writes clips.gif and clips.png; returns their paths."""
-    rows = [rows_of(film, given) for film in films]
+def draw(rows: Sequence[Mapping[str, Tensor]], folder: Path, *, fps: float) -> list[Path]:
+    """Writes clips.gif and clips.png; returns their paths.
+
+    Args:
+        rows: of each clip what stands under each other, u8 [F, 3, S, S] by name.
+    """
     moving = np.concatenate([_gap(strip(row), axis=1) for row in rows], axis=1)
     still = np.concatenate([_gap(sheet(row, columns=COLUMNS), axis=0) for row in rows])
     images = [Image.fromarray(picture) for picture in moving]

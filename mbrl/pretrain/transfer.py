@@ -19,10 +19,10 @@ from typing import Any
 
 from mbrl.data.source import DataConfig
 from mbrl.files import write_atomically
-from mbrl.predict.draw import draw
 from mbrl.pretrain.assemble import begin_from, ready, training_source
 from mbrl.pretrain.assemble import built_model as build_model
 from mbrl.pretrain.configs import Configs, models, pieces
+from mbrl.pretrain.side_by_side import draw_kept, keep
 from mbrl.run.configs import make
 from worldmodel.evaluation.lpips import load_lpips
 from worldmodel.evaluation.predict import Evaluation, Judge, evaluate
@@ -40,7 +40,6 @@ MODES = ("zero", "tokenizer", "transformer", "full", "scratch")
 JUDGED = 0
 """Seed of the clips that everybody is judged on."""
 ROWS = 16
-FPS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,10 +113,9 @@ def run(transfer: Transfer, plain: Mapping[str, Any], folder: Path) -> list[dict
             found = judged(transfer, model, clips)
             rows.append({"mode": mode, "seed": seed, **numbers(found)})
             log.info("%s", told(rows[-1]))
-            films = folder / "clips" / mode
-            if found.films and not films.exists():
-                films.mkdir(parents=True)
-                draw(found.films, films, given=Dreaming(model).given, fps=FPS)
+            if found.films:
+                keep(folder, mode, found.films, given=Dreaming(model).given)
+                draw_kept(folder, MODES)
             write(folder, rows, protocol)
     return rows
 

@@ -47,9 +47,10 @@ def test_every_mode_has_its_row_and_a_second_call_makes_none_again(
     with (out / "transfer.csv").open() as lines:
         assert len(list(csv.DictReader(lines))) == 9
     assert "| scratch | 2 |" in (out / "transfer.md").read_text()
-    for mode in ("zero", "tokenizer", "transformer", "full", "scratch"):
-        with Image.open(out / "clips" / mode / "clips.png") as picture:
-            assert np.asarray(picture).std() > 0
+    with Image.open(out / "clips.png") as picture:
+        rows = np.asarray(picture)[: picture.height // 2].shape[0] // 7  # truth, five modes, copy; of two clips
+        tops = [np.asarray(picture)[rows * place : rows * (place + 1)].mean() for place in range(7)]
+    assert len(set(tops)) == 7, "everybody predicted something else"
     before = (out / "transfer.json").read_bytes()
     assert main([*line, "modes=[zero,scratch]"]) == 0
     assert (out / "transfer.json").read_bytes() == before

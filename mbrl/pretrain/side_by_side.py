@@ -1,0 +1,50 @@
+"""Clips as several models predicted them, under each other: each keeps its own as a file, all are drawn from these."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mbrl.files import write_atomically
+from mbrl.predict.draw import draw, framed
+from worldmodel.evaluation.predict import Film
+
+CLIPS = "clips"
+FPS = 5.0
+
+
+def keep(folder: Path, name: str, films: Sequence[Film], *, given: int) -> None:
+    """Keeps what a model predicted of these clips as `clips/<name>.npz`, unless there is one of that name.
+
+    Args:
+        given: frames that the model was shown.
+    """
+    path = folder / CLIPS / f"{name}.npz"
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    truth = torch.stack([film.truth for film in films]).numpy()
+    model, copy = (torch.stack([film.ways[way][0] for film in films]).numpy() for way in ("model", "copy"))
+    stream = io.BytesIO()
+    np.savez_compressed(stream, truth=truth, model=model, copy=copy, given=np.array(given))
+    write_atomically(path, stream.getvalue())
+
+
+def draw_kept(folder: Path, names: Sequence[str]) -> list[Path]:
+    """clips.gif and clips.png in `folder`: of each clip the truth, what those of `names` made of it, and copying."""
+    kept = {}
+    for name in names:
+        if (path := folder / CLIPS / f"{name}.npz").exists():
+            with np.load(path, allow_pickle=False) as held:
+                kept[name] = {way: torch.from_numpy(held[way]) for way in held.files}
+    first = next(iter(kept.values()))
+    given = int(first["given"])
+    rows = []
+    for place, truth in enumerate(first["truth"]):
+        made = {name: framed(clips["model"][place], given) for name, clips in kept.items()}
+        rows.append({"truth": truth, **made, "copy": framed(first["copy"][place], given)})
+    return draw(rows, folder, fps=FPS)
