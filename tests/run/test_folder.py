@@ -13,7 +13,6 @@ from mbrl.pretrain.configs import Configs as PretrainConfigs
 from mbrl.run.assemble import Configs
 from mbrl.run.folder import LATER, read_config
 
-
 TRAIN = ("train", ["experiment=toy"], Configs, ("task", "seed"))
 PRETRAIN = ("pretrain", ["data.folders=[somewhere]"], PretrainConfigs, ("stage", "seed"))
 
