@@ -36,11 +36,13 @@ class Finding:
 
 def run(args: list[str]) -> int:
     """Prints every finding; exit code 1 if one says fail. Overrides of `mbrl train` choose the run that is meant."""
-    from mbrl.cli.train import begun
+    from mbrl.cli.compose import compose
+    from mbrl.cli.train import as_plain
 
-    plain, _ = begun("train", args)
+    plain = as_plain(compose("train", args))
     worst = DONE
-    for name, check in CHECKS.items():
+    checks = {"init": lambda plain: sizes(plain, args), **CHECKS} if plain["init"] is not None else CHECKS
+    for name, check in checks.items():
         for finding in examined(lambda check=check: check(plain)):  # type: ignore[misc]
             print(f"{finding.level:4}  {name:9} {finding.text}", flush=True)
             worst = BUG if finding.level == "fail" else worst
@@ -53,6 +55,15 @@ def examined(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
         yield from check()
     except Exception as error:  # whatever a driver or a foreign package throws
         yield Finding("fail", f"{type(error).__name__}: {one_line(error)}")
+
+
+def sizes(plain: dict[str, Any], args: list[str]) -> Iterator[Finding]:
+    """Lays the sizes of the weights that are begun from on `plain`, for the checks that follow."""
+    from mbrl.cli.train import begun
+
+    sized, line = begun("train", args)
+    plain |= sized
+    yield Finding("ok", line or "the sizes asked for are those of the weights")
 
 
 def versions(plain: Mapping[str, Any]) -> Iterator[Finding]:

@@ -170,11 +170,13 @@ def begun(root: str, args: Sequence[str]) -> tuple[dict[str, Any], str]:
     Raises: BadInput; ValueError if `init` holds no weights.
     """
     plain = as_plain(compose(root, args))
+    if not isinstance(plain["init"], str):
+        return plain, ""
 
     from mbrl.run.folder import world_model
     from mbrl.run.sizes import with_sizes_of
 
-    if not isinstance(plain["init"], str) or world_model(plain) == "perfect":
+    if world_model(plain) == "perfect":
         return plain, ""
     folder, parts = Path(plain["init"]), plain.get("load", ("tokenizer", "dynamics"))
     try:

@@ -248,7 +248,13 @@ def sets_in(folder: Path) -> list[Path]:
 
 def is_set(folder: Path) -> bool:
     """Whether `folder` itself is a data set, or a run folder with a replay."""
-    return (folder / CARD).exists() or any(any(place.glob("ep-*.npz")) for place in (folder, folder / "replay"))
+    return (folder / CARD).exists() or any(folder.glob("ep-*.npz")) or has_replay(folder)
+
+
+def has_replay(folder: Path) -> bool:
+    """Whether `folder` is that of a training run with episodes in its replay."""
+    replay = folder / "replay"
+    return any(replay.glob("ep-*.npz")) and not (replay / CARD).exists()  # not a data set that happens to be called so
 
 
 def inside_of(folder: Path) -> list[Path]:
@@ -260,5 +266,7 @@ def check_beside(to: Path) -> None:
     """Raises: ValueError if a data set in `to` would lie in another one, or around others: one would hide the other."""
     if inside := inside_of(to):
         raise ValueError(f"to={to} is a folder of data sets ({inside[0].name}, ...); give one inside it, or a new one")
+    if has_replay(to):
+        raise ValueError(f"to={to} is the folder of a run, whose replay would be hidden; give a folder beside it")
     if is_set(to.absolute().parent):
         raise ValueError(f"to={to} lies in a data set (or a run); give a folder beside it")

@@ -132,8 +132,10 @@ def learned_from(folder: Path, files: Collection[Path], *, own: Path | None = No
         own: the user's folder of configurations, whose classes are trusted.
     """
     known: set[Path] = set()
+    passed: set[Path] = set()
     place: Path | None = folder
-    while place is not None:
+    while place is not None and place not in passed:
+        passed.add(place)
         if not holds_run(place):
             return None  # published weights
         try:
@@ -148,6 +150,8 @@ def learned_from(folder: Path, files: Collection[Path], *, own: Path | None = No
 
 def _learned(folder: Path, plain: Mapping[str, Any], *, trusted: bool) -> list[Path]:
     if "data" not in plain:
+        if not (folder / "replay").is_dir():
+            raise ValueError(f"{folder} has no replay any more")
         return list((folder / "replay").glob("ep-*.npz"))
     data: DataConfig = make(plain["data"], "data", trusted=trusted)
     parts = data.drawn_from(seeds=Seeds(plain["seed"]), split="train")

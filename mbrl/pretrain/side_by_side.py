@@ -18,14 +18,12 @@ FPS = 5.0
 
 
 def keep(folder: Path, name: str, films: Sequence[Film], *, given: int) -> None:
-    """Keeps what a model predicted of these clips as `clips/<name>.npz`, unless there is one of that name.
+    """Keeps what a model predicted of these clips as `clips/<name>.npz`.
 
     Args:
         given: frames that the model was shown.
     """
     path = folder / CLIPS / f"{name}.npz"
-    if path.exists():
-        return
     path.parent.mkdir(parents=True, exist_ok=True)
     truth = torch.stack([film.truth for film in films]).numpy()
     model, copy = (torch.stack([film.ways[way][0] for film in films]).numpy() for way in ("model", "copy"))
@@ -44,7 +42,7 @@ def draw_kept(folder: Path, names: Sequence[str]) -> list[Path]:
     first = next(iter(kept.values()))
     given = int(first["given"])
     rows = []
-    for place, truth in enumerate(first["truth"]):
+    for place in range(min(len(clips["truth"]) for clips in kept.values())):
         made = {name: framed(clips["model"][place], given) for name, clips in kept.items()}
-        rows.append({"truth": truth, **made, "copy": framed(first["copy"][place], given)})
+        rows.append({"truth": first["truth"][place], **made, "copy": framed(first["copy"][place], given)})
     return draw(rows, folder, fps=FPS)

@@ -113,10 +113,10 @@ def run(transfer: Transfer, plain: Mapping[str, Any], folder: Path) -> list[dict
             found = judged(transfer, model, clips)
             rows.append({"mode": mode, "seed": seed, **numbers(found)})
             log.info("%s", told(rows[-1]))
-            if found.films:
-                keep(folder, mode, found.films, given=Dreaming(model).given)
-                draw_kept(folder, MODES)
             write(folder, rows, protocol)
+            if found.films and [row["mode"] for row in rows].count(mode) == 1:  # the first seed of each mode is drawn
+                keep(folder, mode, found.films, given=Dreaming(model).given)
+                draw_kept(folder, [name for name in MODES if any(row["mode"] == name for row in rows)])
     return rows
 
 

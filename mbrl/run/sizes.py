@@ -39,7 +39,7 @@ def with_sizes_of(
     """
     groups = {group for part in parts for group in GROUPS.get(part, ())}
     told = {key: value for key, value in stated(folder) if key.partition(".")[0] in groups}
-    if told.get(KIND) not in (None, plain["worldmodel"]["heads"]["reward"]) and _typed(KIND, decided):
+    if _typed(KIND, decided) and told.get(KIND) != plain["worldmodel"].get("heads", {}).get("reward"):
         told = {key: value for key, value in told.items() if not key.startswith(HEADS) or key == ACTION}
     changed, words = _copied(plain), []
     for key, value in told.items():
@@ -64,11 +64,11 @@ def stated(folder: Path) -> Iterator[tuple[str, Any]]:
     if is_training_run(folder):
         run = read_config(folder)
         groups = [run.get(group) for group in ("tokenizer", "transformer", "worldmodel")]
-        if world_model(run) != "ivideogpt" or not all(isinstance(group, dict) for group in groups):
+        if world_model(run) == "perfect" or not all(isinstance(group, dict) for group in groups):
             raise ValueError(
                 f"{folder} has no weights to start from: its world model is {world_model(run) or 'unknown'}"
             )
-        tokenizer, transformer, heads, acts = run["tokenizer"], run["transformer"], run["worldmodel"]["heads"], True
+        tokenizer, transformer, heads, acts = run["tokenizer"], run["transformer"], run["worldmodel"].get("heads"), True
     else:
         if holds_run(folder):
             run = read_config(folder, verb="pretrain", marks=("stage",))
@@ -80,6 +80,8 @@ def stated(folder: Path) -> Iterator[tuple[str, Any]]:
         yield from ((f"{group}.{name}", value) for name, value in values.items() if name not in TRAINING)
     model = run.get("worldmodel", {})
     yield from ((f"worldmodel.{name}", model[name]) for name in JOINT if name in model)
+    if not heads:  # a class of the user's own
+        return
     if acts:
         yield ACTION, heads["action"]
     if heads["reward"] != "none":  # a head that no file has is a new one, of whatever kind is asked for

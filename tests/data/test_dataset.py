@@ -119,9 +119,18 @@ def test_a_folder_of_data_sets_names_those_inside_it(make_set, tmp_path: Path) -
     for to in (run / "demo", run / "replay" / "new"):
         with pytest.raises(ValueError, match="lies in a data set"):
             check_beside(to)
+    with pytest.raises(ValueError, match="is the folder of a run"):
+        check_beside(run)
     write_card(run / "demo", CARD)
     with pytest.raises(ValueError, match="is a data set and has others in it"):
         sets_in(run)
+
+
+def test_a_data_set_may_be_called_replay(make_set, tmp_path: Path) -> None:
+    two = [make_set(name, [3]) for name in ("replay", "other")]
+    assert sets_in(tmp_path) == sorted(two)
+    check_beside(tmp_path / "new")
+    check_beside(two[0])
 
 
 def test_a_folder_without_any_data_says_so(tmp_path: Path) -> None:

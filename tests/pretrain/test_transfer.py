@@ -54,6 +54,9 @@ def test_every_mode_has_its_row_and_a_second_call_makes_none_again(
     before = (out / "transfer.json").read_bytes()
     assert main([*line, "modes=[zero,scratch]"]) == 0
     assert (out / "transfer.json").read_bytes() == before
+    (out / "clips.png").unlink()
+    assert main([*line, "seeds=[2]", "modes=[full]", "films=1"]) == 0
+    assert not (out / "clips.png").exists(), "the first seed of a mode is drawn, no other"
     capsys.readouterr()
     assert main([*line, "episodes=4"]) == 2
     assert "choose another out=DIR" in capsys.readouterr().err
