@@ -33,9 +33,12 @@ def run_collect(args: list[str]) -> int:
     from contextlib import ExitStack
 
     from mbrl.data.collect import collect
+    from mbrl.data.dataset import check_beside
     from mbrl.io.lock import RunLock
 
     to = Path(given["to"]).expanduser()
+    for order in orders:
+        check_beside(order.folder)  # before the lock, which makes a folder
     began = time.monotonic()
     with ExitStack() as stack:
         stack.enter_context(RunLock(to))

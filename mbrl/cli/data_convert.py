@@ -43,7 +43,7 @@ def run_convert(args: list[str]) -> int:
     given = {"key": known.get("image_key", ""), "rate": str(known.get("rate", 1.0))} | given
 
     from mbrl.data.convert.run import Job, convert
-    from mbrl.data.dataset import DamagedSet
+    from mbrl.data.dataset import DamagedSet, check_beside
     from mbrl.io.lock import RunLock
 
     rate = rate_of(given["rate"])
@@ -59,6 +59,7 @@ def run_convert(args: list[str]) -> int:
     )
     told = progress("items")
     total = len(items) if isinstance(items, list) else 0
+    check_beside(to)  # before the lock, which makes a folder
     try:
         with RunLock(to):
             outcome = convert(items, job, told=lambda done: told(done, total))

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 
-from mbrl.data.dataset import CARD, Card, check_beside, read_card, write_card
+from mbrl.data.dataset import CARD, Card, read_card, write_card
 from mbrl.data.policies import Acting, build
 from mbrl.envs.make import make_envs
 from mbrl.envs.protocol import ProtocolConfig
@@ -180,8 +180,6 @@ def collect(orders: Sequence[Order], *, workers: int, told: Callable[[int, int],
         told: called with (done, total) as episodes come in.
     Raises: ValueError, OSError, NoRendering; RuntimeError if a worker was killed.
     """
-    for order in orders:
-        check_beside(order.folder)
     pieces = []
     for order in orders:
         row, missing = begun(order)

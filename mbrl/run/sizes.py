@@ -5,6 +5,7 @@ Reads configurations and the names in files; no tensor, no network.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -41,7 +42,7 @@ def with_sizes_of(
     told = {key: value for key, value in stated(folder) if key.partition(".")[0] in groups}
     if _typed(KIND, decided) and told.get(KIND) != plain["worldmodel"].get("heads", {}).get("reward"):
         told = {key: value for key, value in told.items() if not key.startswith(HEADS) or key == ACTION}
-    changed, words = _copied(plain), []
+    changed, words = copy.deepcopy(dict(plain)), []
     for key, value in told.items():
         *path, last = key.split(".")
         node: Any = changed
@@ -90,7 +91,3 @@ def stated(folder: Path) -> Iterator[tuple[str, Any]]:
 
 def _typed(key: str, decided: Collection[str]) -> bool:
     return any(f"{key}.".startswith(f"{typed}.") for typed in decided)
-
-
-def _copied(plain: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in plain.items()}

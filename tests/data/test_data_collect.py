@@ -57,6 +57,8 @@ def test_no_data_set_hides_another(tmp_path: Path, capsys: pytest.CaptureFixture
     assert collected(tmp_path / "one", *both) == 0
     assert main(["data", "collect", "task=[reach,reach-terminal]", f"to={tmp_path / 'one'}", *both]) == 2
     assert "lies in a data set" in capsys.readouterr().err
+    assert collected(tmp_path / "one" / "new", *both) == 2
+    assert not (tmp_path / "one" / "new").exists()
     assert len(files(tmp_path / "one")) == len(files(tmp_path / "two" / "reach")) == 1
 
 

@@ -15,7 +15,9 @@ from PIL import Image
 
 from mbrl.cli.compose import compose
 from mbrl.cli.main import main
+from mbrl.io.video import GAP
 from mbrl.pretrain.configs import Configs
+from mbrl.pretrain.transfer import MODES
 from tests.pretrain.runs import Pretrain, words
 from tests.pretrain.sets import dataset
 
@@ -47,10 +49,16 @@ def test_every_mode_has_its_row_and_a_second_call_makes_none_again(
     with (out / "transfer.csv").open() as lines:
         assert len(list(csv.DictReader(lines))) == 9
     assert "| scratch | 2 |" in (out / "transfer.md").read_text()
+    kept = {mode: np.load(out / "clips" / f"{mode}.npz") for mode in MODES}
+    assert len({clips["model"].tobytes() for clips in kept.values()}) == len(MODES), (
+        "everybody predicted something else"
+    )
+    assert len({clips["truth"].tobytes() for clips in kept.values()}) == 1
     with Image.open(out / "clips.png") as picture:
-        rows = np.asarray(picture)[: picture.height // 2].shape[0] // 7  # truth, five modes, copy; of two clips
-        tops = [np.asarray(picture)[rows * place : rows * (place + 1)].mean() for place in range(7)]
-    assert len(set(tops)) == 7, "everybody predicted something else"
+        height = picture.height
+    assert main([*line, "modes=[zero]", f"out={tmp_path / 'alone'}"]) == 0
+    with Image.open(tmp_path / "alone" / "clips.png") as picture:
+        assert height - picture.height == 2 * 4 * (picture.height - 2 * 2 * GAP) // 6, "four modes more, of two clips"
     before = (out / "transfer.json").read_bytes()
     assert main([*line, "modes=[zero,scratch]"]) == 0
     assert (out / "transfer.json").read_bytes() == before

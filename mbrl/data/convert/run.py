@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mbrl.data.convert.clip import Items, Unreadable, episode_of
-from mbrl.data.dataset import CARD, Card, DamagedSet, check_beside, read_card, write_card
+from mbrl.data.dataset import CARD, Card, DamagedSet, read_card, write_card
 from mbrl.files import clear_temporaries, write_atomically
 from mbrl.replay.episode import NAME, Episode, read_episode, write_episode
 
@@ -121,7 +121,6 @@ def shown(value: Any) -> str:
 
 def begin(job: Job) -> None:
     """Raises: ValueError if the folder holds something else."""
-    check_beside(job.folder)
     job.folder.mkdir(parents=True, exist_ok=True)
     asked = {"source": job.source, "side": job.side, "crop": job.crop}
     mark = job.folder / MARK
