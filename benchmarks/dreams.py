@@ -21,14 +21,13 @@ from torch import Tensor
 
 from agents.api import Agent
 from mbrl.envs.make import make_envs
-from mbrl.envs.perfect import PerfectModel, PerfectModelConfig
 from mbrl.envs.rows import RowsEnv
 from mbrl.io.checkpoint import read_newest
+from mbrl.oracle import PerfectModel, PerfectModelConfig
+from mbrl.replay.cut import KEPT, clips_of, episode_of, longest_horizon, real_frames
 from mbrl.replay.episode import Episode
 from mbrl.run.assemble import Configs, assemble_player
-from mbrl.run.collect import KEPT, episode_of
-from mbrl.run.folder import read_config
-from mbrl.run.windows import clips_of, longest_horizon, real_frames
+from mbrl.rundir.folder import read_config
 from worldmodel.api import WorldModel
 from worldmodel.seeds import Seeds
 

@@ -24,7 +24,7 @@ from worldmodel.layout import TokenLayout
 from worldmodel.rollout import SamplingConfig, TokenEngine
 from worldmodel.rollout.kv_cache import KVCache
 from worldmodel.seeds import Seeds
-from worldmodel.strings import layout_ids
+from worldmodel.sequence import layout_ids
 from worldmodel.transformer import HeadConfig, TokenModel, TransformerConfig
 
 PUBLISHED = TokenLayout(context=2)

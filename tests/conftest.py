@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+
+from mbrl.data.dataset import write_card
+from mbrl.replay.episode import write_episode
+from tests.children import run_child
+from tests.data.numbered import CARD, numbered
+
+Train = Callable[..., int]
+MakeSet = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True)
@@ -18,3 +28,35 @@ def leaves_no_trace() -> Iterator[None]:
     for handler in list(logging.getLogger("mbrl").handlers):
         logging.getLogger("mbrl").removeHandler(handler)
         handler.close()
+
+
+@pytest.fixture
+def train() -> Train:
+    """`train(folder, *overrides, once=None, number=SIGKILL)`: see `run_child`."""
+
+    def run(folder: Path, *overrides: str, **when: object) -> int:
+        return run_child(["train", "experiment=debug", f"run_dir={folder}", *overrides], **when)  # type: ignore[arg-type]
+
+    return run
+
+
+@pytest.fixture
+def make_set(tmp_path: Path) -> MakeSet:
+    """A data set of episodes of these lengths (decisions), in a folder of this name."""
+
+    def make(name: str, lengths: list[int], *, first: int = 0, card: dict | None = None, **how: object) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        for place, decisions in enumerate(lengths):
+            write_episode(folder, numbered(first + place, decisions, **how))
+        side, actions = int(how.get("side", 8)), int(how.get("actions", 3))
+        fields = {
+            "name": name,
+            "image": (side, side),
+            "action_dim": actions,
+            "rewards": bool(how.get("rewarded", True)),
+        }
+        write_card(folder, replace(CARD, **(fields | (card or {}))))
+        return folder
+
+    return make

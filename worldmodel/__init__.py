@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from worldmodel.video import VideoGPT
+    from worldmodel.published.model import VideoGPT
 
 
 def load(
@@ -38,7 +38,7 @@ def load(
     Raises: ValueError if a file is missing, unreadable or of another kind of model, or the context would grow;
         `worldmodel.weights.mismatch.Mismatch`, with a table, if tensors do not fit.
     """
-    from worldmodel.weights.folder import assembled, read_folder
+    from worldmodel.published.folder import assembled, read_folder
 
     parts = read_folder(path, transformer=transformer)
     return assembled(*parts, context=context, action_dim=action_dim, reward=reward, seed=seed)

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from worldmodel import proprio
-from worldmodel.losses import AuxiliaryHeads, LossConfig, reward_targets
-from worldmodel.objective import TokenizerObjective, evaluating, unit
+from worldmodel.losses.parts import AuxiliaryHeads, LossConfig, reward_targets
+from worldmodel.losses.tokenizer import TokenizerObjective, evaluating, unit
+from worldmodel.microbatch import Share, uniform
 from worldmodel.rollout.engine import Frame, TokenEngine
 from worldmodel.rollout.sampling import SamplingConfig
 from worldmodel.seeds import Seeds, moved, seeded_globally
-from worldmodel.share import Share, uniform
 from worldmodel.spec import Anchor, EnvSpec, ModelSpec, Part, Reads
 from worldmodel.tokenizer.compressive import CompressiveTokenizer, TokenizerConfig
 from worldmodel.transformer.llama import TransformerConfig

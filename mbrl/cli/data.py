@@ -76,7 +76,7 @@ def run_mixture(args: list[str]) -> int:
     given = words("mbrl data mixture", args, {"name": "oxe or oxe_sthsth", "root": "a folder"}, needed=())
     from mbrl.data.mixture import survey
     from mbrl.data.segments import frame_step
-    from mbrl.run.configs import make
+    from mbrl.rundir.build import make
 
     plain = mixture(given.get("name", "oxe"))
     root = Path(given.get("root", plain["root"])).expanduser()

@@ -32,7 +32,7 @@ def run_collect(args: list[str]) -> int:
 
     from contextlib import ExitStack
 
-    from mbrl.data.collect import collect
+    from mbrl.collection.collect import collect
     from mbrl.data.dataset import check_beside
     from mbrl.io.lock import RunLock
 
@@ -67,7 +67,7 @@ def policy_of(given: Mapping[str, str]) -> dict[str, Any]:
 
 def noise_of(given: Mapping[str, str]) -> float:
     """The deviation of `noisy`."""
-    from mbrl.data.policies import check_noise
+    from mbrl.collection.policies import check_noise
 
     try:
         return check_noise(float(given.get("noise", NOISE)))
@@ -80,9 +80,9 @@ def orders_of(given: Mapping[str, str], policy: Mapping[str, Any], episodes: int
     import yaml
 
     from mbrl.cli.compose import packaged_configs
-    from mbrl.data.collect import Order
+    from mbrl.collection.collect import Order
     from mbrl.envs import metaworld, toy
-    from mbrl.run.configs import make
+    from mbrl.rundir.build import make
 
     names = list(metaworld.TASKS) if given["task"] == "all" else listed(given["task"])
     if not names or len(set(names)) < len(names):

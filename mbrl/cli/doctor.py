@@ -134,8 +134,8 @@ def rollout(plain: Mapping[str, Any]) -> Iterator[Finding]:
     """How fast the run's own transformer imagines here (random weights), and what could make it faster."""
     import torch
 
-    from mbrl.run.configs import make
-    from mbrl.run.folder import world_model
+    from mbrl.rundir.build import make
+    from mbrl.rundir.folder import world_model
     from worldmodel.rollout.engine import TokenEngine
     from worldmodel.transformer.token_model import TokenModel
 
@@ -203,8 +203,8 @@ def captured() -> tuple[bool, str]:
 def memory(plain: Mapping[str, Any]) -> Iterator[Finding]:
     """What the replay of this run will need, against what is free."""
     from mbrl.replay.store import available_ram, expected_bytes
-    from mbrl.run.folder import world_model
     from mbrl.run.validate import KNOWN, SNAPSHOT
+    from mbrl.rundir.folder import world_model
 
     protocol, schedule, replay = plain["protocol"], plain["schedule"], plain["replay"]
     decisions, shown = schedule["total"] // protocol["action_repeat"], plain.get("demos", 0) * protocol["decisions"]
@@ -239,9 +239,9 @@ def worlds(plain: Mapping[str, Any]) -> Iterator[Finding]:
 
 def rendering(plain: Mapping[str, Any]) -> Iterator[Finding]:
     """Which back end draws, and how fast the run's own task comes in the `fast` and in the `full` quality."""
-    from mbrl.cli.glinfo import drawn_by
+    from mbrl.envs.gl import drawn_by
     from mbrl.envs.make import frames_per_second
-    from mbrl.run.configs import make
+    from mbrl.rundir.build import make
 
     yield Finding("ok", drawn_by())
     task, protocol = (make(plain[name], name, trusted=True) for name in ("task", "protocol"))

@@ -34,7 +34,7 @@ def run(args: list[str]) -> int:
     asked = understand(args)
 
     from mbrl.files import write_atomically
-    from mbrl.run.trained import configs_of, read_trained
+    from mbrl.run.restore import configs_of, read_trained
 
     configs = configs_of(asked.folder, own=asked.own, device=asked.device)
     trained = read_trained(asked.folder, configs)

@@ -13,12 +13,12 @@ def run(args: list[str]) -> int:
     """Converts what `from` carries, if given; then lists all networks and where they are."""
     given = understand(args)
 
-    from worldmodel.evaluation.networks import NETWORKS, cache_folder, cached, how_to_get
+    from worldmodel.evaluation.networks.cache import NETWORKS, cache_folder, cached, how_to_get
 
     folder = Path(given["to"]).expanduser() if "to" in given else cache_folder()
     if "from" in given:
         from mbrl.files import write_atomically
-        from worldmodel.evaluation.convert import converted
+        from worldmodel.evaluation.networks.convert import converted
 
         for name, content in converted(Path(given["from"]).expanduser()).items():
             folder.mkdir(parents=True, exist_ok=True)

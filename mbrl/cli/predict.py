@@ -78,7 +78,7 @@ def understand(args: list[str]) -> tuple[Any, Any, Mapping[str, Any], Path | Non
 
     from mbrl.data.source import DataConfig
     from mbrl.predict.configs import PredictConfig
-    from mbrl.run.configs import make
+    from mbrl.rundir.build import make
 
     words, own = take_config_dir(args)
     typed, episode = data_words(words)
@@ -126,7 +126,7 @@ def data_words(words: list[str]) -> tuple[list[str], Path | None]:
 
 def own_data(words: list[str]) -> Mapping[str, Any] | None:
     """What a pre-training run learned from, as it is stored in it; None for other folders."""
-    from mbrl.run.folder import holds_run, read_config
+    from mbrl.rundir.folder import holds_run, read_config
 
     init = next((word.partition("=")[2] for word in words if word.startswith("init=")), "")
     folder = Path(init).expanduser()
@@ -143,7 +143,7 @@ def judge_of(config: Any) -> tuple[Any, dict[str, str]]:
     """
     from worldmodel.evaluation.i3d import load_i3d
     from worldmodel.evaluation.lpips import load_lpips
-    from worldmodel.evaluation.networks import cached, how_to_get
+    from worldmodel.evaluation.networks.cache import cached, how_to_get
     from worldmodel.evaluation.predict import Judge
 
     missing, metrics, networks = {}, list(config.metrics), {"lpips": "lpips-vgg", "fvd": "i3d"}

@@ -42,8 +42,8 @@ def run(args: list[str]) -> int:
         from mbrl.pretrain.assemble import assemble
         from mbrl.pretrain.configs import Configs
         from mbrl.pretrain.train import pretrain
-        from mbrl.run.folder import emptied_on_failure, write_run
-        from mbrl.run.stop import SAVED_PLEASE_REQUEUE, Stop
+        from mbrl.rundir.folder import emptied_on_failure, write_run
+        from mbrl.rundir.stop import SAVED_PLEASE_REQUEUE, Stop
 
         configs = Configs.of(plain, trusted=told["trusted"], world=ranks.world)
         processes.device = device_of(configs.compute.device, ranks)
@@ -93,7 +93,7 @@ def settled(args: list[str], ranks: Ranks, processes: Any, held: ExitStack) -> d
     from mbrl.files import clear_temporaries
     from mbrl.io.lock import RunLock
     from mbrl.pretrain.configs import Configs
-    from mbrl.run.origin import check_origin
+    from mbrl.rundir.origin import check_origin
 
     try:
         told = settle(args)
@@ -115,7 +115,7 @@ def settle(args: list[str]) -> dict[str, Any]:
 
     The last is a line about what came with the weights that a new run begins from.
     """
-    from mbrl.run.folder import check_resumed, holds_run, is_free, read_config, vouched
+    from mbrl.rundir.folder import check_resumed, holds_run, is_free, read_config, vouched
 
     named = typed("pretrain", args, "run_dir")
     if named is None or "${" in str(named):
@@ -166,7 +166,7 @@ def device_of(name: str, ranks: Ranks) -> Any:
 
 def run_info(plain: Mapping[str, Any], *, argv: list[str], world: int) -> dict[str, Any]:
     """What one must know to compare this run with another."""
-    from mbrl.run.machine import machine_info
+    from mbrl.rundir.machine import machine_info
 
     return {
         "data": [*plain["data"]["folders"], *plain["data"]["parts"]],

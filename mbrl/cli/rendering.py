@@ -19,7 +19,7 @@ PROBE_SECONDS = 120
 INSTALL_SECONDS = 900
 
 PROBE = """
-from mbrl.cli.glinfo import drawn_by
+from mbrl.envs.gl import drawn_by
 print(drawn_by())
 """
 

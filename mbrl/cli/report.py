@@ -30,8 +30,8 @@ def run(args: list[str]) -> int:
     asked = understand(args)
 
     from mbrl.files import write_atomically
-    from mbrl.run.page import page
-    from mbrl.run.record import read_record
+    from mbrl.report.page import page
+    from mbrl.report.record import read_record
 
     content = page([read_record(folder) for folder in asked.folders])
     asked.out.parent.mkdir(parents=True, exist_ok=True)

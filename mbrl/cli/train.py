@@ -54,11 +54,11 @@ def run(args: list[str]) -> int:
     from mbrl.files import clear_temporaries
     from mbrl.io.checkpoint import checkpoint_paths
     from mbrl.io.lock import RunLock
-    from mbrl.run.folder import emptied_on_failure, holds_run, run_info, write_run
-    from mbrl.run.origin import start_from
-    from mbrl.run.stop import SAVED_PLEASE_REQUEUE, Stop
     from mbrl.run.train import train
     from mbrl.run.validate import check_recorded
+    from mbrl.rundir.folder import emptied_on_failure, holds_run, run_info, write_run
+    from mbrl.rundir.origin import start_from
+    from mbrl.rundir.stop import SAVED_PLEASE_REQUEUE, Stop
 
     info = {**run_info(settled.plain, argv=args), "init": begun_from(settled)}
     with RunLock(folder):
@@ -105,7 +105,7 @@ def settle(args: list[str]) -> Settled:
 
     Every word that was typed is laid on the stored configuration; only a few keys may thereby change.
     """
-    from mbrl.run.folder import check_resumed, default_folder, holds_run, is_free, read_config, vouched
+    from mbrl.rundir.folder import check_resumed, default_folder, holds_run, is_free, read_config, vouched
 
     named = typed("train", args, "run_dir")
     if named is None or "${" in str(named):  # chosen by a file, by a reference, or by us
@@ -130,8 +130,8 @@ def begun_from(settled: Settled) -> dict[str, Any] | None:
 
     Raises: ValueError if `init` is no folder with weights, or the world model has none.
     """
-    from mbrl.run.folder import read_info, world_model
-    from mbrl.run.origin import record_of
+    from mbrl.rundir.folder import read_info, world_model
+    from mbrl.rundir.origin import record_of
 
     init = settled.plain.get("init")  # runs that began before there was such a key say nothing of it
     if init is None:
@@ -173,8 +173,8 @@ def begun(root: str, args: Sequence[str]) -> tuple[dict[str, Any], str]:
     if not isinstance(plain["init"], str):
         return plain, ""
 
-    from mbrl.run.folder import world_model
-    from mbrl.run.sizes import with_sizes_of
+    from mbrl.rundir.folder import world_model
+    from mbrl.rundir.sizes import with_sizes_of
 
     if world_model(plain) == "perfect":
         return plain, ""
@@ -209,7 +209,7 @@ def talk(path: Path) -> None:
 
 def describe(state: Any, info: Mapping[str, Any], resumed: int | None) -> str:
     """What is about to run, in a few lines."""
-    from mbrl.run.progress import clock_time
+    from mbrl.program import clock_time
 
     sizes = {
         part: sum(p.numel() for p in state.model.parameters_of(part).values()) for part in ("tokenizer", "dynamics")

@@ -81,9 +81,9 @@ Found = list[tuple[str, Shapes, dict[str, Any]]]
 
 
 def _on_disk(path: Path) -> Found:
-    from mbrl.run.origin import check_origin, is_training_run, read_weights
+    from mbrl.rundir.origin import check_origin, is_training_run, read_weights
+    from worldmodel.published.store import published_in
     from worldmodel.weights.files import PICKLES, read_header, refuse_pickle
-    from worldmodel.weights.store import published_in
 
     if path.suffix in PICKLES:
         refuse_pickle(path)
@@ -105,13 +105,13 @@ def _on_disk(path: Path) -> Found:
 
 
 def _parts(folder: Path) -> list[Path]:
-    from worldmodel.weights.folder import TOKENIZER, TRANSFORMERS
+    from worldmodel.published.folder import TOKENIZER, TRANSFORMERS
 
     return [folder / name for name in (TOKENIZER, *reversed(TRANSFORMERS)) if (folder / name).is_dir()]
 
 
 def _of_header(file: Path, header: Mapping[str, tuple[tuple[int, ...], str]]) -> tuple[str, Shapes, dict[str, Any]]:
-    from worldmodel.weights.counts import is_tokenizer
+    from worldmodel.published.counts import is_tokenizer
 
     shapes = {name: shape for name, (shape, _) in header.items()}
     more: dict[str, Any] = {"type": ", ".join(sorted({kind for _, kind in header.values()}))}
@@ -122,9 +122,9 @@ def _of_header(file: Path, header: Mapping[str, tuple[tuple[int, ...], str]]) ->
 
 
 def _config_of(path: Path, *, tokenizer: bool) -> dict[str, Any]:
+    from worldmodel.published.tokenizer import tokenizer_config
+    from worldmodel.published.transformer import config_of_published
     from worldmodel.weights.files import read_json
-    from worldmodel.weights.published import tokenizer_config
-    from worldmodel.weights.published_transformer import config_of_published
 
     raw = read_json(path)
     if tokenizer:
@@ -146,7 +146,7 @@ def _presets(given: Mapping[str, str]) -> Found:
     import yaml
 
     from mbrl.cli.compose import packaged_configs
-    from mbrl.run.configs import make
+    from mbrl.rundir.build import make
 
     found: Found = []
     vocabulary = VOCABULARY
@@ -168,7 +168,7 @@ def _presets(given: Mapping[str, str]) -> Found:
 
 
 def _show(title: str, shapes: Shapes, more: Mapping[str, Any]) -> None:
-    from worldmodel.weights.counts import dimensions, per_module, published_name
+    from worldmodel.published.counts import dimensions, per_module, published_name
 
     modules = per_module(shapes)
     total = (sum(t for t, _ in modules.values()), sum(n for _, n in modules.values()))
@@ -188,8 +188,8 @@ def export(words: list[str]) -> None:
     given = read(words, EXPORT, ("run", "to"))
     to = new_folder(given["to"])
 
-    from mbrl.run.origin import read_weights
-    from worldmodel.weights.folder import assembled, save_published
+    from mbrl.rundir.origin import read_weights
+    from worldmodel.published.folder import assembled, save_published
 
     found = read_weights(Path(given["run"]).expanduser().resolve())
     save_published(assembled(found.tokenizer, found.transformer), to)
@@ -205,7 +205,7 @@ def bring(words: list[str]) -> None:
         raise BadInput(f"reward must be true or false (got {given['reward']})")
 
     import worldmodel
-    from worldmodel.weights.folder import save_published
+    from worldmodel.published.folder import save_published
 
     source = Path(given["from"]).expanduser().resolve()
     reward = given.get("reward") == "true"

@@ -15,10 +15,10 @@ from tensordict import TensorDict
 from mbrl.data.source import ClipSource, DataConfig
 from mbrl.files import DamagedFile
 from mbrl.predict.configs import PredictConfig
+from mbrl.replay.cut import clips_of
 from mbrl.replay.episode import NAME, read_episode
-from mbrl.run.configs import make
-from mbrl.run.folder import holds_run, read_config, vouched
-from mbrl.run.windows import clips_of
+from mbrl.rundir.build import make
+from mbrl.rundir.folder import holds_run, read_config, vouched
 from worldmodel.evaluation.predict import goal_clips
 from worldmodel.seeds import Seeds
 from worldmodel.spec import ModelSpec

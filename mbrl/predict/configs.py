@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from mbrl.run.machine import check_device
+from mbrl.rundir.machine import check_device
 from worldmodel.evaluation.metrics import BETTER
 from worldmodel.evaluation.predict import Way
 

@@ -13,17 +13,17 @@ from torch import Tensor
 
 import worldmodel
 from mbrl.io.checkpoint import give, read_newest
-from mbrl.run.configs import make
-from mbrl.run.folder import holds_run, read_config, vouched, world_model
+from mbrl.rundir.build import make
+from mbrl.rundir.folder import holds_run, read_config, vouched, world_model
 from worldmodel import proprio
 from worldmodel.evaluation.predictors import Dreaming, Generating, Predictor
 from worldmodel.ivideogpt import IVideoGPT
+from worldmodel.published.folder import read_folder
+from worldmodel.published.model import SAMPLINGS
+from worldmodel.published.store import adopt, published_in
 from worldmodel.rollout.sampling import SamplingConfig
 from worldmodel.seeds import Seeds
 from worldmodel.spec import EnvSpec
-from worldmodel.video import SAMPLINGS
-from worldmodel.weights.folder import read_folder
-from worldmodel.weights.store import adopt, published_in
 
 PARTS = ("tokenizer", "transformer", "worldmodel")
 

@@ -14,15 +14,15 @@ from mbrl.data.source import ClipSource, DataConfig
 from mbrl.io.checkpoint import Checkpoints, checkpoint_paths
 from mbrl.io.video import Videos
 from mbrl.pretrain.configs import Configs
-from mbrl.pretrain.state import COLUMNS, Pretraining, Writer
-from mbrl.run.assemble import fast_products
-from mbrl.run.origin import read_weights
-from mbrl.run.stop import Stop
+from mbrl.pretrain.run import COLUMNS, Pretraining, Writer
+from mbrl.rundir.machine import fast_products
+from mbrl.rundir.origin import read_weights
+from mbrl.rundir.stop import Stop
 from worldmodel.ivideogpt import IVideoGPT
+from worldmodel.published.store import adopt
 from worldmodel.seeds import Seeds
 from worldmodel.spec import EnvSpec, ModelSpec, Part
 from worldmodel.training.processes import Processes
-from worldmodel.weights.store import adopt
 
 log = logging.getLogger("mbrl")
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mbrl.run.configs import make
-from mbrl.run.machine import check_device
+from mbrl.rundir.build import make
+from mbrl.rundir.machine import check_device
 from worldmodel.spec import Part
 from worldmodel.training.processes import Sharding
 

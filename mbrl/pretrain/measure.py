@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from worldmodel.ivideogpt import IVideoGPT
-from worldmodel.objective import unit
-from worldmodel.strings import layout_ids
+from worldmodel.losses.tokenizer import unit
+from worldmodel.sequence import layout_ids
 
 ROWS = 8
 """Clips that are measured at once."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mbrl.pretrain.state import Pretraining
+from mbrl.pretrain.run import Pretraining
 
 
 def pretrain(run: Pretraining) -> None:

@@ -23,7 +23,7 @@ from mbrl.pretrain.assemble import begin_from, ready, training_source
 from mbrl.pretrain.assemble import built_model as build_model
 from mbrl.pretrain.configs import Configs, models, pieces
 from mbrl.pretrain.side_by_side import draw_kept, keep
-from mbrl.run.configs import make
+from mbrl.rundir.build import make
 from worldmodel.evaluation.lpips import load_lpips
 from worldmodel.evaluation.predict import Evaluation, Judge, evaluate
 from worldmodel.evaluation.predictors import Dreaming

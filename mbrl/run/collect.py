@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from tensordict import TensorDict
 
 from agents.api import Agent, Memory
 from mbrl.envs.rows import RowsEnv
 from mbrl.replay.clips import ClipReplay
+from mbrl.replay.cut import KEPT, episode_of
 from mbrl.replay.episode import Episode
 from mbrl.run.clock import Clock
 from mbrl.run.progress import Progress
-
-KEPT = ("pixels", "proprio", "state", "snapshot", "action", "next")
-"""What of a real step an episode is made from, where it is there."""
 
 
 class Collector:
@@ -117,29 +114,3 @@ class Collector:
             for row, steps in enumerate(self.env.replay_actions(state["episodes"], actions)):
                 self.open[row] = [step.select(*KEPT, strict=False) for step in steps]
             self.now = self.env.current()
-
-
-def episode_of(steps: Sequence[TensorDict], *, env: int, number: int) -> Episode:
-    """A whole episode from its real steps (the `KEPT` of each, batch []), as row `env` met them."""
-
-    def frames(key: str) -> np.ndarray:
-        if key not in steps[0].keys():  # noqa: SIM118 - a TensorDict has no `in`
-            return np.zeros((len(steps) + 1, 0))
-        return torch.stack([*(step[key] for step in steps), steps[-1]["next", key]]).numpy()
-
-    def column(key: str) -> np.ndarray:
-        return torch.stack([step["next", key].reshape(()) for step in steps]).numpy()
-
-    return Episode(
-        pixels=frames("pixels"),
-        proprio=frames("proprio"),
-        state=frames("state"),
-        snapshot=frames("snapshot"),
-        action=torch.stack([step["action"] for step in steps]).float().numpy(),
-        reward=column("reward").astype(np.float32),
-        terminated=column("terminated"),
-        truncated=column("truncated"),
-        success=column("success"),
-        env=env,
-        number=number,
-    )

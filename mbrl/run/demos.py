@@ -12,10 +12,10 @@ from typing import Any
 
 from mbrl.envs.rows import RowsEnv
 from mbrl.replay.clips import ClipReplay
+from mbrl.replay.cut import KEPT, episode_of
 from mbrl.replay.episode import Episode
 from mbrl.run.clock import Clock
-from mbrl.run.collect import KEPT, episode_of
-from mbrl.run.stop import Stop
+from mbrl.rundir.stop import Stop
 
 log = logging.getLogger("mbrl")
 

@@ -12,8 +12,8 @@ from tensordict import TensorDict
 
 from agents.api import Agent
 from mbrl.envs.rows import RowsEnv
+from mbrl.replay.cut import KEPT, episode_of
 from mbrl.replay.episode import Episode
-from mbrl.run.collect import KEPT, episode_of
 
 
 @dataclass(frozen=True, kw_only=True)

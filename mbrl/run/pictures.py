@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from mbrl.io.video import Videos, difference, strip
-from mbrl.run.audit import OpenLoop
+from mbrl.measure.open_loop import OpenLoop
 from mbrl.run.evaluate import Score
 
 FPS = 10.0

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from mbrl.program import clock_time
+
 PHASES = ("collect", "measure", "fit", "imagine", "learn", "evaluate")
 RECENT = 10  # episodes in the running means
 
@@ -91,10 +93,3 @@ class Progress:
         self.seconds, self.total_seconds = dict(state["seconds"]), dict(state["total_seconds"])
         self.recent = deque(((r, s) for r, s in state["recent"]), maxlen=RECENT)
         self.imagined_frames = state["imagined_frames"]
-
-
-def clock_time(seconds: float) -> str:
-    """`95.0` -> `1m35s`."""
-    minutes, rest = divmod(round(max(0.0, seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mbrl.run.state import Run
+from mbrl.run.run import Run
 
 
 def train(run: Run) -> None:

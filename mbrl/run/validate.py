@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mbrl.envs.metaworld import MetaWorldTask
-from mbrl.envs.perfect import PerfectModelConfig
 from mbrl.envs.protocol import NamedCamera
 from mbrl.envs.toy import ToyTask
+from mbrl.oracle import PerfectModelConfig
 from mbrl.replay.store import Stored, available_ram, expected_bytes
 
 ACTION_DIM = 4  # of a Meta-World task; a few bytes of 12 000 per decision

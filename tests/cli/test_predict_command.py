@@ -18,10 +18,10 @@ from mbrl.predict.clips import learned_from
 from mbrl.pretrain.assemble import built_model
 from mbrl.pretrain.configs import Configs
 from tests.pretrain.sets import SIDE, dataset
+from worldmodel.published.folder import save_published
+from worldmodel.published.model import VideoGPT
+from worldmodel.published.store import MODEL, save_model
 from worldmodel.seeds import Seeds
-from worldmodel.video import VideoGPT
-from worldmodel.weights.folder import save_published
-from worldmodel.weights.store import MODEL, save_model
 
 EPISODES, DECISIONS = 5, 13
 SMALL = ["tokenizer=micro", "transformer=micro", "worldmodel=toy"]

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mbrl.cli.main import main
-from mbrl.run.page import draw, heading
-from mbrl.run.panels import PANELS
-from mbrl.run.record import differences, read_record, read_table
+from mbrl.report.page import draw, heading
+from mbrl.report.panels import PANELS
+from mbrl.report.record import differences, read_record, read_table
 
 CONFIG: dict[str, Any] = {
     "task": {"_target_": "mbrl.envs.metaworld.MetaWorldTask", "name": "door-close-v3"},
@@ -166,7 +166,7 @@ def test_the_title_tells_what_was_run_and_how_it_went(make: Make) -> None:
 
 
 def test_a_perfect_world_model_cannot_be_overlooked(make: Make) -> None:
-    perfect = read_record(make("p", worldmodel={"_target_": "mbrl.envs.perfect.PerfectModelConfig"}))
+    perfect = read_record(make("p", worldmodel={"_target_": "mbrl.oracle.PerfectModelConfig"}))
     learned = read_record(make("l"))
     for records, wanted in (([perfect], "PERFECT WORLD MODEL:"), ([learned, perfect], "PERFECT WORLD MODEL IN B:")):
         banner = [text for text in draw(records).texts if text.get_text().startswith(wanted)]
@@ -189,7 +189,7 @@ def test_several_runs_share_the_panels_with_one_colour_each(make: Make) -> None:
 
 
 def test_a_group_of_another_class_is_one_difference(make: Make) -> None:
-    perfect = make("p", worldmodel={"_target_": "mbrl.envs.perfect.PerfectModelConfig", "segment": 3})
+    perfect = make("p", worldmodel={"_target_": "mbrl.oracle.PerfectModelConfig", "segment": 3})
     assert differences([read_record(make("l")), read_record(perfect)]) == {"worldmodel": ["ivideogpt", "perfect"]}
 
 

@@ -11,13 +11,13 @@ import pytest
 import yaml
 
 import mbrl.run.assemble as assembly
-import mbrl.run.folder
 import mbrl.run.train
+import mbrl.rundir.folder
 from mbrl.cli.main import main
 from mbrl.cli.train import settle
-from mbrl.run.folder import run_info, write_run
-from mbrl.run.state import OWED
-from mbrl.run.stop import Stop
+from mbrl.run.run import OWED
+from mbrl.rundir.folder import run_info, write_run
+from mbrl.rundir.stop import Stop
 
 
 @pytest.fixture(scope="module")
@@ -260,8 +260,8 @@ def test_a_run_that_was_begun_in_the_meantime_is_neither_overwritten_nor_deleted
 ) -> None:
     before = (folder / "config.yaml").read_bytes()
     seen = [False, True]  # not there when the line was read, there once the lock is held
-    monkeypatch.setattr(mbrl.run.folder, "holds_run", lambda place: seen.pop(0))
-    monkeypatch.setattr(mbrl.run.folder, "is_free", lambda place: True)
+    monkeypatch.setattr(mbrl.rundir.folder, "holds_run", lambda place: seen.pop(0))
+    monkeypatch.setattr(mbrl.rundir.folder, "is_free", lambda place: True)
     said = refused(["train", "experiment=toy", "seed=3", f"run_dir={folder}"], capsys)
     assert "another process" in said
     assert (folder / "config.yaml").read_bytes() == before

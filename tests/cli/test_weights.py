@@ -14,9 +14,9 @@ import worldmodel
 from mbrl.cli.main import main
 from mbrl.cli.train import settle
 from mbrl.run.assemble import Configs, assemble
-from mbrl.run.folder import run_info, write_run
-from mbrl.run.stop import Stop
-from worldmodel.weights.store import save_model
+from mbrl.rundir.folder import run_info, write_run
+from mbrl.rundir.stop import Stop
+from worldmodel.published.store import save_model
 
 DATA = Path(__file__).parents[1] / "golden" / "data"
 SET_A = DATA / "set_a_ctx2"

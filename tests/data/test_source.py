@@ -15,7 +15,7 @@ from mbrl.data.mixture import PartConfig, split_of, survey
 from mbrl.data.segments import frame_step
 from mbrl.data.source import ClipSource, DataConfig
 from mbrl.replay.clips import ClipReplay, ReplayConfig
-from mbrl.run.configs import make
+from mbrl.rundir.build import make
 from tests.data.numbered import numbered
 from worldmodel.seeds import Seeds
 from worldmodel.spec import ModelSpec

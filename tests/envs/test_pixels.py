@@ -118,7 +118,7 @@ def test_fast_drawing_is_several_times_faster_than_full_drawing():
 @pytest.mark.metaworld
 def test_a_process_that_never_closed_its_worlds_ends_without_a_word():
     code = (
-        "import yaml; from pathlib import Path; from mbrl.run.configs import make\n"
+        "import yaml; from pathlib import Path; from mbrl.rundir.build import make\n"
         "read = lambda path: make(yaml.safe_load(Path('configs', path).read_text()), path, trusted=True)\n"
         "world, = read('task/metaworld.yaml').build(protocol=read('protocol/default.yaml'), rows=1)\n"
         "world.reset(0); print(world.draw().shape)"

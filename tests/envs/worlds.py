@@ -14,7 +14,7 @@ from mbrl.envs.make import make_envs
 from mbrl.envs.protocol import ProtocolConfig
 from mbrl.envs.rows import RowsEnv
 from mbrl.envs.simulator import SimStep
-from mbrl.run.configs import make
+from mbrl.rundir.build import make
 from worldmodel.seeds import Seeds
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mbrl.cli.main import main
-from worldmodel.evaluation.convert import converted
 from worldmodel.evaluation.i3d import I3D
 from worldmodel.evaluation.lpips import LPIPS, Net, load_lpips
-from worldmodel.evaluation.networks import cached, fill
+from worldmodel.evaluation.networks.cache import cached, fill
+from worldmodel.evaluation.networks.convert import converted
 
 N, H, W = 3, 33, 40
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worldmodel.evaluation.numpy_pickle import arrays_of_pickle
+from worldmodel.evaluation.networks.numpy_pickle import arrays_of_pickle
 
 ARRAYS: dict[str, Any] = {
     "trunk": {"kernel": np.arange(30, dtype=np.float32).reshape(2, 3, 5), "bias": np.arange(3, dtype=">f8")},

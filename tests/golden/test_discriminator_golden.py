@@ -10,7 +10,7 @@ import torch
 from golden_sets import DATA
 from safetensors.torch import load_file
 
-from worldmodel.tokenizer.perceptual import PatchDiscriminator, discriminator_loss, generator_loss
+from worldmodel.losses.discriminator import PatchDiscriminator, discriminator_loss, generator_loss
 
 SETS = [path.parent for path in sorted(DATA.glob("*/discriminator.npz"))]
 

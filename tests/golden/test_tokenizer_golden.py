@@ -15,9 +15,9 @@ from golden_sets import DATA, SETS, shorter_contexts, tolerance
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from worldmodel.published.tokenizer import config_of_published, load_tokenizer
 from worldmodel.tokenizer import CompressiveTokenizer, TokenizerConfig
 from worldmodel.weights.mismatch import Mismatch
-from worldmodel.weights.published import config_of_published, load_tokenizer
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "tokenizer"
 GRAD_TOL = 1e-3

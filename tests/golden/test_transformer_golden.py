@@ -19,15 +19,15 @@ from torch import Tensor
 
 import worldmodel
 from worldmodel.layout import TokenLayout
+from worldmodel.published.model import VideoGPT
+from worldmodel.published.transformer import read_transformer
 from worldmodel.rollout import SamplingConfig, TokenEngine
 from worldmodel.rollout.kv_cache import KVCache
 from worldmodel.rollout.sampling import probabilities
-from worldmodel.strings import codes_of_ids, layout_ids
+from worldmodel.sequence import codes_of_ids, layout_ids
 from worldmodel.transformer import TransformerConfig
 from worldmodel.transformer.token_model import symlog
-from worldmodel.video import VideoGPT
 from worldmodel.weights.mismatch import Mismatch
-from worldmodel.weights.published_transformer import read_transformer
 
 PUBLISHED = SamplingConfig(temperature=1.0, top_k=100, codes_only=False)
 B_ACTION = DATA / "set_b_ctx1/transformer_action"

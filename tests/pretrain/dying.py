@@ -11,7 +11,7 @@ from typing import Any
 import safetensors.torch
 
 from mbrl.cli.main import main
-from mbrl.pretrain.state import Pretraining
+from mbrl.pretrain.run import Pretraining
 from mbrl.ranks import take
 from worldmodel.training.pretrainer import Pretrainer
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from mbrl.cli.main import main
 from tests.pretrain.runs import rows, state_of, words
 from worldmodel.evaluation.lpips import LPIPS
-from worldmodel.evaluation.networks import cached
+from worldmodel.evaluation.networks.cache import cached
 
 ROOT = Path(__file__).resolve().parents[2]
 # Adam divides by the root of the mean square: where that is nearly 0 it would show nothing but how sums are rounded

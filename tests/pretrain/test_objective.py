@@ -13,12 +13,12 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from mbrl.cli.compose import compose
-from mbrl.run.configs import make
-from worldmodel.adversary import Adversary, AdversaryConfig
+from mbrl.rundir.build import make
 from worldmodel.ivideogpt import IVideoGPT
+from worldmodel.losses.adversarial import Adversary, AdversaryConfig
+from worldmodel.microbatch import Share
 from worldmodel.optim import OptimConfig, Optimizer, ScheduledOptimConfig
 from worldmodel.seeds import Seeds
-from worldmodel.share import Share
 from worldmodel.spec import EnvSpec
 
 B, A, SIDE = 6, 2, 32

@@ -15,9 +15,9 @@ from mbrl.io.checkpoint import read_newest
 from mbrl.run.assemble import Configs, assemble
 from mbrl.run.best import Best
 from mbrl.run.evaluate import EvaluationConfig, Evaluator, Score
-from mbrl.run.state import Run
-from mbrl.run.stop import Stop
+from mbrl.run.run import Run
 from mbrl.run.train import train
+from mbrl.rundir.stop import Stop
 
 
 class Weights:

@@ -24,9 +24,9 @@ from mbrl.envs.toy import Toy
 from mbrl.replay.episode import Episode
 from mbrl.replay.store import expected_bytes
 from mbrl.run.assemble import Configs, assemble
-from mbrl.run.folder import default_folder
-from mbrl.run.state import Run
-from mbrl.run.stop import Stop
+from mbrl.run.run import Run
+from mbrl.rundir.folder import default_folder
+from mbrl.rundir.stop import Stop
 from tests.run.test_resume import assert_same_run
 from worldmodel.seeds import Seeds
 

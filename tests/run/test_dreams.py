@@ -12,9 +12,9 @@ from torch import Tensor
 from agents.baselines import RandomConfig
 from benchmarks.dreams import compare, judge, played
 from mbrl.envs.make import make_envs
-from mbrl.envs.perfect import PerfectModel, PerfectModelConfig
 from mbrl.envs.protocol import ProtocolConfig
 from mbrl.envs.toy import ToyTask
+from mbrl.oracle import PerfectModel, PerfectModelConfig
 from mbrl.replay.episode import Episode
 from worldmodel.seeds import Seeds
 

@@ -12,13 +12,13 @@ import pytest
 from agents.dreamer import Dreamer
 from mbrl.cli.compose import compose
 from mbrl.cli.train import as_plain
+from mbrl.measure.instruments import Instruments
 from mbrl.replay.episode import Episode
 from mbrl.run.assemble import Configs, assemble
 from mbrl.run.gate import Gate, GateConfig
-from mbrl.run.instruments import Instruments
-from mbrl.run.state import Run
-from mbrl.run.stop import Stop
+from mbrl.run.run import Run
 from mbrl.run.train import train
+from mbrl.rundir.stop import Stop
 from tests.run.test_resume import assert_same_run
 
 GATE = ("schedule.gate.episodes=2", "schedule.gate.reward_r2=0.3", "schedule.gate.codes_alive=1")

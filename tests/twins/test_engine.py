@@ -17,7 +17,7 @@ from worldmodel.layout import TokenLayout
 from worldmodel.rollout import Frame, SamplingConfig, TokenEngine
 from worldmodel.rollout.kv_cache import KVCache
 from worldmodel.rollout.sampling import draw, probabilities
-from worldmodel.strings import string_of_ids
+from worldmodel.sequence import string_of_ids
 from worldmodel.transformer import HeadConfig, TokenModel, TransformerConfig
 
 LAYOUT = TokenLayout(context=2, codes_context=7, codes_future=3, vocab_context=11, vocab_future=13)

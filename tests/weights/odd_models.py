@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from worldmodel.published.model import VideoGPT
+from worldmodel.published.tokenizer import config_of_published
 from worldmodel.transformer import HeadConfig, TransformerConfig
 from worldmodel.transformer.token_model import TokenModel
-from worldmodel.video import VideoGPT
-from worldmodel.weights.published import config_of_published
 
 WIDE: dict[str, Any] = {  # 256 px: resolution, max_att_resolution and patch_size are left out, as published
     "_class_name": "VQModel",

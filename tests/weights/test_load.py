@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import worldmodel
-from worldmodel.strings import codes_of_ids
-from worldmodel.video import VideoGPT, goal_first
-from worldmodel.weights.folder import save_published
+from worldmodel.published.folder import save_published
+from worldmodel.published.model import VideoGPT, goal_first
+from worldmodel.sequence import codes_of_ids
 from worldmodel.weights.mismatch import Mismatch
 
 B, F = 2, 2

@@ -13,13 +13,13 @@ from omegaconf import OmegaConf
 
 import worldmodel
 from mbrl.cli.compose import compose
-from mbrl.run.configs import make
+from mbrl.rundir.build import make
 from worldmodel.ivideogpt import IVideoGPT
+from worldmodel.published.store import MODEL, load_into, save_model
 from worldmodel.seeds import Seeds
 from worldmodel.spec import EnvSpec
 from worldmodel.weights import files
 from worldmodel.weights.mismatch import Mismatch
-from worldmodel.weights.store import MODEL, load_into, save_model
 
 PUBLISHED = (
     "tokenizer.stem=1", "tokenizer.quantizer=vq", "tokenizer.fsq_levels_context=[]", "tokenizer.fsq_levels_future=[]",

@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from mbrl.cli.compose import compose
-from mbrl.run.configs import make
+from mbrl.rundir.build import make
 from worldmodel.dream.imagine import Dream
 from worldmodel.ivideogpt import IVideoGPT
 from worldmodel.seeds import Seeds

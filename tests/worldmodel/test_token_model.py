@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worldmodel.layout import TokenLayout
-from worldmodel.strings import IGNORED, layout_ids, layout_labels, string_of_ids
+from worldmodel.sequence import IGNORED, layout_ids, layout_labels, string_of_ids
 from worldmodel.transformer import HeadConfig, TokenModel, TransformerConfig
 from worldmodel.transformer.token_model import symexp, symlog, two_hot
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from worldmodel.evaluation.networks import fill, located
+from worldmodel.evaluation.networks.cache import fill, located
 
 SIDE = 224
 LEAST_FRAMES = 9

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from worldmodel.evaluation.networks import fill, located
+from worldmodel.evaluation.networks.cache import fill, located
 
 Net = Literal["vgg", "alex"]
 Layer = tuple[int, ...]

@@ -13,8 +13,8 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from worldmodel.rollout.sampling import SamplingConfig
+from worldmodel.sequence import codes_of_ids, layout_ids
 from worldmodel.spec import Anchor, ModelSpec
-from worldmodel.strings import codes_of_ids, layout_ids
 from worldmodel.tokenizer.compressive import CompressiveTokenizer
 
 # B clips, t context frames, T frames behind them, G frames that are shown as they are, A action, K codes of a frame
@@ -94,7 +94,7 @@ class Dreaming(Predictor):
 
 
 class Generating(Predictor):
-    """A published model (`worldmodel.video.VideoGPT`): action-free strings are drawn in one go, as published.
+    """A published model (`worldmodel.published.model.VideoGPT`): action-free strings are drawn in one go, as published.
 
     Args:
         rule: how ids are drawn.

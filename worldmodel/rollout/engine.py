@@ -17,7 +17,7 @@ from torch import Tensor
 from worldmodel.rollout.fused import FusedTransformer
 from worldmodel.rollout.kv_cache import KVCache
 from worldmodel.rollout.sampling import SamplingConfig, draw
-from worldmodel.strings import string_of_ids
+from worldmodel.sequence import string_of_ids
 from worldmodel.transformer.token_model import TokenModel
 
 _next_ticket = itertools.count().__next__  # tickets are unique in the process, so engines cannot mistake each other's

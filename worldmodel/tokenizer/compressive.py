@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.layout import TokenLayout
-from worldmodel.strings import codes_of_ids, layout_ids, layout_labels
+from worldmodel.sequence import codes_of_ids, layout_ids, layout_labels
 from worldmodel.tokenizer.blocks import full_precision
 from worldmodel.tokenizer.conditional import (
     HEADS,

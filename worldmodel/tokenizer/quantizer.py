@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodel.share import Source, integers, uniform
+from worldmodel.microbatch import Source, integers, uniform
 from worldmodel.tokenizer.blocks import full_precision
 
 ROWS_AT_ONCE = 8192

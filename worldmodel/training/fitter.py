@@ -14,10 +14,10 @@ import torch
 from tensordict import TensorDict
 
 from worldmodel.api import WorldModel
+from worldmodel.augment import shifted
 from worldmodel.optim import OptimConfig, Optimizer
 from worldmodel.seeds import Seeds
 from worldmodel.spec import Part
-from worldmodel.training.shift import shifted
 
 PARTS: tuple[Part, ...] = ("tokenizer", "dynamics")
 PATIENCE = 10  # non-finite losses in a row before the run is called diverged

@@ -15,12 +15,12 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from worldmodel.adversary import Adversary, AdversaryConfig
 from worldmodel.ivideogpt import IVideoGPT
-from worldmodel.objective import evaluating
+from worldmodel.losses.adversarial import Adversary, AdversaryConfig
+from worldmodel.losses.tokenizer import evaluating
+from worldmodel.microbatch import Share
 from worldmodel.optim import ScheduledOptimConfig, laid_into, whole
 from worldmodel.seeds import Seeds
-from worldmodel.share import Share
 from worldmodel.spec import Part
 from worldmodel.training.processes import Processes, Sharding, without_sync
 

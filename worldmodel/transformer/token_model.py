@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel.layout import TokenLayout
-from worldmodel.strings import IGNORED, layout_ids, layout_labels
+from worldmodel.sequence import IGNORED, layout_ids, layout_labels
 from worldmodel.transformer.llama import TransformerConfig
 
 

@@ -1,1 +1,1 @@
-"""Published checkpoints on disk -> our networks."""
+"""Weights on disk: reading, writing, comparing and counting tensors."""

@@ -1,0 +1,1 @@
+"""Playing episodes into a data set."""

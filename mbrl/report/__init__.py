@@ -1,0 +1,1 @@
+"""One page of plots about finished or running trainings."""

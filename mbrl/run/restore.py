@@ -1,0 +1,56 @@
+"""The agent that a training run made: its worlds, its model and the weights that the run's own rule scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mbrl.io.checkpoint import give, read_newest
+from mbrl.run.assemble import Configs, Player, assemble_player
+from mbrl.rundir.folder import read_config, vouched
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An agent with what it needs to act.
+
+    Attributes:
+        player: agent, world model and the evaluator with its environments.
+        step: the number of the checkpoint that it comes from.
+        env_step: when it had these weights: `evaluation.weights` says whether the best so far are meant or the last.
+    """
+
+    player: Player
+    step: int
+    env_step: int
+
+
+def configs_of(folder: Path, *, own: Path | None = None, device: str | None = None) -> Configs:
+    """The configuration of the run in `folder`, for those who only play.
+
+    Args:
+        own: the user's folder of configurations, whose classes are trusted.
+        device: where the model shall work; None: where it was trained.
+    Raises: ValueError where there is no run, or it has classes that nobody vouches for.
+    """
+    plain = read_config(folder)
+    trusted = vouched(plain, own)
+    plain["replay"]["capacity"] = plain["protocol"]["decisions"]  # nothing is remembered here: claim no memory for it
+    if device is not None:
+        plain["compute"]["device"] = device
+    return Configs.of(plain, trusted=trusted)
+
+
+def read_trained(folder: Path, configs: Configs) -> Trained:
+    """The agent of the newest checkpoint in `folder`, whose configuration is `configs`.
+
+    Raises: DamagedCheckpoint or ValueError if there is none that can be read, or its networks have other shapes.
+    """
+    checkpoint = read_newest(folder / "checkpoints")
+    best = checkpoint.states["best"]["found"] if configs.evaluation.weights == "best" else {}
+    states = best["states"] if best else checkpoint.states
+    player = assemble_player(configs, None)
+    give(player.model, states["model"], origin=folder)
+    give(player.agent, states["agent"], origin=folder)
+    env_step = best["env_step"] if best else checkpoint.states["run"]["clock"]["env_steps"]
+    return Trained(player=player, step=checkpoint.step, env_step=int(env_step))

@@ -1,0 +1,320 @@
+"""A run: the objects that the loop moves, and the few verbs the loop speaks. Built by assemble.py."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agents.api import Agent, Metrics
+from mbrl.io.checkpoint import Checkpoints, NotSaved
+from mbrl.io.logger import Logger
+from mbrl.io.video import Videos
+from mbrl.measure.instruments import Instruments, gated
+from mbrl.measure.open_loop import open_loop
+from mbrl.replay.clips import ClipReplay
+from mbrl.replay.cut import longest_horizon
+from mbrl.replay.episode import Episode
+from mbrl.run.best import Best
+from mbrl.run.clock import Cadence, Clock
+from mbrl.run.collect import Collector
+from mbrl.run.demos import DONE, Demos
+from mbrl.run.evaluate import EvaluationConfig, Evaluator, Score
+from mbrl.run.gate import Gate, GateConfig
+from mbrl.run.pictures import draw_episode, draw_open_loop
+from mbrl.run.progress import Progress
+from mbrl.rundir.stop import Stop
+from worldmodel.api import WorldModel
+from worldmodel.training.fitter import Fitter
+
+log = logging.getLogger("mbrl")
+
+OWED = ("tokenizer", "dynamics", "learn", "evaluate", "log", "save")
+"""What the schedule owes, in the order of the loop."""
+MANY = 50
+"""Updates owed at once that take long enough to be announced: the first fits are minutes of silence otherwise."""
+PATIENCE = 3
+"""Checkpoints in a row that may fail (disk full) before the run gives up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """What is owed when, in env steps (simulator steps after action repeat).
+
+    Attributes:
+        total: env steps of the run.
+        prefill: env steps that the prefilling agent collects first.
+        tokenizer: updates of the tokenizer.
+        dynamics: updates of the token model.
+        learn: updates of the agent.
+        evaluate: interim evaluations.
+        log: rows of metrics.csv and progress lines.
+        save: checkpoints.
+        gate: what the world model must show before `learn` begins; what is owed until then is caught up.
+    """
+
+    total: int
+    prefill: int
+    tokenizer: Cadence
+    dynamics: Cadence
+    learn: Cadence
+    evaluate: Cadence
+    log: Cadence
+    save: Cadence
+    gate: GateConfig
+
+    def __post_init__(self) -> None:
+        for name in ("total", "prefill"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1 (got {getattr(self, name)})")
+        if self.prefill > self.total:
+            raise ValueError(f"prefill must be <= total={self.total} (got {self.prefill})")
+        for name in ("tokenizer", "dynamics", "learn"):
+            if getattr(self, name).start < self.prefill:
+                raise ValueError(
+                    f"{name}.start must be >= prefill={self.prefill}: there is no replay before "
+                    f"(got {getattr(self, name).start})"
+                )
+
+
+@dataclass(kw_only=True)
+class Run:
+    """Everything of one run; `parts` is what a checkpoint holds."""
+
+    folder: Path
+    schedule: ScheduleConfig
+    evaluation: EvaluationConfig
+    clock: Clock
+    model: WorldModel
+    collector: Collector
+    demos: Demos | None
+    replay: ClipReplay
+    fitter: Fitter
+    agent: Agent
+    prefiller: Agent
+    evaluator: Evaluator
+    best: Best
+    instruments: Instruments
+    gate: Gate
+    progress: Progress
+    logger: Logger
+    videos: Videos
+    checkpoints: Checkpoints
+    stop: Stop
+    unsaved: int = 0
+    """Checkpoints in a row that the disk refused."""
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Evaluations to be told at the end: `random`, `final`."""
+
+    def going(self) -> bool:
+        """Whether the loop goes on."""
+        return not self.stop and (self.clock.env_steps < self.schedule.total or self.behind())
+
+    def behind(self) -> bool:
+        """Whether anything is owed still: a run that was stopped between two updates first does the rest of them."""
+        done, now = self.clock.done, self.clock.env_steps
+        return any(getattr(self.schedule, name).owed(now, done.get(name, 0)) for name in OWED if self._may(name))
+
+    def _may(self, name: str) -> bool:
+        """Whether what is owed of `name` may be done now: the agent learns behind the gate."""
+        return name != "learn" or self.gate.open
+
+    def owed(self, name: str) -> Iterator[int]:
+        """The updates of `name` that are owed now; none once a stop is asked for, none before a closed gate."""
+        if not self._may(name):
+            return
+        cadence: Cadence = getattr(self.schedule, name)
+        count = cadence.owed(self.clock.env_steps, self.clock.done.get(name, 0))
+        if count >= MANY and not self.stop:
+            log.info("env step %d: %d updates of %s come first", self.clock.env_steps, count, name)
+        for number in self.clock.owed(name, cadence):
+            if self.stop:
+                return
+            yield number
+
+    def timed(self, phase: str) -> AbstractContextManager[None]:
+        """Books the body's time on `collect`, `measure`, `fit`, `imagine`, `learn` or `evaluate`."""
+        return self.progress.timed(phase)
+
+    def note(self, metrics: Metrics) -> None:
+        """Takes one update's scalars; they reach metrics.csv as means."""
+        self.progress.note(metrics)
+
+    def x(self) -> dict[str, int]:
+        """The x columns of every row."""
+        return {
+            "env_step": self.clock.env_steps,
+            "decision": self.clock.decisions,
+            "update": self.clock.done.get("learn", 0),
+        }
+
+    def demonstrate(self) -> None:
+        """Fills replay with the demonstrations that are asked for and not yet there."""
+        if self.demos is not None:
+            with self.timed("collect"):
+                self.demos.collect(self.stop)
+
+    def measure_random_policy(self) -> None:
+        """Scores the prefilling (random) policy on the evaluation episodes: what learning has to beat."""
+        if "random" not in self.scores and not self.stop:
+            with self.timed("evaluate"):
+                score = self.evaluator.score(self.prefiller, self.evaluation.episodes)
+            self._tell("random", score)
+
+    def measure(self, episode: Episode) -> None:
+        """Measures model and agent on an episode that was held out so far; may open the gate.
+
+        Nothing is measured before the model's first fit.
+        """
+        if not self._fitted():
+            return
+        found = self.instruments.heldout(episode, own=not self.collector.prefilling)
+        self.note(found)
+        if self.gate.judge(found.get(gated(self.model.spec)), lambda: self.instruments.codes_alive(episode.number)):
+            log.info("env step %d: %s", self.clock.env_steps, str(self.gate))
+
+    def _fitted(self) -> bool:
+        """Whether the model is more than its first weights (one without weights always is)."""
+        return self.clock.done.get("dynamics", 0) > 0 or not self.model.parameters_of("dynamics")
+
+    def evaluate(self) -> None:
+        """An interim evaluation, on starts and goals of its own; its weights may turn out to be the best so far."""
+        score = self.evaluator.score(self.agent, self.evaluation.interim, stream="select")
+        self.best.offer(score, env_step=self.clock.env_steps)
+        self._show("latest", score)
+        if self._fitted():
+            self.note(self.instruments.probed())
+
+    def _evaluate_finally(self) -> None:
+        """The score that counts, on the random policy's starts and goals."""
+        if self.evaluation.weights == "best" and self.best.offered != self.clock.env_steps:
+            self.evaluate()  # the last weights are candidates too
+        chosen = self.evaluation.weights == "best"
+        step = self.best.env_step if chosen else self.clock.env_steps
+        log.info("final evaluation of the weights of env step %d", step)
+        with self.best.in_place() if chosen else nullcontext():
+            self._show("final", self.evaluator.score(self.agent, self.evaluation.episodes), {"weights_step": step})
+        self.scores["final"] |= self._asked()
+
+    def _asked(self) -> dict[str, float]:
+        """What a final score belongs to; a finished run that is asked for another one is scored again."""
+        judged = self.evaluation
+        return {
+            "env_step": float(self.clock.env_steps),
+            "asked_best": float(judged.weights == "best"),
+            "asked_episodes": float(judged.episodes),
+            "asked_rows": float(judged.rows),
+        }
+
+    def _show(self, name: str, score: Score, more: dict[str, float] | None = None) -> None:
+        """Writes eval.csv, an episode's video and an open-loop clip of the model."""
+        videos = [draw_episode(self.videos, self.clock.env_steps, score)]
+        imagines = "pixels" in self.model.spec.reads
+        horizon = longest_horizon(self.model.spec, score.first) if imagines else 0
+        if horizon:
+            clip = open_loop(self.model, score.first, horizon=horizon)
+            videos.append(draw_open_loop(self.videos, self.clock.env_steps, clip))
+        self._tell(name, score, {**(clip.metrics() if horizon else {}), **(more or {})})
+        for path in videos:
+            self.logger.video(path.stem.split("-")[0], path, self.x())
+
+    def _tell(self, name: str, score: Score, more: dict[str, float] | None = None) -> None:
+        self.scores[name] = score.metrics()
+        self.scores[name]["env_step"] = self.clock.env_steps
+        self.logger.evaluation({**score.metrics(), **(more or {})}, self.x())
+        log.info(
+            "%s policy at env step %d: %s", "random" if name == "random" else "greedy", self.clock.env_steps, score
+        )
+
+    def report(self) -> None:
+        """One row of metrics.csv and the progress line; while the gate is closed also what it waits for."""
+        if self._fitted() and (alive := self.instruments.codes_alive(self.clock.episodes)) is not None:
+            self.note({"replay/codes_alive": float(alive)})
+        row = self.progress.row()
+        self.logger.log(row, self.x())
+        log.info(
+            self.progress.line(
+                row,
+                env_steps=self.clock.env_steps,
+                total=self.schedule.total,
+                episodes=self.clock.episodes - self.clock.done.get(DONE, 0),
+                left_s=self._left_s(),
+            )
+        )
+
+        if not self.gate.open and self.clock.env_steps >= self.schedule.learn.start:
+            log.info("env step %d: %s", self.clock.env_steps, str(self.gate))
+
+    def _left_s(self) -> float:
+        """Seconds left at the mean pace so far (the first fits are dear, so it begins too high)."""
+        spent = sum(self.progress.total_seconds.values())
+        return spent / max(1, self.clock.env_steps) * (self.schedule.total - self.clock.env_steps)
+
+    def parts(self, *, counting_save: int = 0) -> dict[str, Any]:
+        """What a checkpoint holds; `counting_save=1` where the save itself is one that the schedule owed."""
+        return {
+            "model": self.model,
+            "fitter": self.fitter,
+            "agent": self.agent,
+            "collector": self.collector,
+            "replay": self.replay,
+            "best": self.best,
+            "logger": self.logger,
+            "progress": self.progress,
+            "run": RunState(self, counting_save),
+        }
+
+    def save(self, *, owed: bool = True) -> None:
+        """Writes a checkpoint; nothing in it can be lost from then on.
+
+        `owed`: the schedule asked for it, so it counts there. Otherwise (a stop, the end) one of the same env step may
+        be there already with less in it; the newer one takes the next free number.
+        """
+        step = self.clock.env_steps
+        while not owed and (self.checkpoints.folder / f"step-{step:09d}").exists():
+            step += 1
+        try:
+            self.checkpoints.save(step, self.parts(counting_save=int(owed)))
+        except NotSaved as error:
+            self.unsaved += 1
+            if self.unsaved >= PATIENCE or not owed:
+                raise
+            log.warning("%s; training goes on", error)
+            return
+        self.unsaved = 0
+        self.replay.prune(self.checkpoints.kept("replay"))
+
+    def finish(self) -> None:
+        """The last evaluation (unless a stop was asked for) and the last checkpoint."""
+        if not self.stop and not self._asked().items() <= self.scores.get("final", {}).items():
+            with self.timed("evaluate"):
+                self._evaluate_finally()
+            self.report()
+        if not self.stop and not self.gate.open:
+            short = "; ".join(self.gate.lacking())
+            log.warning(
+                "WARNING: the actor never started learning: the world model fell short of schedule.gate: %s", short
+            )
+        self.save(owed=False)
+
+
+class RunState:
+    """The clock, the gate and the told scores as one checkpoint part."""
+
+    def __init__(self, run: Run, counting_save: int) -> None:
+        self.run, self.counting_save = run, counting_save
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        clock = self.run.clock.state_dict()
+        clock["done"]["save"] = clock["done"].get("save", 0) + self.counting_save
+        return {"clock": clock, "scores": self.run.scores, "gate": self.run.gate.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.run.clock.load_state_dict(state["clock"])
+        self.run.gate.load_state_dict(state["gate"])
+        self.run.scores = {name: dict(values) for name, values in state["scores"].items()}

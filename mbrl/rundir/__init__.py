@@ -1,0 +1,1 @@
+"""What every run has, whatever it trains: its folder, its stored configuration, its machine, a polite stop."""

@@ -1,0 +1,216 @@
+"""The run folder: what it holds, how a new one begins, and how an old one is read as data.
+
+config.yaml   the whole composed configuration        run.json     versions, protocol, camera, threads, device, commit
+metrics.csv   training, one row per log interval      eval.csv     every evaluation
+checkpoints/  step-*: verified before they are read   replay/      one file per finished episode
+videos/       evaluation episodes, open-loop clips    console.log  what was printed
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mbrl.files import TEMPORARY, write_atomically
+from mbrl.program import program
+from mbrl.rundir.build import OURS
+from mbrl.rundir.machine import machine_info
+from worldmodel.weights.files import read_json
+
+MAY_CHANGE = (
+    "schedule.total",
+    "schedule.evaluate.",
+    "schedule.log.",
+    "schedule.save.",
+    "evaluation.",
+    "logger.",
+    "replay.on_damage",
+    "keep",
+    "run_dir",
+)
+"""Keys (or beginnings of keys, with a dot) that a continued run may be given anew; what was learned so far stays."""
+LATER = {("worldmodel", "losses", "lpips"): 0.0, ("replay", "best_fraction"): 0.0, ("data", "ahead"): 0}
+"""Keys that came when there were runs already, with the value at which they do nothing: these runs mean it."""
+LEFT_BEHIND = ("run.lock", "console.log")
+"""What a start that was killed before it wrote config.yaml may leave, beside temporary files."""
+
+
+def default_folder(plain: Mapping[str, Any], variants: Mapping[str, str]) -> Path:
+    """runs/<task>/<agent>-<transformer>[-demos<n>]/seed-<n>/<date-time>; `perfect` where no transformer has a part."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    model = "perfect" if world_model(plain) == "perfect" else variants["transformer"]
+    method = f"{variants['agent']}-{model}"
+    if plain["demos"]:  # never averaged with runs that had none
+        method += f"-demos{plain['demos']}"
+    return Path("runs") / plain["task"]["name"] / method / f"seed-{plain['seed']}" / stamp
+
+
+def world_model(plain: Mapping[str, Any]) -> str:
+    """The module of the run's world model: `ivideogpt`, or `perfect` for the simulator itself."""
+    target = str(plain.get("worldmodel", {}).get("_target_", ""))
+    return target.rpartition(".")[0].rpartition(".")[2]
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run has begun in `folder`."""
+    return (folder / "config.yaml").is_file()
+
+
+def is_free(folder: Path) -> bool:
+    """Whether a run may begin in `folder`: it is not there, or holds nothing but what a killed start leaves."""
+    if not folder.is_dir():
+        return not folder.exists()
+    return all(path.name in LEFT_BEHIND or path.name.startswith(TEMPORARY) for path in folder.iterdir())
+
+
+@contextmanager
+def emptied_on_failure(folder: Path) -> Iterator[None]:
+    """If the body fails, what came into `folder` meanwhile is removed: the corrected command may use it again.
+
+    For whoever holds the folder's lock, whose file was there before and so stays (a process that has just opened it
+    would otherwise hold a lock that nobody else sees).
+    """
+    before = {path.name for path in folder.iterdir()}
+    try:
+        yield
+    except BaseException:
+        for path in [path for path in folder.iterdir() if path.name not in before]:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        raise
+
+
+def read_config(folder: Path, *, verb: str = "train", marks: tuple[str, ...] = ("task", "seed")) -> dict[str, Any]:
+    """The stored configuration, as data: no reference in it is followed and no tag is obeyed.
+
+    Args:
+        verb: what begins such a folder.
+        marks: keys that its configuration has.
+    Raises: ValueError where there is none, or it is not one.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} is not a run folder: it has no config.yaml; "
+            f"`{program()} {verb} run_dir={shlex.quote(str(folder))}` makes one"
+        )
+    try:
+        plain = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a configuration: {' '.join(str(error).split())}") from error
+    if not isinstance(plain, dict) or any(mark not in plain for mark in marks):
+        raise ValueError(f"{path} is not a configuration of `mbrl {verb}`: {' and '.join(marks)} are missing")
+    for key, value in leaves(plain):
+        if isinstance(value, str) and "${" in value:
+            raise ValueError(
+                f"{path}: {key} holds a reference ({value}); a stored configuration holds plain values only"
+            )
+    for (*groups, key), value in LATER.items():
+        node: Any = plain
+        for group in groups:
+            node = node.get(group) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            node.setdefault(key, value)
+    return plain
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """The stored run.json. Raises: ValueError where there is none, or it is not one."""
+    return read_json(folder / "run.json")
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every (dotted key, value) of a nested container; lists are values."""
+    if not isinstance(node, Mapping):
+        yield prefix, node
+        return
+    for name, value in node.items():
+        yield from leaves(value, f"{prefix}.{name}" if prefix else str(name))
+
+
+def targets(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every (dotted key, class) that a nested container names, in lists too."""
+    pairs = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    for name, value in pairs:
+        key = f"{prefix}.{name}" if prefix else str(name)
+        if name == "_target_":
+            yield key, str(value)
+        yield from targets(value, key)
+
+
+def vouched(plain: Mapping[str, Any], own: Path | None) -> bool:
+    """Whether a stored configuration may name classes from outside this project: those that `own`'s files name.
+
+    Args:
+        own: the folder that the user gave with --config-dir.
+    Raises: ValueError naming a class that nobody vouches for.
+    """
+    named: set[str] = set()
+    for path in sorted(own.rglob("*.yaml")) if own else []:
+        try:
+            named |= {target for _, target in targets(yaml.safe_load(path.read_text()))}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}; mend it") from error
+    for key, target in targets(plain):
+        if not target.startswith(OURS) and target not in named:
+            where = (
+                f"a file in {own} that names it" if own else "--config-dir DIR, the folder with the file that names it"
+            )
+            raise ValueError(
+                f"{key}={target} must be a class of this project, or one that you vouch for, in a stored "
+                f"configuration; if it is yours, add {where}"
+            )
+    return own is not None
+
+
+def check_resumed(
+    stored: Mapping[str, Any], asked: Mapping[str, Any], may_change: tuple[str, ...] = MAY_CHANGE
+) -> None:
+    """Refuses to continue a run as another one.
+
+    Args:
+        asked: the stored configuration with the user's words laid on.
+        may_change: keys (or beginnings of keys, with a dot) that may be given anew.
+    Raises: ValueError naming a key that a continued run may not change.
+    """
+    old, new = dict(leaves(stored)), dict(leaves(asked))
+    for key in sorted(old.keys() | new.keys(), key=lambda key: (not key.endswith("_target_"), key)):
+        free = any(key.startswith(may) if may.endswith(".") else key == may for may in may_change)
+        if free or old.get(key) == new.get(key):
+            continue
+        began = f"with {key}={old[key]}" if key in old else f"without {key}"
+        raise ValueError(
+            f"{key}={new.get(key)} cannot be given to a run that began {began}; "
+            f"leave it out, or choose another run_dir (a continued run may change {', '.join(may_change)})"
+        )
+
+
+def write_run(folder: Path, plain: Mapping[str, Any], info: Mapping[str, Any]) -> None:
+    """Begins (or goes on with) a run folder: config.yaml and run.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "config.yaml", yaml.safe_dump(dict(plain), sort_keys=False).encode())
+    write_atomically(folder / "run.json", (json.dumps(info, indent=2) + "\n").encode())
+
+
+def run_info(plain: Mapping[str, Any], *, argv: list[str]) -> dict[str, Any]:
+    """What one must know to compare this run with another."""
+    return {
+        "task": plain["task"]["name"],
+        "protocol": plain["protocol"]["name"],
+        "camera": plain["protocol"]["camera"],
+        "demos": plain.get("demos", 0),
+        "world_model": world_model(plain),
+        "seed": plain["seed"],
+        **machine_info(plain["compute"]),
+        "argv": argv,
+    }

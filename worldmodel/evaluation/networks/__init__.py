@@ -1,0 +1,1 @@
+"""The pre-trained networks of the metrics: where they lie, and how their archives are converted."""

@@ -1,0 +1,144 @@
+"""The tokenizer's objective on one training clip: what it decodes, how it looks, what its codes carry.
+
+Knows the tokenizer and pure losses; nothing of transformers or of optimizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from worldmodel.losses.parts import AuxiliaryHeads, LossConfig, choose_frames, pixel_l1
+from worldmodel.microbatch import Share
+from worldmodel.seeds import moved
+from worldmodel.tokenizer.compressive import CompressiveTokenizer
+from worldmodel.tokenizer.outputs import TokenizerOutput
+from worldmodel.transformer.token_model import symlog
+
+# B clips, t context frames, F chosen future frames, C pooled context
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""Perceptual distance [N] of two stacks of frames [N, 3, H, W] in [0, 1] (not clamped)."""
+
+
+class Opponent(Protocol):
+    """What judges decoded frames while it learns to tell them from real ones (`worldmodel.losses.adversarial`)."""
+
+    def term(
+        self, recon_NCHW: Tensor, real_NCHW: Tensor, *, judged: Tensor, weight: Tensor, share: Share | None
+    ) -> dict[str, Tensor]:
+        """The weighted loss `adversary` of the decoded frames and what is to be logged; {} before it starts."""
+        ...
+
+
+@dataclass(kw_only=True)
+class TokenizerObjective:
+    """Losses of the tokenizer (spec 10.1).
+
+    Attributes:
+        auxiliary: heads that read reward and actions from the codes; None without that loss.
+        pooled: side of the grid to which those see the context.
+        distance: the perceptual distance; None until somebody needs it.
+        opponent: an adversary, in pre-training only.
+    """
+
+    config: LossConfig
+    tokenizer: CompressiveTokenizer
+    auxiliary: AuxiliaryHeads | None
+    pooled: int
+    distance: Distance | None = None
+    opponent: Opponent | None = None
+
+    def __call__(
+        self, clip: Mapping[str, Tensor], *, step: int, generator: torch.Generator, share: Share | None
+    ) -> dict[str, Tensor]:
+        """`loss` with gradient, and detached scalars (arguments as in `worldmodel.api`)."""
+        cfg, device = self.config, clip["pixels"].device
+        spans = self.auxiliary is not None
+        chosen_F = choose_frames(clip["pixels"].shape[1], cfg.future_frames, keep_ends=spans, generator=generator)
+        drawn = moved(generator, device)
+        noise = drawn if share is None else share.noise(drawn)
+        context, future = unit(clip["context"]), unit(clip["pixels"][:, chosen_F])
+        out = self.tokenizer(context, future, quantize=step >= cfg.warmup, generator=noise)
+        losses = self._reconstruction(out, context, future, share)
+        losses["commit"] = cfg.commit * (out.commit_context + out.commit_future)
+        if self.auxiliary is not None:
+            losses["auxiliary"] = cfg.auxiliary * self._auxiliary(out, clip, chosen_F, share)
+        metrics: dict[str, Tensor] = {}
+        if self.opponent is not None:
+            metrics = self._opposed(out, context, future, losses, share)
+        metrics |= {f"tokenizer/{name}": value.detach() for name, value in losses.items()}
+        metrics["tokenizer/codes_alive"] = torch.tensor(float(out.codes_future.unique().numel()))
+        return {"loss": torch.stack(list(losses.values())).sum(), **metrics}
+
+    def _reconstruction(
+        self, out: TokenizerOutput, context: Tensor, future: Tensor, share: Share | None
+    ) -> dict[str, Tensor]:
+        cfg, mean = self.config, None if share is None else share.mean
+        pairs = {"future": (out.recon_future, future), "context": (out.recon_context, context)}
+        flat = {name: (recon.flatten(0, 1), real.flatten(0, 1)) for name, (recon, real) in pairs.items()}
+        losses = {f"{name}_l1": pixel_l1(*both, cfg.pixel_weight, mean) for name, both in flat.items()}
+        if cfg.lpips:
+            assert self.distance is not None, "prepare() loads it before training"
+            for name, both in flat.items():
+                losses[f"{name}_lpips"] = cfg.lpips * self.distance(*both).mean()
+        return losses
+
+    def _auxiliary(
+        self, out: TokenizerOutput, clip: Mapping[str, Tensor], chosen_F: Tensor, share: Share | None
+    ) -> Tensor:
+        assert self.auxiliary is not None
+
+        def targets(rows: Mapping[str, Tensor]) -> Tensor:
+            return symlog(rows["reward"]).masked_fill(rows["first"], torch.nan)[:, chosen_F]
+
+        pooled_BC = functional.adaptive_avg_pool2d(out.vectors_context[:, -1], self.pooled).flatten(1)
+        scale = None
+        if share is not None:
+            known_whole = ~targets(share.whole).isnan()
+
+            def scale(known: Tensor) -> Tensor:
+                return share.scale(known, known_whole)
+
+        return self.auxiliary(out.vectors_future, pooled_BC, clip["action"][:, 1:], targets(clip), scale)
+
+    def _opposed(
+        self,
+        out: TokenizerOutput,
+        context: Tensor,
+        future: Tensor,
+        losses: dict[str, Tensor],
+        share: Share | None,
+    ) -> dict[str, Tensor]:
+        """Adds the adversary's loss to `losses`; returns what else is to be logged."""
+        assert self.opponent is not None
+        recon = torch.cat([out.recon_context.flatten(0, 1), out.recon_future.flatten(0, 1)])
+        real = torch.cat([context.flatten(0, 1), future.flatten(0, 1)])
+        weight = self.tokenizer.cond_decoder.conv_out.weight
+        # the published weight follows the gradient of the future frames' distance alone (QUIRK 22)
+        terms = self.opponent.term(recon, real, judged=losses["future_lpips"], weight=weight, share=share)
+        if "adversary" in terms:
+            losses["adversary"] = terms.pop("adversary")
+        return {f"tokenizer/{name}": value.detach() for name, value in terms.items()}
+
+
+def unit(frames: Tensor) -> Tensor:
+    """uint8 frames -> float32 in [0, 1]."""
+    return frames.float() / 255
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """`module` in eval mode inside, as it was afterwards."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
