@@ -92,7 +92,7 @@ class Agent(Protocol):
 
 
 @runtime_checkable
-class Imagining(Protocol):
+class ModelBasedAgent(Protocol):
     """What an agent that learns in dreams may answer besides `Agent`, for instruments; others are not asked."""
 
     gamma: float

@@ -131,15 +131,15 @@ class BoundedNormal:
     Truncation, not clipping: a clipped normal has mass points at the bounds, whose probability a density does not show.
     """
 
-    def __init__(self, mean_BA: Tensor, std_BA: Tensor, *, strain: Tensor | float = 0.0) -> None:
+    def __init__(self, mean_BA: Tensor, std_BA: Tensor, *, pre_tanh_sq: Tensor | float = 0.0) -> None:
         """A distribution [...] of actions [..., A].
 
         Args:
             mean_BA: the mode, in [-1, 1].
             std_BA: > 0, of the normal before truncation.
-            strain: [...] how far the network's output is from the middle of its squashing function.
+            pre_tanh_sq: [...] how far the network's output is from the middle of its squashing function.
         """
-        self.strain = strain
+        self.pre_tanh_sq = pre_tanh_sq
         check_finite("policy mean", mean_BA)
         check_finite("policy std", std_BA)
         self.mode, self.std = mean_BA, std_BA
@@ -171,7 +171,7 @@ class OneHot:
     def __init__(self, logits_BA: Tensor, *, unimix: float) -> None:
         """`logits_BA` float32 [..., A]; `unimix` in [0, 1)."""
         check_finite("policy logits", logits_BA)
-        self.strain = 0.0
+        self.pre_tanh_sq = 0.0
         count = logits_BA.shape[-1]
         self._log_probability = torch.log((1 - unimix) * F.softmax(logits_BA, -1) + unimix / count)
         self.mode = F.one_hot(logits_BA.argmax(-1), count).to(logits_BA.dtype)

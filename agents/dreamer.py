@@ -22,7 +22,7 @@ from agents.distributions import BoundedNormal, LearnedStdConfig, ScheduledStdCo
 from agents.exploration import Exploration
 from agents.memory import LatentFilter
 from agents.nets import Actor, Critic
-from agents.returns import AdvantageSpreadConfig, ReturnRangeConfig, lambda_returns
+from agents.returns import PercentileNormConfig, StdNormConfig, lambda_returns
 from worldmodel.optim import OptimConfig
 from worldmodel.seeds import Seeds
 from worldmodel.spec import EnvSpec, ModelSpec
@@ -35,75 +35,76 @@ class DreamerConfig:
     """Settings of a `Dreamer`.
 
     Attributes:
-        starts: imagined trajectories per update.
+        batch_size: imagined trajectories per update.
         horizon: imagined decisions per start.
         gamma: discount per decision, in (0, 1).
-        lam: lambda-return mixing, in [0, 1].
+        lambda_: lambda-return mixing, in [0, 1].
         layers: hidden layers of actor and critic.
         units: their width.
         bins: two-hot bins of the critic, odd.
         limit: the outermost bins are at symexp(+-limit), in environment units.
-        peaked: the critic starts narrowly at value 0; else uniform over its bins (whose mean is 0 too).
-        slow_rate: share of the critic that its slow copy takes over after each update, in (0, 1].
-        slow_scale: weight of the loss that keeps the critic near its slow copy; 0 does without.
+        zero_init_value: the critic starts narrowly at value 0; else uniform over its bins (whose mean is 0 too).
+        tau: share of the critic that its slow copy takes over after each update, in (0, 1].
+        target_reg: weight of the loss that keeps the critic near its slow copy; 0 does without.
         epochs: optimizer steps on each imagined batch.
         ratio_clip: how far the probability ratio may leave 1 before its gradient ends (PPO); with one epoch it is 1.
-        entropy: weight of the entropy bonus per nat.
-        restraint: weight of the squared output before the squashing tanh of continuous policies; 0 in DreamerV3. Where
+        entropy_coef: weight of the entropy bonus per nat.
+        logit_reg: weight of the squared output before the squashing tanh of continuous policies; 0 in DreamerV3. Where
             advantages are mostly noise the output drifts outwards, and beyond 2 its gradient is gone: the policy then
             takes one and the same extreme action in every state, for good.
-        imitation: weight of the likelihood of demonstrated actions, as if each had this advantage; 0 in DreamerV3.
+        bc_coef: behaviour cloning: weight of the likelihood of demonstrated actions, as if each had this advantage; 0
+            in DreamerV3.
         unimix: share of uniform probability in discrete policies, in [0, 1).
         std: who sets the exploration of continuous actions: the actor itself, or a schedule over real decisions.
-        noise_memory: correlation of the exploration noise of successive real decisions, in [0, 1); dreams have none.
-        calm: share of the training episodes that are played greedily, in [0, 1); dreams always have noise.
+        noise_correlation: of the exploration noise of successive real decisions, in [0, 1); dreams have none.
+        greedy_episodes: share of the training episodes that are played greedily, in [0, 1); dreams always have noise.
         normaliser: brings advantages to one scale.
         actor_optim: optimizer of the actor.
         critic_optim: optimizer of the critic.
     """
 
-    starts: int
+    batch_size: int
     horizon: int
     gamma: float
-    lam: float
+    lambda_: float
     layers: int
     units: int
     bins: int
     limit: float
-    peaked: bool
-    slow_rate: float
-    slow_scale: float
+    zero_init_value: bool
+    tau: float
+    target_reg: float
     epochs: int
     ratio_clip: float
-    entropy: float
-    restraint: float
-    imitation: float
+    entropy_coef: float
+    logit_reg: float
+    bc_coef: float
     unimix: float
     std: LearnedStdConfig | ScheduledStdConfig
-    noise_memory: float
-    calm: float
-    normaliser: ReturnRangeConfig | AdvantageSpreadConfig
+    noise_correlation: float
+    greedy_episodes: float
+    normaliser: PercentileNormConfig | StdNormConfig
     actor_optim: OptimConfig
     critic_optim: OptimConfig
 
     def __post_init__(self) -> None:
-        for name in ("starts", "horizon", "layers", "units", "epochs"):
+        for name in ("batch_size", "horizon", "layers", "units", "epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1 (got {getattr(self, name)})")
         for name, right, text in (
             ("gamma", 0 < self.gamma < 1, "in (0, 1)"),
-            ("lam", 0 <= self.lam <= 1, "in [0, 1]"),
+            ("lambda_", 0 <= self.lambda_ <= 1, "in [0, 1]"),
             ("bins", self.bins >= 3 and self.bins % 2 == 1, "odd and >= 3"),
             ("limit", 0 < self.limit <= 40, "in (0, 40]"),
-            ("slow_rate", 0 < self.slow_rate <= 1, "in (0, 1]"),
-            ("slow_scale", self.slow_scale >= 0, ">= 0"),
+            ("tau", 0 < self.tau <= 1, "in (0, 1]"),
+            ("target_reg", self.target_reg >= 0, ">= 0"),
             ("ratio_clip", 0 < self.ratio_clip < 1, "in (0, 1)"),
-            ("entropy", self.entropy >= 0, ">= 0"),
-            ("restraint", self.restraint >= 0, ">= 0"),
-            ("imitation", self.imitation >= 0, ">= 0"),
+            ("entropy_coef", self.entropy_coef >= 0, ">= 0"),
+            ("logit_reg", self.logit_reg >= 0, ">= 0"),
+            ("bc_coef", self.bc_coef >= 0, ">= 0"),
             ("unimix", 0 <= self.unimix < 1, "in [0, 1)"),
-            ("noise_memory", 0 <= self.noise_memory < 1, "in [0, 1)"),
-            ("calm", 0 <= self.calm < 1, "in [0, 1)"),
+            ("noise_correlation", 0 <= self.noise_correlation < 1, "in [0, 1)"),
+            ("greedy_episodes", 0 <= self.greedy_episodes < 1, "in [0, 1)"),
         ):
             if not right:
                 raise ValueError(f"{name} must be {text} (got {getattr(self, name)})")
@@ -113,19 +114,19 @@ class DreamerConfig:
         return Dreamer(self, spec=spec, env_spec=env_spec, dream=dream, seeds=seeds).to(device)
 
 
-class Dreamt(NamedTuple):
+class ImaginedBatch(NamedTuple):
     """One imagined batch and what it teaches; no gradients."""
 
     latent: Tensor  # [B, H, D]
     action: Tensor  # [B, H, A]
     returns: Tensor  # [B, H]
     advantage: Tensor  # [B, H]
-    slow_value: Tensor | None  # [B, H]
+    target_value: Tensor | None  # [B, H]
     weight: Tensor  # [B, H], probability that the episode is still going on in the state
     metrics: dict[str, Tensor]
 
 
-class Demonstrated(NamedTuple):
+class DemoBatch(NamedTuple):
     """What an expert did in some real states."""
 
     latent: Tensor  # [B, D]
@@ -142,21 +143,24 @@ class Dreamer:
             raise ValueError(
                 f"the model has {spec.action_dim} action dimensions, the environment {env_spec.action_dim}"
             )
-        if spec.observed + config.horizon > spec.max_frames:
+        if spec.burn_in + config.horizon > spec.max_frames:
             raise ValueError(
-                f"horizon must be <= {spec.max_frames - spec.observed}, the frames that fit behind the model's context "
-                f"and its {spec.observed} observed ones (got {config.horizon}); lower agent.horizon"
+                f"horizon must be <= {spec.max_frames - spec.burn_in}, the frames that fit behind the model's context "
+                f"and its {spec.burn_in} observed ones (got {config.horizon}); lower agent.horizon"
             )
         self._dream, self._seeds = dream, seeds
         self._filter = LatentFilter(dream)
-        self._starts, self._horizon, self._observed = config.starts, config.horizon, spec.observed
-        self.gamma, self._lam, self._action_dim = config.gamma, config.lam, spec.action_dim
-        self._slow_rate, self._slow_scale = config.slow_rate, config.slow_scale
+        self._batch_size, self._horizon, self._burn_in = config.batch_size, config.horizon, spec.burn_in
+        self.gamma, self._lambda, self._action_dim = config.gamma, config.lambda_, spec.action_dim
+        self._tau, self._target_reg = config.tau, config.target_reg
         self._epochs, self._ratio_clip = config.epochs, config.ratio_clip
-        self._entropy, self._restraint, self._imitation = config.entropy, config.restraint, config.imitation
+        self._entropy_coef, self._logit_reg, self._bc_coef = config.entropy_coef, config.logit_reg, config.bc_coef
         self._schedule = config.std if isinstance(config.std, ScheduledStdConfig) else None
         self._exploration = Exploration(
-            action_dim=spec.action_dim, correlation=config.noise_memory, calm=config.calm, seeds=seeds
+            action_dim=spec.action_dim,
+            correlation=config.noise_correlation,
+            greedy_episodes=config.greedy_episodes,
+            seeds=seeds,
         )
 
         generator = seeds.torch("init/agent")
@@ -172,8 +176,10 @@ class Dreamer:
             generator=generator,
         )
         twohot = TwoHot(bins=config.bins, limit=config.limit)
-        self.critic = Critic(spec.latent_dim, twohot, peaked=config.peaked, **size, generator=generator)
-        self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False) if config.slow_scale else None
+        self.critic = Critic(
+            spec.latent_dim, twohot, zero_init_value=config.zero_init_value, **size, generator=generator
+        )
+        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False) if config.target_reg else None
         self.normaliser = config.normaliser.build()
         self.actor_optim = config.actor_optim.build(dict(self.actor.named_parameters()))
         self.critic_optim = config.critic_optim.build(dict(self.critic.named_parameters()))
@@ -182,7 +188,7 @@ class Dreamer:
 
     def to(self, device: torch.device | str) -> Dreamer:
         """Moves weights and moments; inputs are brought there, actions are given back where the pixels were."""
-        for net in (self.actor, self.critic, self.slow_critic):
+        for net in (self.actor, self.critic, self.target_critic):
             if net is not None:
                 net.to(device)
         self.actor_optim.to(device)
@@ -200,7 +206,7 @@ class Dreamer:
         self._explored = step
         drawn = self._exploration.draw(td, before, step)
         noisy_EA = policy.sample(drawn["noise"].to(self._device)).to(drawn["noise"].device)
-        action_EA = torch.where(drawn["calm"], policy.mode.to(noisy_EA.device), noisy_EA)
+        action_EA = torch.where(drawn["greedy"], policy.mode.to(noisy_EA.device), noisy_EA)
         return action_EA, memory.update({"action": action_EA, **drawn})
 
     def learn(self, replay: Replay, update: int) -> Metrics:
@@ -211,9 +217,9 @@ class Dreamer:
         """
         begun = time.perf_counter()
         try:
-            dreamt = self._dreamt(replay, update)
-            imagined = time.perf_counter()
-            scalars = self._fit(dreamt, self._demonstrated(replay, update) if self._imitation else None)
+            imagined = self._imagined(replay, update)
+            imagined_at = time.perf_counter()
+            scalars = self._fit(imagined, self._demo_batch(replay, update) if self._bc_coef else None)
         except FloatingPointError as fault:
             self._failed += 1
             if self._failed >= PATIENCE:
@@ -226,13 +232,13 @@ class Dreamer:
         return {
             **{f"agent/{name}": value for name, value in zip(scalars, values, strict=True)},
             "agent/skipped": 0.0,
-            "imagined_frames": float(self._starts * self._horizon),
-            "time/imagine_s": imagined - begun,
-            "time/actor_critic_s": time.perf_counter() - imagined,
+            "imagined_frames": float(self._batch_size * self._horizon),
+            "time/imagine_s": imagined_at - begun,
+            "time/actor_critic_s": time.perf_counter() - imagined_at,
         }
 
     def dream_policy(self, generator: torch.Generator) -> Policy:
-        """See `agents.api.Imagining.dream_policy`."""
+        """See `agents.api.ModelBasedAgent.dream_policy`."""
         std = self._std_at(self._explored)
 
         def policy(td: TensorDict, memory: Memory) -> tuple[Tensor, Memory]:
@@ -244,28 +250,28 @@ class Dreamer:
 
     @torch.no_grad()
     def value(self, latent_BD: Tensor) -> Tensor:
-        """See `agents.api.Imagining.value`."""
+        """See `agents.api.ModelBasedAgent.value`."""
         return self.critic.value(latent_BD.to(self._device))
 
     @torch.no_grad()
-    def _dreamt(self, replay: Replay, update: int) -> Dreamt:
+    def _imagined(self, replay: Replay, update: int) -> ImaginedBatch:
         """Imagines from inside real clips, and judges what was imagined."""
-        clip = replay.clips(self._starts, self._observed, stream="learn", draw=update, codes=True).to(self._device)
+        clip = replay.clips(self._batch_size, self._burn_in, stream="learn", draw=update, codes=True).to(self._device)
         policy = self.dream_policy(self._seeds.torch("imagine/policy", update, device=self._device))
         state = self._dream.encode(clip)
         path = self._dream.rollout(policy, state, None, self._horizon, stream="imagine", draw=update)
         latent_BSD = torch.cat([path["latent"][:, :1], path["next", "latent"]], 1)
         reward_BH, continue_BH = path["next", "reward"][..., 0], path["next", "continue"][..., 0]
         # a start in which the real episode terminated counts for nothing
-        alive_B = clip["continue"][:, -1] if self._observed else torch.ones_like(reward_BH[:, 0])
+        alive_B = clip["continue"][:, -1] if self._burn_in else torch.ones_like(reward_BH[:, 0])
         weight_BH = torch.cat([alive_B[:, None], continue_BH[:, :-1]], 1).cumprod(1)
 
         value_BS = self.critic.value(latent_BSD)
-        return_BH = lambda_returns(reward_BH, value_BS[:, 1:], self.gamma * continue_BH, self._lam)
+        return_BH = lambda_returns(reward_BH, value_BS[:, 1:], self.gamma * continue_BH, self._lambda)
         check_finite("imagined returns", return_BH)
         surplus_BH = return_BH - value_BS[:, :-1]
         advantage_BH = self.normaliser(return_BH, surplus_BH)
-        slow_BH = self.slow_critic.value(latent_BSD[:, :-1]) if self.slow_critic else None
+        target_BH = self.target_critic.value(latent_BSD[:, :-1]) if self.target_critic else None
         metrics = {
             "reward_mean": reward_BH.mean(),
             "continue_mean": continue_BH.mean(),
@@ -274,33 +280,33 @@ class Dreamer:
             "advantage_std": surplus_BH.std(),
             "advantage_scale": self.normaliser.scale(),
         }
-        return Dreamt(latent_BSD[:, :-1], path["action"], return_BH, advantage_BH, slow_BH, weight_BH, metrics)
+        return ImaginedBatch(latent_BSD[:, :-1], path["action"], return_BH, advantage_BH, target_BH, weight_BH, metrics)
 
     @torch.no_grad()
-    def _demonstrated(self, replay: Replay, update: int) -> Demonstrated:
+    def _demo_batch(self, replay: Replay, update: int) -> DemoBatch:
         """Real states of demonstrations, as many as dreams begin, and what the expert did next in each."""
         clip = replay.clips(
-            self._starts, self._observed + 1, stream="imitate", draw=update, codes=True, demonstrated=True
+            self._batch_size, self._burn_in + 1, stream="imitate", draw=update, codes=True, demonstrated=True
         ).to(self._device)
-        return Demonstrated(self._dream.encode(without_last(clip))["latent"], clip["action"][:, -1])
+        return DemoBatch(self._dream.encode(without_last(clip))["latent"], clip["action"][:, -1])
 
-    def _fit(self, dreamt: Dreamt, demonstrated: Demonstrated | None) -> dict[str, Tensor]:
+    def _fit(self, imagined: ImaginedBatch, demos: DemoBatch | None) -> dict[str, Tensor]:
         """`epochs` steps of actor and critic on one imagined batch; scalars of the first epoch."""
         old_log_prob_BH: Tensor | None = None
-        scalars = dreamt.metrics
+        scalars = imagined.metrics
         for epoch in range(self._epochs):
-            policy = self.actor(dreamt.latent, self._std_at(self._explored))
-            log_prob_BH = policy.log_prob(dreamt.action)
+            policy = self.actor(imagined.latent, self._std_at(self._explored))
+            log_prob_BH = policy.log_prob(imagined.action)
             if old_log_prob_BH is None:
                 old_log_prob_BH = log_prob_BH.detach()
             entropy_BH = policy.entropy()
-            gain_BH = self._surrogate(log_prob_BH - old_log_prob_BH, dreamt.advantage)
-            gain_BH = gain_BH + self._entropy * entropy_BH - self._restraint * policy.strain
-            actor_loss = -(dreamt.weight * gain_BH).mean()
-            if demonstrated is not None:
-                expert = self.actor(demonstrated.latent, self._std_at(self._explored)).log_prob(demonstrated.action)
-                actor_loss = actor_loss - self._imitation * expert.mean()
-            critic_loss = self._critic_loss(dreamt)
+            gain_BH = self._surrogate(log_prob_BH - old_log_prob_BH, imagined.advantage)
+            gain_BH = gain_BH + self._entropy_coef * entropy_BH - self._logit_reg * policy.pre_tanh_sq
+            actor_loss = -(imagined.weight * gain_BH).mean()
+            if demos is not None:
+                expert = self.actor(demos.latent, self._std_at(self._explored)).log_prob(demos.action)
+                actor_loss = actor_loss - self._bc_coef * expert.mean()
+            critic_loss = self._critic_loss(imagined)
             actor_norm = self.actor_optim.step(actor_loss)
             critic_norm = self.critic_optim.step(critic_loss)
             if actor_norm is None or critic_norm is None:
@@ -309,14 +315,14 @@ class Dreamer:
             if epoch == 0:
                 scalars = {**scalars, "critic_loss": critic_loss.detach(), "entropy": entropy_BH.detach().mean()}
                 scalars |= {"actor_grad_norm": torch.tensor(actor_norm), "critic_grad_norm": torch.tensor(critic_norm)}
-                if demonstrated is not None:
-                    scalars["imitation"] = expert.detach().mean()
+                if demos is not None:
+                    scalars["bc_loss"] = expert.detach().mean()
                 if isinstance(policy, BoundedNormal):
                     scalars["std"] = policy.std.detach().mean()
                     scalars["saturation"] = policy.mode.detach().abs().mean()
         scalars["actor_loss"] = actor_loss.detach()  # the last epoch's: in the first one every ratio is still 1
-        self._follow_slowly()
-        return {name: value.to(dreamt.returns.device) for name, value in scalars.items()}
+        self._update_target()
+        return {name: value.to(imagined.returns.device) for name, value in scalars.items()}
 
     def _surrogate(self, log_ratio_BH: Tensor, advantage_BH: Tensor) -> Tensor:
         """PPO's clipped objective; where the ratio is 1 (the first epoch) its gradient is REINFORCE's."""
@@ -324,18 +330,18 @@ class Dreamer:
         clipped_BH = ratio_BH.clamp(1 - self._ratio_clip, 1 + self._ratio_clip)
         return torch.minimum(ratio_BH * advantage_BH, clipped_BH * advantage_BH)
 
-    def _critic_loss(self, dreamt: Dreamt) -> Tensor:
-        logits = self.critic(dreamt.latent)
-        loss_BH = self.critic.twohot.loss(logits, dreamt.returns)
-        if dreamt.slow_value is not None:
-            loss_BH = loss_BH + self._slow_scale * self.critic.twohot.loss(logits, dreamt.slow_value)
-        return (dreamt.weight * loss_BH).mean()
+    def _critic_loss(self, imagined: ImaginedBatch) -> Tensor:
+        logits = self.critic(imagined.latent)
+        loss_BH = self.critic.twohot.loss(logits, imagined.returns)
+        if imagined.target_value is not None:
+            loss_BH = loss_BH + self._target_reg * self.critic.twohot.loss(logits, imagined.target_value)
+        return (imagined.weight * loss_BH).mean()
 
     @torch.no_grad()
-    def _follow_slowly(self) -> None:
-        if self.slow_critic is not None:
-            for slow, fast in zip(self.slow_critic.parameters(), self.critic.parameters(), strict=True):
-                slow.lerp_(fast, self._slow_rate)
+    def _update_target(self) -> None:
+        if self.target_critic is not None:
+            for slow, fast in zip(self.target_critic.parameters(), self.critic.parameters(), strict=True):
+                slow.lerp_(fast, self._tau)
 
     def _std_at(self, step: int) -> float:
         return self._schedule.at(step) if self._schedule else 1.0  # read only where it is scheduled
@@ -353,7 +359,7 @@ class Dreamer:
             "normaliser": self.normaliser.state_dict(),
             "count": {"explored": torch.tensor(self._explored), "failed": torch.tensor(self._failed)},
         }
-        return parts | ({"slow_critic": self.slow_critic.state_dict()} if self.slow_critic else {})
+        return parts | ({"target_critic": self.target_critic.state_dict()} if self.target_critic else {})
 
     def state_dict(self) -> dict[str, Tensor]:
         """Weights, moments, normaliser and counters, flat, by dotted name (not copies)."""

@@ -18,20 +18,20 @@ class LatentFilter:
     Stateless on purpose: nothing depends on a cache, so a resumed run sees bit-identical features, and a policy meets
     in the world what it met at the start of its dreams.
 
-    The memory is a TensorDict [E] of plain tensors (t context frames, w = `spec.observed`): `context` u8 [t,3,H,W]
+    The memory is a TensorDict [E] of plain tensors (t context frames, w = `spec.burn_in`): `context` u8 [t,3,H,W]
     where the model reads pixels; each key of `spec.reads`, [w, ...] of the last real steps; `actions` f32 [w,A], what
     led into each of them; `filled` i64 [1], how many of the w are there (they sit at the end; the rest repeats the
     first one); `action` f32 [A], which leads into the next frame: the agent sets it, and may keep things of its own
     beside it.
 
     Where `is_init`, a row starts anew: context and window are the first frame, repeated. Later, the context stays
-    (anchor `episode`) or takes the frames that leave the window (anchor `segment`).
+    (context `first_frame`) or takes the frames that leave the window (context `sliding`).
     """
 
     def __init__(self, dream: Dream) -> None:
         spec = dream.spec
-        if spec.anchor == "episode" and spec.observed < 1:
-            raise ValueError("observed must be >= 1 where the context is the episode's first frames (got 0)")
+        if spec.context == "first_frame" and spec.burn_in < 1:
+            raise ValueError("burn_in must be >= 1 where the context is the episode's first frames (got 0)")
         self._dream, self._spec = dream, spec
 
     def see(self, td: TensorDict, memory: Memory) -> TensorDict:
@@ -70,29 +70,29 @@ class LatentFilter:
 
     def _fresh(self, td: TensorDict) -> TensorDict:
         spec, rows, device = self._spec, len(td), td["is_init"].device
-        memory: dict[str, Tensor] = {key: _repeated(td[key], spec.observed) for key in spec.reads}
+        memory: dict[str, Tensor] = {key: _repeated(td[key], spec.burn_in) for key in spec.reads}
         if "pixels" in spec.reads:
-            memory["context"] = _repeated(td["pixels"], spec.context)
-        memory["actions"] = torch.zeros(rows, spec.observed, spec.action_dim, device=device)
-        memory["filled"] = torch.full((rows, 1), min(1, spec.observed), device=device)
+            memory["context"] = _repeated(td["pixels"], spec.context_frames)
+        memory["actions"] = torch.zeros(rows, spec.burn_in, spec.action_dim, device=device)
+        memory["filled"] = torch.full((rows, 1), min(1, spec.burn_in), device=device)
         memory["action"] = torch.zeros(rows, spec.action_dim, device=device)
         return TensorDict(memory, batch_size=[rows])
 
     def _continued(self, td: TensorDict, memory: TensorDict) -> TensorDict:
         after, spec = memory.copy(), self._spec
-        if "pixels" in spec.reads and spec.anchor == "segment":  # the window's oldest frame becomes context
+        if "pixels" in spec.reads and spec.context == "sliding":  # the window's oldest frame becomes context
             history = torch.cat([memory["context"], memory["pixels"], td["pixels"][:, None]], 1)[:, 1:]
-            after["context"] = history[:, : spec.context].contiguous()
+            after["context"] = history[:, : spec.context_frames].contiguous()
         now: dict[str, Tensor] = {key: td[key] for key in spec.reads}
         now["actions"] = memory["action"]
         for key, newest in now.items():
             after[key] = torch.cat([memory[key], newest[:, None]], 1)[:, 1:].contiguous()
-        after["filled"] = (memory["filled"] + 1).clamp(max=spec.observed)
+        after["filled"] = (memory["filled"] + 1).clamp(max=spec.burn_in)
         return after
 
     def clip(self, memory: TensorDict) -> TensorDict:
         """The clip [E] that `memory` stands for; its rows must be filled alike."""
-        begin = self._spec.observed - int(memory["filled"][0])
+        begin = self._spec.burn_in - int(memory["filled"][0])
         clip: dict[str, Tensor] = {key: memory[key][:, begin:] for key in self._spec.reads}
         clip["action"] = memory["actions"][:, begin:]
         if "pixels" in self._spec.reads:

@@ -70,24 +70,31 @@ class Actor(nn.Module):
         unsquashed = raw[..., : self._action_dim]
         mean = torch.tanh(unsquashed)
         if self._std is None:
-            return BoundedNormal(mean, torch.full_like(mean, std), strain=unsquashed.square().sum(-1))
+            return BoundedNormal(mean, torch.full_like(mean, std), pre_tanh_sq=unsquashed.square().sum(-1))
         # +2: the policy starts near the upper end of its range
         share = torch.sigmoid(raw[..., self._action_dim :] + 2.0)
         spread = self._std.low + (self._std.high - self._std.low) * share
-        return BoundedNormal(mean, spread, strain=unsquashed.square().sum(-1))
+        return BoundedNormal(mean, spread, pre_tanh_sq=unsquashed.square().sum(-1))
 
 
 class Critic(nn.Module):
     """Latent -> value of the state, as two-hot logits; the value is exactly 0 before the first update."""
 
     def __init__(
-        self, latent_dim: int, twohot: TwoHot, *, peaked: bool, layers: int, units: int, generator: torch.Generator
+        self,
+        latent_dim: int,
+        twohot: TwoHot,
+        *,
+        zero_init_value: bool,
+        layers: int,
+        units: int,
+        generator: torch.Generator,
     ) -> None:
-        """`peaked`: the initial distribution is narrow around 0; else it is uniform over all bins."""
+        """`zero_init_value`: the initial distribution is narrow around 0; else it is uniform over all bins."""
         super().__init__()
         self.twohot = twohot
         self.mlp = MLP(latent_dim, len(twohot.bins), layers=layers, units=units, out_scale=0.0, generator=generator)
-        if peaked:
+        if zero_init_value:
             with torch.no_grad():
                 self.mlp.out.bias.copy_(twohot.peak_at_zero())
 

@@ -13,43 +13,43 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def lambda_returns(reward_BT: Tensor, value_BT: Tensor, discount_BT: Tensor, lam: float) -> Tensor:
+def lambda_returns(reward_BT: Tensor, value_BT: Tensor, discount_BT: Tensor, lambda_: float) -> Tensor:
     """Lambda returns along an imagined trajectory, computed backwards in float32 (float64 if a reward is).
 
-    G[t] = r[t] + d[t] * ((1 - lam) * v[t] + lam * G[t+1]),  G[T] = v[T-1]
+    G[t] = r[t] + d[t] * ((1 - lambda_) * v[t] + lambda_ * G[t+1]),  G[T] = v[T-1]
 
     Args:
         reward_BT: float32 [B, T], reward received on arriving in state t+1 (environment units, not symlog).
         value_BT: float32 [B, T], critic's value of state t+1.
         discount_BT: float32 [B, T] in [0, 1], gamma times the probability that the episode goes on after t+1.
-        lam: in [0, 1]; 0 is one-step TD, 1 is Monte Carlo with a bootstrap.
+        lambda_: in [0, 1]; 0 is one-step TD, 1 is Monte Carlo with a bootstrap.
     Returns: float32 [B, T]; no gradient flows to any input.
-    Raises: ValueError if the three shapes differ, or lam is outside [0, 1].
+    Raises: ValueError if the three shapes differ, or lambda_ is outside [0, 1].
     Source: DreamerV3, arXiv:2301.04104 (index shifted: our row t is the paper's t+1).
 
     >>> one = torch.ones(1, 3)
-    >>> lambda_returns(one, 0 * one, one, lam=1.0)
+    >>> lambda_returns(one, 0 * one, one, lambda_=1.0)
     tensor([[3., 2., 1.]])
-    >>> lambda_returns(one, 10 * one, 0.5 * one, lam=0.0)
+    >>> lambda_returns(one, 10 * one, 0.5 * one, lambda_=0.0)
     tensor([[6., 6., 6.]])
     """
     shapes = [tuple(x.shape) for x in (reward_BT, value_BT, discount_BT)]
     if reward_BT.ndim != 2 or len(set(shapes)) != 1:
         raise ValueError(f"reward {shapes[0]}, value {shapes[1]} and discount {shapes[2]} must have one shape [B, T]")
-    if not 0 <= lam <= 1:
-        raise ValueError(f"lam must be in [0, 1] (got {lam})")
+    if not 0 <= lambda_ <= 1:
+        raise ValueError(f"lambda_ must be in [0, 1] (got {lambda_})")
     dtype = torch.promote_types(reward_BT.dtype, torch.float32)
     reward_BT, value_BT, discount_BT = (x.to(dtype) for x in (reward_BT, value_BT, discount_BT))
     return_BT = torch.empty_like(reward_BT)
     following_B = value_BT[:, -1]
     for t in reversed(range(reward_BT.shape[1])):
-        mixed_B = (1 - lam) * value_BT[:, t] + lam * following_B
+        mixed_B = (1 - lambda_) * value_BT[:, t] + lambda_ * following_B
         following_B = return_BT[:, t] = reward_BT[:, t] + discount_BT[:, t] * mixed_B
     return return_BT
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReturnRangeConfig:
+class PercentileNormConfig:
     """Advantages divided by the range of the returns (DreamerV3).
 
     Attributes:
@@ -72,18 +72,18 @@ class ReturnRangeConfig:
         if not self.floor > 0:
             raise ValueError(f"floor must be > 0 (got {self.floor})")
 
-    def build(self) -> ReturnRange:
+    def build(self) -> PercentileNorm:
         """A normaliser that has seen nothing."""
-        return ReturnRange(self)
+        return PercentileNorm(self)
 
 
-class ReturnRange:
+class PercentileNorm:
     """Moving average of the distance between two quantiles of the returns; divides advantages by it.
 
     The average is corrected for its start at 0 (by 1 - (1 - rate)^n), so the first batch already counts in full.
     """
 
-    def __init__(self, config: ReturnRangeConfig) -> None:
+    def __init__(self, config: PercentileNormConfig) -> None:
         self._quantiles, self._rate, self._floor = (config.low, config.high), config.rate, config.floor
         self._state = _Average.fresh()
 
@@ -109,7 +109,7 @@ class ReturnRange:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdvantageSpreadConfig:
+class StdNormConfig:
     """Advantages divided by the moving average of their own standard deviation, then clipped.
 
     Unlike the range of the returns this does not grow with how different the starts are from one another.
@@ -131,15 +131,15 @@ class AdvantageSpreadConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be > 0 (got {getattr(self, name)})")
 
-    def build(self) -> AdvantageSpread:
+    def build(self) -> StdNorm:
         """A normaliser that has seen nothing."""
-        return AdvantageSpread(self)
+        return StdNorm(self)
 
 
-class AdvantageSpread:
-    """See `AdvantageSpreadConfig`."""
+class StdNorm:
+    """See `StdNormConfig`."""
 
-    def __init__(self, config: AdvantageSpreadConfig) -> None:
+    def __init__(self, config: StdNormConfig) -> None:
         self._rate, self._floor, self._clip = config.rate, config.floor, config.clip
         self._state = _Average.fresh()
 

@@ -23,10 +23,10 @@ from agents.api import Agent
 from mbrl.envs.make import make_envs
 from mbrl.envs.rows import RowsEnv
 from mbrl.io.checkpoint import read_newest
-from mbrl.oracle import PerfectModel, PerfectModelConfig
+from mbrl.oracle import OracleModel, OracleModelConfig
 from mbrl.replay.cut import KEPT, clips_of, episode_of, longest_horizon, real_frames
 from mbrl.replay.episode import Episode
-from mbrl.run.assemble import Configs, assemble_player
+from mbrl.run.assemble import Configs, assemble_eval
 from mbrl.rundir.folder import read_config
 from worldmodel.api import WorldModel
 from worldmodel.seeds import Seeds
@@ -45,7 +45,7 @@ class Judged:
         across: correlation of true and imagined mean returns of the moments.
         within: correlation of true and imagined returns of the sequences of a moment, averaged over moments.
         gain: what the sequence that looks best in imagination truly gains over the mean, as a share of what the best
-            one gains; 1 for a perfect model, 0 for one that knows nothing.
+            one gains; 1 for a oracle model, 0 for one that knows nothing.
     """
 
     reward_r2_first: float
@@ -90,7 +90,7 @@ def sequences(shape: tuple[int, int, int, int], generator: np.random.Generator) 
 
 @torch.no_grad()
 def compare(
-    model: WorldModel, simulator: PerfectModel, episodes: list[Episode], *, starts: int, count: int, seeds: Seeds
+    model: WorldModel, simulator: OracleModel, episodes: list[Episode], *, starts: int, count: int, seeds: Seeds
 ) -> Judged:
     """Tries `count` action sequences from `starts` random moments of `episodes` (which hold snapshots) in both."""
     spec, generator = model.spec, seeds.numpy("dreams", 0)
@@ -99,9 +99,9 @@ def compare(
     actions_MSHA = sequences((starts, count, horizon, spec.action_dim), generator)
     for moment in range(starts):
         episode = episodes[int(generator.integers(len(episodes)))]
-        first = int(generator.integers(real_frames(spec) - spec.observed, len(episode) + 2 - spec.observed - horizon))
-        newest = first + spec.observed - 1
-        clip = clips_of(episode, spec, np.array([first] * count), length=spec.observed)
+        first = int(generator.integers(real_frames(spec) - spec.burn_in, len(episode) + 2 - spec.burn_in - horizon))
+        newest = first + spec.burn_in - 1
+        clip = clips_of(episode, spec, np.array([first] * count), length=spec.burn_in)
         known = clips_of(episode, simulator.spec, np.array([newest] * count), length=1)
         states = [simulator.encode(known), model.encode(clip)]
         frames = seeds.torch("dreams", 1, moment, device=states[1]["latent"].device)
@@ -145,12 +145,12 @@ def main(words: list[str]) -> int:
         return 2
     configs = Configs.of(read_config(folder), trusted=False)
     states = read_newest(folder / "checkpoints").states
-    player = assemble_player(configs, None)
+    player = assemble_eval(configs, None)
     player.model.load_state_dict(states["model"])
     player.agent.load_state_dict(states["agent"])
     seeds, model = Seeds(configs.seed), player.model
     env = make_envs(configs.task, configs.protocol, seeds=seeds, stream="dreams", rows=1, snapshots=True)
-    simulator = PerfectModelConfig().build(task=configs.task, protocol=configs.protocol, env_spec=env.env_spec)
+    simulator = OracleModelConfig().build(task=configs.task, protocol=configs.protocol, env_spec=env.env_spec)
     size = {"starts": int(given["starts"]), "count": int(given["sequences"])}
     for name, agent in (("random", player.prefiller), ("trained", player.agent)):
         episodes = played(agent, env, model.spec.reads, int(given["episodes"]))

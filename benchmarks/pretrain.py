@@ -135,7 +135,7 @@ def measured(configs: Configs, part: Part, folder: Path, updates: int, rounds: i
             loss = plain_model.losses(clip, part, step=1000, generator=seeds.torch("plain", number))["loss"]
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(plain_model.parameters_of(part).values(), config.optim.clip)
+        torch.nn.utils.clip_grad_norm_(plain_model.parameters_of(part).values(), config.optim.max_grad_norm)
         optimizer.step()
 
     def our_draw() -> None:
@@ -180,11 +180,13 @@ class NpzClips(Dataset[dict[str, torch.Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         with np.load(self.files[index % len(self.files)], allow_pickle=False) as episode:
-            before = self.spec.context if self.spec.anchor == "segment" else 1
+            before = self.spec.context_frames if self.spec.context == "sliding" else 1
             start = int(self.random.integers(before, len(episode["action"]) + 2 - self.length))
             frames, pixels = slice(start, start + self.length), episode["pixels"]
             steps = slice(start - 1, start - 1 + self.length)
-            context = pixels[start - before : start] if self.spec.anchor == "segment" else pixels[: self.spec.context]
+            context = (
+                pixels[start - before : start] if self.spec.context == "sliding" else pixels[: self.spec.context_frames]
+            )
             arrays = {
                 "context": context,
                 "pixels": pixels[frames],

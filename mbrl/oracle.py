@@ -24,17 +24,17 @@ SCALE = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerfectModelConfig:
+class OracleModelConfig:
     """Nothing to set: the simulator is what it is."""
 
     reads: ClassVar[tuple[Reads, ...]] = ("state", "snapshot")
 
-    def build(self, *, task: Task, protocol: ProtocolConfig, env_spec: EnvSpec) -> PerfectModel:
+    def build(self, *, task: Task, protocol: ProtocolConfig, env_spec: EnvSpec) -> OracleModel:
         """A world of its own that goes wherever imagination goes."""
-        return PerfectModel(task.build(protocol=protocol, rows=1)[0], protocol, env_spec)
+        return OracleModel(task.build(protocol=protocol, rows=1)[0], protocol, env_spec)
 
 
-class PerfectModel(nn.Module):
+class OracleModel(nn.Module):
     """A WorldModel without weights: a dream state is a snapshot, an imagined step is a real one.
 
     Dream state: `latent` f32 [S], the scaled state; `wm`: `snapshot` f64 [P].
@@ -47,13 +47,13 @@ class PerfectModel(nn.Module):
         self._centre_S = torch.from_numpy(simulator.state())
         self.spec = ModelSpec(
             image=protocol.image,
-            context=1,
+            context_frames=1,
             action_dim=env_spec.action_dim,
             latent_dim=len(self._centre_S),
             max_frames=1 + protocol.decisions,
-            anchor="episode",
-            observed=1,
-            reads=PerfectModelConfig.reads,
+            context="first_frame",
+            burn_in=1,
+            reads=OracleModelConfig.reads,
         )
         self.version = self.tokenizer_version = 0
 
@@ -111,17 +111,17 @@ class PerfectModel(nn.Module):
 
     def tokenize(self, context_BtCHW: Tensor, frames_BTCHW: Tensor) -> NoReturn:
         """Raises: TypeError; there are no codes."""
-        raise TypeError("the perfect model has no codes: it reads the simulator's state, not pixels")
+        raise TypeError("the oracle model has no codes: it reads the simulator's state, not pixels")
 
     def observe(
         self, state: TensorDict, action_BA: Tensor, frame_BCHW: Tensor, proprio_BQ: Tensor | None = None
     ) -> NoReturn:
         """Raises: TypeError; a frame is not enough to know a moment."""
-        raise TypeError("the perfect model cannot go on from a frame: encode a clip with `state` and `snapshot`")
+        raise TypeError("the oracle model cannot go on from a frame: encode a clip with `state` and `snapshot`")
 
     def prepare(self, part: Part) -> None:
         """Nothing is needed."""
 
     def losses(self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator) -> NoReturn:
         """Raises: TypeError; there is nothing to fit."""
-        raise TypeError("the perfect model has nothing to fit: set schedule.tokenizer and schedule.dynamics to nothing")
+        raise TypeError("the oracle model has nothing to fit: set schedule.tokenizer and schedule.dynamics to nothing")

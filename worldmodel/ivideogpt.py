@@ -16,11 +16,11 @@ from torch.nn import functional
 from worldmodel import proprio
 from worldmodel.losses.parts import AuxiliaryHeads, LossConfig, reward_targets
 from worldmodel.losses.tokenizer import TokenizerObjective, evaluating, unit
-from worldmodel.microbatch import Share, uniform
+from worldmodel.microbatch import MicroBatch, uniform
 from worldmodel.rollout.engine import Frame, TokenEngine
 from worldmodel.rollout.sampling import SamplingConfig
 from worldmodel.seeds import Seeds, moved, seeded_globally
-from worldmodel.spec import Anchor, EnvSpec, ModelSpec, Part, Reads
+from worldmodel.spec import ContextMode, EnvSpec, ModelSpec, Part, Reads
 from worldmodel.tokenizer.compressive import CompressiveTokenizer, TokenizerConfig
 from worldmodel.transformer.llama import TransformerConfig
 from worldmodel.transformer.token_model import HeadConfig, TokenModel
@@ -37,9 +37,9 @@ class ModelConfig:
     """How tokenizer and transformer are joined, and what an agent reads of them.
 
     Attributes:
-        anchor: see `worldmodel.spec.ModelSpec`.
-        observed: real frames given after the context when imagination or acting starts.
-        segment: future frames of a training clip; imagination may not go beyond.
+        context: see `worldmodel.spec.ModelSpec`.
+        burn_in: real frames given after the context when imagination or acting starts.
+        max_frames: future frames of a training clip; imagination may not go beyond.
         embedding: `table`: a free vector for each token id (published); `levels`: an id's vector is composed of its
             code's levels, so that neighbouring codes share what is learned of them (of use with FSQ).
         latent: what an agent reads, any of `context` (pooled code vectors of the context), `codes` (code vectors of the
@@ -47,9 +47,9 @@ class ModelConfig:
         proprio: whether the model is told what the robot knows of itself and predicts it (`worldmodel.proprio`).
     """
 
-    anchor: Anchor
-    observed: int
-    segment: int
+    context: ContextMode
+    burn_in: int
+    max_frames: int
     embedding: Literal["table", "levels"]
     latent: tuple[str, ...]
     heads: HeadConfig
@@ -63,14 +63,14 @@ class ModelConfig:
         return ("pixels", "proprio") if self.proprio else ("pixels",)
 
     def __post_init__(self) -> None:
-        if self.anchor not in ("segment", "episode"):
-            raise ValueError(f"anchor must be segment or episode (got {self.anchor})")
-        least = 1 if self.anchor == "episode" else 0
-        if not least <= self.observed < self.segment:
-            raise ValueError(f"observed must be >= {least} and below segment={self.segment} (got {self.observed})")
-        if self.proprio and self.observed < 1:
+        if self.context not in ("sliding", "first_frame"):
+            raise ValueError(f"context must be sliding or first_frame (got {self.context})")
+        least = 1 if self.context == "first_frame" else 0
+        if not least <= self.burn_in < self.max_frames:
+            raise ValueError(f"burn_in must be >= {least} and below max_frames={self.max_frames} (got {self.burn_in})")
+        if self.proprio and self.burn_in < 1:
             raise ValueError(
-                f"observed must be >= 1 with proprio=true, which is known of real frames (got {self.observed})"
+                f"burn_in must be >= 1 with proprio=true, which is known of real frames (got {self.burn_in})"
             )
         if self.embedding not in ("table", "levels"):
             raise ValueError(f"embedding must be table or levels (got {self.embedding})")
@@ -111,10 +111,10 @@ class IVideoGPT(nn.Module):
     ) -> None:
         super().__init__()
         self.tokenizer, self.layout = tokenizer, tokenizer.layout
-        if self.layout.length(config.segment) > transformer.positions:
+        if self.layout.length(config.max_frames) > transformer.positions:
             raise ValueError(
-                f"segment={config.segment} needs {self.layout.length(config.segment)} positions, "
-                f"the transformer has {transformer.positions}; lower worldmodel.segment or raise transformer.positions"
+                f"max_frames={config.max_frames} needs {self.layout.length(config.max_frames)} positions, "
+                f"the transformer has {transformer.positions}: lower worldmodel.max_frames or raise its positions"
             )
         pooled = min(CONTEXT_POOL, tokenizer.config.side)
         widths = {
@@ -134,7 +134,7 @@ class IVideoGPT(nn.Module):
             generator=generator,
         )
         self.auxiliary = None
-        if config.losses.auxiliary > 0:
+        if config.losses.aux_coef > 0:
             self.auxiliary = AuxiliaryHeads(
                 codes=self.layout.codes_future,
                 vector_dim=tokenizer.vector_dim,
@@ -147,12 +147,12 @@ class IVideoGPT(nn.Module):
         )
         self.spec = ModelSpec(
             image=tokenizer.config.image,
-            context=self.layout.context,
+            context_frames=self.layout.context,
             action_dim=action_dim,
             latent_dim=sum(widths[part] for part in config.latent) + proprio_dim,
-            max_frames=config.segment,
-            anchor=config.anchor,
-            observed=config.observed,
+            max_frames=config.max_frames,
+            context=config.context,
+            burn_in=config.burn_in,
             reads=config.reads,
         )
         self.version = self.tokenizer_version = 0
@@ -170,7 +170,7 @@ class IVideoGPT(nn.Module):
 
     @torch.no_grad()
     def encode(self, clip: TensorDict) -> TensorDict:
-        """A clip of at least `spec.observed` frames (pixels or codes) -> the dream state after its last frame."""
+        """A clip of at least `spec.burn_in` frames (pixels or codes) -> the dream state after its last frame."""
         clip = clip.to(self.device)
         context_BN, codes_BFK = self._codes(clip)
         wm = {"context": context_BN, "pooled": self._pooled(context_BN), "codes": codes_BFK, "actions": clip["action"]}
@@ -224,7 +224,7 @@ class IVideoGPT(nn.Module):
             self.objective.distance = load_lpips().to(self.device)
 
     def losses(
-        self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator, share: Share | None = None
+        self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator, share: MicroBatch | None = None
     ) -> dict[str, Tensor]:
         """Losses of one part on a training clip (worldmodel/api.py).
 
@@ -242,17 +242,17 @@ class IVideoGPT(nn.Module):
             return self._dynamics_losses(clip, noise, dropout, share)
 
     def _dynamics_losses(
-        self, clip: TensorDict, generator: torch.Generator, dropout: torch.Generator, share: Share | None
+        self, clip: TensorDict, generator: torch.Generator, dropout: torch.Generator, share: MicroBatch | None
     ) -> dict[str, Tensor]:
         cfg, noise = self.config.losses, generator if share is None else share.noise(generator)
         context_BN, codes_BFK = self._codes(clip)
         read_BFK, before_BN = codes_BFK, context_BN
-        if cfg.jitter:
-            read_BFK = self.tokenizer.dynamics_quantize.jittered(codes_BFK, cfg.jitter, noise)
-        if cfg.strange_context:
-            strange_B1 = uniform(context_BN[:, :1].shape, noise, device=self.device) < cfg.strange_context
+        if cfg.token_noise:
+            read_BFK = self.tokenizer.dynamics_quantize.jittered(codes_BFK, cfg.token_noise, noise)
+        if cfg.context_swap_prob:
+            strange_B1 = uniform(context_BN[:, :1].shape, noise, device=self.device) < cfg.context_swap_prob
             before_BN = torch.where(strange_B1, clip.get("other_codes", context_BN.roll(1, 0)), context_BN)
-        given = 1 if self.config.anchor == "episode" else 0  # the clip's first frame is observed, not predicted
+        given = 1 if self.config.context == "first_frame" else 0  # the clip's first frame is observed, not predicted
         reward_BF, known_BF = reward_targets(clip["reward"], clip["first"], cfg.reward_target)
         action_BFA, proprio_BFQ, push_BFQ = clip["action"], None, None
         if self.config.proprio:
@@ -267,7 +267,7 @@ class IVideoGPT(nn.Module):
             actions_BFA=action_BFA,
             features_BFE=self._features(context_BN, read_BFK, proprio_BFQ),
             push_BFQ=push_BFQ,
-            observed=self.config.observed,
+            burn_in=self.config.burn_in,
             reward_BF=reward_BF,
             reward_known_BF=known_BF,
             continue_BF=clip["continue"],
@@ -279,7 +279,7 @@ class IVideoGPT(nn.Module):
         metrics = {f"dynamics/{name}": value.detach() for name, value in losses.items()}
         return {"loss": torch.stack(list(losses.values())).sum(), **metrics}
 
-    def _known_scale(self, known_BF: Tensor, share: Share | None) -> Tensor | float:
+    def _known_scale(self, known_BF: Tensor, share: MicroBatch | None) -> Tensor | float:
         if share is None:
             return 1.0
         whole = reward_targets(share.whole["reward"], share.whole["first"], self.config.losses.reward_target)[1]

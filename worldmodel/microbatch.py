@@ -47,7 +47,7 @@ def integers(high: int, shape: torch.Size, source: Source, *, device: torch.devi
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class MicroBatch:
     """Which part of a global batch a clip is. The loss of the batch is the mean of the losses of its pieces.
 
     Attributes:

@@ -26,8 +26,8 @@ class OptimConfig:
         beta2: decay of the mean squared gradient, in [0, 1).
         eps: added to the root of the mean squared gradient.
         weight_decay: decoupled decay (times lr) of weights with two or more axes; biases and gains never decay.
-        clip: the gradients of all parameters together are scaled down to this norm; inf never clips.
-        warmup: updates over which lr rises linearly from lr / warmup to lr; 0 starts at lr.
+        max_grad_norm: the gradients of all parameters together are scaled down to this norm; inf never clips.
+        warmup_steps: updates over which lr rises linearly from lr / warmup_steps to lr; 0 starts at lr.
     """
 
     lr: float
@@ -35,17 +35,17 @@ class OptimConfig:
     beta2: float
     eps: float
     weight_decay: float
-    clip: float
-    warmup: int
+    max_grad_norm: float
+    warmup_steps: int
 
     def __post_init__(self) -> None:
-        for name in ("lr", "eps", "clip"):
+        for name in ("lr", "eps", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be > 0 (got {getattr(self, name)})")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1) (got {getattr(self, name)})")
-        for name in ("weight_decay", "warmup"):
+        for name in ("weight_decay", "warmup_steps"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be >= 0 (got {getattr(self, name)})")
 
@@ -62,22 +62,24 @@ class ScheduledOptimConfig(OptimConfig):
     """An `OptimConfig` with the choices of pre-training (spec 10.2).
 
     Attributes:
-        horizon: updates after which lr has fallen to 0 along a cosine that begins behind the warm-up; 0 keeps lr.
-        decayed: what `weight_decay` acts on: `matrices` with two or more axes; `not_embeddings`: those but for token
-            embeddings (the published `embed_no_wd`); `everything`, as the published code without that flag.
+        decay_steps: updates after which lr has fallen to 0 along a cosine that begins behind the warm-up; 0 keeps lr.
+        weight_decay_on: what `weight_decay` acts on: `matrices` with two or more axes; `not_embeddings`: those but for
+            token embeddings (the published `embed_no_wd`); `everything`, as the published code without that flag.
     """
 
-    horizon: int
-    decayed: Decayed
+    decay_steps: int
+    weight_decay_on: Decayed
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.horizon and self.horizon <= self.warmup:
-            raise ValueError(f"horizon must be 0 or > warmup={self.warmup} (got {self.horizon})")
-        if self.horizon < 0:
-            raise ValueError(f"horizon must be >= 0 (got {self.horizon})")
-        if self.decayed not in ("matrices", "not_embeddings", "everything"):
-            raise ValueError(f"decayed must be matrices, not_embeddings or everything (got {self.decayed})")
+        if self.decay_steps and self.decay_steps <= self.warmup_steps:
+            raise ValueError(f"decay_steps must be 0 or > warmup_steps={self.warmup_steps} (got {self.decay_steps})")
+        if self.decay_steps < 0:
+            raise ValueError(f"decay_steps must be >= 0 (got {self.decay_steps})")
+        if self.weight_decay_on not in ("matrices", "not_embeddings", "everything"):
+            raise ValueError(
+                f"weight_decay_on must be matrices, not_embeddings or everything (got {self.weight_decay_on})"
+            )
 
 
 class Optimizer:
@@ -87,14 +89,17 @@ class Optimizer:
         if not parameters:
             raise ValueError("an optimizer needs at least one parameter (got none)")
         self._parameters = dict(parameters)
-        self._lr, self._clip, self._warmup = config.lr, config.clip, config.warmup
-        self._horizon = config.horizon if isinstance(config, ScheduledOptimConfig) else 0
+        self._lr, self._max_grad_norm, self._warmup_steps = config.lr, config.max_grad_norm, config.warmup_steps
+        self._decay_steps = config.decay_steps if isinstance(config, ScheduledOptimConfig) else 0
         self.updates = 0
         """Steps taken so far."""
-        what: Decayed = config.decayed if isinstance(config, ScheduledOptimConfig) else "matrices"
-        decayed = [p for name, p in self._parameters.items() if decays(name, p, what)]
+        what: Decayed = config.weight_decay_on if isinstance(config, ScheduledOptimConfig) else "matrices"
+        weight_decay_on = [p for name, p in self._parameters.items() if decays(name, p, what)]
         plain = [p for name, p in self._parameters.items() if not decays(name, p, what)]
-        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        groups = [
+            {"params": weight_decay_on, "weight_decay": config.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
         self._adam = torch.optim.AdamW(
             [group for group in groups if group["params"]],
             lr=config.lr,
@@ -113,11 +118,11 @@ class Optimizer:
     @property
     def lr(self) -> float:
         """Step size of the next step."""
-        if self.updates < self._warmup:
-            return self._lr * min(1.0, (self.updates + 1) / self._warmup)
-        if not self._horizon:
+        if self.updates < self._warmup_steps:
+            return self._lr * min(1.0, (self.updates + 1) / self._warmup_steps)
+        if not self._decay_steps:
             return self._lr
-        gone = min(1.0, (self.updates - self._warmup) / (self._horizon - self._warmup))
+        gone = min(1.0, (self.updates - self._warmup_steps) / (self._decay_steps - self._warmup_steps))
         return self._lr * 0.5 * (1 + math.cos(math.pi * gone))
 
     def step(self, loss: Tensor) -> float | None:
@@ -131,7 +136,7 @@ class Optimizer:
 
     def apply(self, loss: Tensor) -> float | None:
         """As `step`, for a loss whose gradients (perhaps those of several pieces) are there already."""
-        norm = whole(nn.utils.clip_grad_norm_(self._parameters.values(), self._clip))
+        norm = whole(nn.utils.clip_grad_norm_(self._parameters.values(), self._max_grad_norm))
         norm, finite = torch.stack([norm, torch.isfinite(norm) & torch.isfinite(loss.detach())]).tolist()  # sync
         if finite:
             for group in self._adam.param_groups:
@@ -171,7 +176,7 @@ class Optimizer:
         self.updates = int(state["updates"])
         for name, parameter in self._parameters.items():
             for moment in _MOMENTS:
-                laid_into(self._adam.state[parameter][moment], state[f"{name}.{moment}"])
+                copy_to_dtensor(self._adam.state[parameter][moment], state[f"{name}.{moment}"])
 
 
 def decays(name: str, parameter: nn.Parameter, what: Decayed) -> bool:
@@ -197,7 +202,7 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def laid_into(tensor: Tensor, content: Tensor) -> None:
+def copy_to_dtensor(tensor: Tensor, content: Tensor) -> None:
     """Copies a whole tensor into one of which each process may hold a share."""
     if sharded(tensor):
         from torch.distributed.tensor import distribute_tensor

@@ -28,7 +28,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Anchor = Literal["segment", "episode"]
+ContextMode = Literal["sliding", "first_frame"]
 Part = Literal["tokenizer", "dynamics"]
 Reads = Literal["pixels", "proprio", "state", "snapshot"]
 
@@ -39,24 +39,24 @@ class ModelSpec:
 
     Attributes:
         image: side of the square frames in pixels.
-        context: context frames t.
+        context_frames: context frames t.
         action_dim: A.
         latent_dim: D, width of the feature that an agent reads.
         max_frames: future frames that fit behind one context.
-        anchor: `segment`: the context is the t frames just before the clip (the paper); `episode`: the episode's first
-            frame, t times, for the whole episode, and the clip's first frame is observed, not predicted.
-        observed: real frames T given after the context when imagination or acting starts (0 is possible with
-            `segment`).
+        context: `sliding`: the context is the t frames just before the clip (the paper); `first_frame`: the
+            episode's first frame, t times, for the whole episode; the clip's first frame is observed, not predicted.
+        burn_in: real frames T given after the context when imagination or acting starts (0 is possible with
+            `sliding`).
         reads: what of a real step the model reads; a clip carries these keys and no others of their kind.
     """
 
     image: int
-    context: int
+    context_frames: int
     action_dim: int
     latent_dim: int
     max_frames: int
-    anchor: Anchor
-    observed: int
+    context: ContextMode
+    burn_in: int
     reads: tuple[Reads, ...] = ("pixels",)
 
 

@@ -139,8 +139,8 @@ def rollout(plain: Mapping[str, Any]) -> Iterator[Finding]:
     from worldmodel.rollout.engine import TokenEngine
     from worldmodel.transformer.token_model import TokenModel
 
-    if world_model(plain) == "perfect":
-        yield Finding("ok", "the simulator itself imagines (worldmodel=perfect, for diagnosis): no transformer to time")
+    if world_model(plain) == "oracle":
+        yield Finding("ok", "the simulator itself imagines (worldmodel=oracle, for diagnosis): no transformer to time")
         return
     parts = {name: make(plain[name], name, trusted=True) for name in ("tokenizer", "transformer", "worldmodel")}
     layout, device = parts["tokenizer"].layout, "cuda" if torch.cuda.is_available() else "cpu"
@@ -154,14 +154,14 @@ def rollout(plain: Mapping[str, Any]) -> Iterator[Finding]:
         continues=False,
         generator=generator,
     ).to(device)
-    engine = TokenEngine(model, rows=ROWS, frames=parts["worldmodel"].segment, sampling=parts["worldmodel"].sampling)
+    engine = TokenEngine(model, rows=ROWS, frames=parts["worldmodel"].max_frames, sampling=parts["worldmodel"].sampling)
     context = torch.zeros(ROWS, layout.context * layout.codes_context, dtype=torch.int64, device=device)
     action, draws = torch.zeros(ROWS, ACTION_DIM, device=device), torch.Generator(device).manual_seed(0)
     engine.prefill(
         context, context.new_zeros(ROWS, 0, layout.codes_future), torch.zeros(ROWS, 0, ACTION_DIM, device=device)
     )
     engine.sample_frame(action, draws)  # the first frame allocates
-    frames, begin = parts["worldmodel"].segment - 1, time.perf_counter()
+    frames, begin = parts["worldmodel"].max_frames - 1, time.perf_counter()
     for _ in range(frames):
         last = engine.sample_frame(action, draws)
     finite = bool(torch.isfinite(last.hidden_BD).all())  # sync
@@ -208,7 +208,7 @@ def memory(plain: Mapping[str, Any]) -> Iterator[Finding]:
 
     protocol, schedule, replay = plain["protocol"], plain["schedule"], plain["replay"]
     decisions, shown = schedule["total"] // protocol["action_repeat"], plain.get("demos", 0) * protocol["decisions"]
-    known = KNOWN | (SNAPSHOT if world_model(plain) == "perfect" else {})
+    known = KNOWN | (SNAPSHOT if world_model(plain) == "oracle" else {})
     kept, size = min(replay["capacity"], decisions) + shown, {"image": protocol["image"], "action_dim": ACTION_DIM}
     size["episode_decisions"] = protocol["decisions"]
     ram = expected_bytes(kept, known=known, **size).ram

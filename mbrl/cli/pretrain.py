@@ -85,7 +85,7 @@ def settled(args: list[str], ranks: Ranks, processes: Any, held: ExitStack) -> d
     Raises: ValueError with one line; in the others too, where the first one fails.
     """
     if not processes.first:
-        told: dict[str, Any] = json.loads(processes.told_by_first(None))
+        told: dict[str, Any] = json.loads(processes.broadcast_str(None))
         if "error" in told:
             raise BadInput(f"process {ranks.rank} ends with the first one: {told['error']}")
         take_config_dir_of(args)
@@ -104,9 +104,9 @@ def settled(args: list[str], ranks: Ranks, processes: Any, held: ExitStack) -> d
         held.enter_context(RunLock(folder))
         clear_temporaries(folder)
     except BaseException as error:
-        processes.told_by_first(json.dumps({"error": " ".join(str(error).split())}))
+        processes.broadcast_str(json.dumps({"error": " ".join(str(error).split())}))
         raise
-    processes.told_by_first(json.dumps(told))
+    processes.broadcast_str(json.dumps(told))
     return told
 
 
@@ -115,7 +115,7 @@ def settle(args: list[str]) -> dict[str, Any]:
 
     The last is a line about what came with the weights that a new run begins from.
     """
-    from mbrl.rundir.folder import check_resumed, holds_run, is_free, read_config, vouched
+    from mbrl.rundir.folder import allowed_classes, check_resumed, holds_run, is_free, read_config
 
     named = typed("pretrain", args, "run_dir")
     if named is None or "${" in str(named):
@@ -125,7 +125,7 @@ def settle(args: list[str]) -> dict[str, Any]:
     if holds_run(folder):
         stored = read_config(folder, verb="pretrain", marks=MARKS)
         own = take_config_dir(args)[1]
-        trusted = vouched(stored, own and own_folder_of(own))
+        trusted = allowed_classes(stored, own and own_folder_of(own))
         plain = as_plain(compose_onto(stored, "pretrain", args))
         check_resumed(stored, plain, MAY_CHANGE)
         return {"plain": {**plain, "run_dir": str(folder)}, "folder": str(folder), "new": False, "trusted": trusted}

@@ -105,7 +105,7 @@ def settle(args: list[str]) -> Settled:
 
     Every word that was typed is laid on the stored configuration; only a few keys may thereby change.
     """
-    from mbrl.rundir.folder import check_resumed, default_folder, holds_run, is_free, read_config, vouched
+    from mbrl.rundir.folder import allowed_classes, check_resumed, default_folder, holds_run, is_free, read_config
 
     named = typed("train", args, "run_dir")
     if named is None or "${" in str(named):  # chosen by a file, by a reference, or by us
@@ -115,7 +115,7 @@ def settle(args: list[str]) -> Settled:
     if holds_run(folder):
         stored = read_config(folder)
         own = take_config_dir(args)[1]
-        trusted = vouched(stored, own and own_folder(own))
+        trusted = allowed_classes(stored, own and own_folder(own))
         plain = as_plain(compose_onto(stored, "train", args))
         check_resumed(stored, plain)
         return Settled(plain={**plain, "run_dir": str(folder)}, folder=folder, trusted=trusted, stored=stored)
@@ -138,8 +138,8 @@ def begun_from(settled: Settled) -> dict[str, Any] | None:
         return None
     if not isinstance(init, str):
         raise ValueError(f"init must be a folder, or null for fresh weights (got {init})")
-    if world_model(settled.plain) == "perfect":
-        raise ValueError(f"init={init} needs a world model that has weights; leave init out, or worldmodel=perfect")
+    if world_model(settled.plain) == "oracle":
+        raise ValueError(f"init={init} needs a world model that has weights; leave init out, or worldmodel=oracle")
     if settled.stored is not None:
         recorded: dict[str, Any] | None = read_info(settled.folder).get("init")
         return recorded
@@ -176,7 +176,7 @@ def begun(root: str, args: Sequence[str]) -> tuple[dict[str, Any], str]:
     from mbrl.rundir.folder import world_model
     from mbrl.rundir.sizes import with_sizes_of
 
-    if world_model(plain) == "perfect":
+    if world_model(plain) == "oracle":
         return plain, ""
     folder, parts = Path(plain["init"]), plain.get("load", ("tokenizer", "dynamics"))
     try:

@@ -181,8 +181,10 @@ class ClipSource:
     ) -> None:
         if not 0 <= rank < world:
             raise ValueError(f"rank must be in 0..{world - 1} (got {rank})")
-        if sampling == "goal" and spec.anchor == "episode":
-            raise ValueError("sampling=goal needs a model with anchor=segment: the goal stands in front of the context")
+        if sampling == "goal" and spec.context == "first_frame":
+            raise ValueError(
+                "sampling=goal needs a model with context=sliding: the goal stands in front of the context"
+            )
         self.config, self.parts, self.sampling = config, parts, sampling
         self._spec, self._seeds, self._split = spec, seeds, split
         self._rank, self._world = rank, world
@@ -200,7 +202,7 @@ class ClipSource:
 
         Args:
             n: rows of all ranks together.
-            length: frames T behind the context; with `anchor: episode` the first of them may open the episode.
+            length: frames T behind the context; with `context: first_frame` the first of them may open the episode.
             stream: who draws.
             draw: number of the draw; the same number gives the same rows.
         Raises: ValueError if `n` is no multiple of the ranks; DamagedEpisode, DamagedSet.
@@ -217,7 +219,7 @@ class ClipSource:
         place = min(int(np.searchsorted(self._bounds, random.random(), side="right")), len(self.parts) - 1)
         part = self.parts[place]
         episode = part.data.episode(part.indices[int(random.integers(len(part.indices)))])
-        context = self._spec.context if self._spec.anchor == "segment" else 0
+        context = self._spec.context_frames if self._spec.context == "sliding" else 0
         frames = len(episode.pixels)
         found = sampled(
             random,
@@ -235,8 +237,8 @@ class ClipSource:
 
     def _cut(self, episode: Episode, found: Indices, *, step: int, look: Look) -> Row:
         """Context and clip of the frames `found`, which are `step` apart where they are regular."""
-        t = self._spec.context
-        if self._spec.anchor == "segment":
+        t = self._spec.context_frames
+        if self._spec.context == "sliding":
             return Row(episode=episode, context=found[:t], clip=found[t:], before=int(found[t - 1]), look=look)
         before = max(int(found[0]) - step, 0) if found[0] else -1
         return Row(episode=episode, context=np.zeros(t, np.int64), clip=found, before=before, look=look)
@@ -245,12 +247,12 @@ class ClipSource:
         """How episodes `first` to `first + n` of the split begin: context and `length` frames; batch [n].
 
         Frames follow each other in the data set's steps, unaugmented (the evaluation clips of spec 10.7). With
-        `anchor: episode` the clip begins with the episode's first frame.
+        `context: first_frame` the clip begins with the episode's first frame.
         Raises: ValueError if there are not as many episodes.
         """
         if first < 0 or n < 1 or first + n > len(self.episodes):
             raise ValueError(f"episodes must be within 0..{len(self.episodes) - 1} (got {first} to {first + n - 1})")
-        rows, context = [], self._spec.context if self._spec.anchor == "segment" else 0
+        rows, context = [], self._spec.context_frames if self._spec.context == "sliding" else 0
         for part, index in self.episodes[first : first + n]:
             episode = part.data.episode(index)
             frames, (height, width) = len(episode.pixels), episode.pixels.shape[2:]

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.api import Agent, Imagining
+from agents.api import Agent, ModelBasedAgent
 from mbrl.measure.probe import LEAST_EPISODES, probe
 from mbrl.replay.clips import ClipReplay
 from mbrl.replay.cut import EpisodeCodes, Windows, clips_of, longest_horizon, windows
@@ -49,7 +49,7 @@ class CodeReader(Protocol):
 
 def compared(spec: ModelSpec) -> tuple[int, ...]:
     """The imagined frames after which the reward is compared: 1, 5, 10, or the model's last where it ends before."""
-    last = spec.max_frames - spec.observed
+    last = spec.max_frames - spec.burn_in
     return tuple(sorted({min(frame, last) for frame in FRAMES}))
 
 
@@ -103,7 +103,7 @@ class Instruments:
           nothing put in place of what would come behind it, where the end is far enough (`REST`).
 
         Args:
-            own: whether the agent acted in it; the last four columns need that, and an agent that answers `Imagining`.
+            own: whether the agent acted in it; the last four columns need that, and a `ModelBasedAgent`.
         Returns: what could be measured and is finite; {} if the episode is too short for the model.
         """
         spec = self.model.spec
@@ -117,7 +117,7 @@ class Instruments:
 
     def _imagined(self, real: Windows, episode: Episode, *, own: bool) -> dict[str, float]:
         """Imagination from every window: with the true actions and, beside them in one batch, with the policy's."""
-        agent = self.agent if own and isinstance(self.agent, Imagining) else None
+        agent = self.agent if own and isinstance(self.agent, ModelBasedAgent) else None
         rows, horizon = real.reward.shape
         state = self.model.encode(real.clip if agent is None else torch.cat([real.clip, real.clip]))
         device = state["latent"].device
@@ -152,7 +152,7 @@ class Instruments:
             values["return_real"] = float((discount_H * real.reward).sum(1).mean())
         return values
 
-    def _value(self, latent_WD: Tensor, real: Windows, episode: Episode, agent: Imagining) -> dict[str, float]:
+    def _value(self, latent_WD: Tensor, real: Windows, episode: Episode, agent: ModelBasedAgent) -> dict[str, float]:
         """The critic against what followed, at the starts that leave enough of the episode."""
         left_W = torch.from_numpy(len(episode) - real.newest)
         counts_W = (agent.gamma**left_W <= REST) | bool(episode.terminated[-1])
@@ -170,8 +170,8 @@ class Instruments:
         if not self.model.parameters_of("dynamics"):
             return {}
         spec = self.model.spec
-        length = spec.observed + real.reward.shape[1]
-        first_W = real.newest - spec.observed + 1
+        length = spec.burn_in + real.reward.shape[1]
+        first_W = real.newest - spec.burn_in + 1
         clip = clips_of(episode, spec, first_W, length=length, codes=self._memoised(episode))
         generator = self.seeds.torch("measure/losses", episode.number)
         losses = self.model.losses(clip, "dynamics", step=0, generator=generator)
@@ -179,7 +179,7 @@ class Instruments:
 
     def _memoised(self, episode: Episode) -> EpisodeCodes | None:
         """The episode's codes as replay holds them, where one encoding serves the whole episode."""
-        if not self._has_codes or self.model.spec.anchor != "episode":
+        if not self._has_codes or self.model.spec.context != "first_frame":
             return None
         for index, stored in enumerate(self.replay.store.stored):
             if stored.episode.number == episode.number:
@@ -189,7 +189,7 @@ class Instruments:
     def _features(self, index: int, at_F: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Features of some frames of a stored episode: of their context [F, C], of their own codes [F, E]."""
         assert isinstance(self.model, CodeReader)
-        if self.model.spec.anchor == "episode":
+        if self.model.spec.context == "first_frame":
             context_N, codes_FK = self._codes_at(index)
             context_1C, codes_1FE = self.model.code_features(context_N[None].long(), codes_FK[None, at_F].long())
             return context_1C.expand(len(at_F), -1), codes_1FE[0]
@@ -221,10 +221,10 @@ class Instruments:
         """
         if not self._has_codes:
             return None
-        if self.model.spec.anchor == "episode":
+        if self.model.spec.context == "first_frame":
             held = [self._codes_at(index)[1].flatten() for index in range(len(self.replay.store.stored))]
             return len(torch.cat(held).unique())
-        clip = self.replay.clips(128, max(1, self.model.spec.observed), stream="measure", draw=draw, codes=True)
+        clip = self.replay.clips(128, max(1, self.model.spec.burn_in), stream="measure", draw=draw, codes=True)
         return len(clip["codes"].unique())
 
     @torch.no_grad()
@@ -237,12 +237,12 @@ class Instruments:
         if not (self._has_codes and isinstance(self.model, CodeReader) and self.parts):
             return {}
         stored = self.replay.store.stored
-        anew = self.model.spec.anchor == "segment"
+        anew = self.model.spec.context == "sliding"
         frames = sum(len(one.episode) for one in stored)
         stride = max(1, math.ceil(frames / (PROBED_ANEW if anew else PROBED)))
         codes, contexts, states, episodes = [], [], [], []
         for index, one in enumerate(stored):
-            first = self.model.spec.context if anew else 0
+            first = self.model.spec.context_frames if anew else 0
             at_F = np.arange(first + index % stride, len(one.episode) + 1, stride)
             if len(at_F):
                 context_FC, codes_FE = self._features(index, at_F)

@@ -18,7 +18,7 @@ from mbrl.predict.configs import PredictConfig
 from mbrl.replay.cut import clips_of
 from mbrl.replay.episode import NAME, read_episode
 from mbrl.rundir.build import make
-from mbrl.rundir.folder import holds_run, read_config, vouched
+from mbrl.rundir.folder import allowed_classes, holds_run, read_config
 from worldmodel.evaluation.predict import goal_clips
 from worldmodel.seeds import Seeds
 from worldmodel.spec import ModelSpec
@@ -56,19 +56,19 @@ def drawn(config: PredictConfig, data: DataConfig | Path, spec: ModelSpec) -> Cl
     Raises: ValueError in one line where model, mode and data do not go together.
     """
     mode = mode_of(config, spec)
-    horizon, given = horizon_of(config, spec), spec.observed + (spec.context if spec.anchor == "segment" else 0)
+    horizon, given = horizon_of(config, spec), spec.burn_in + (spec.context_frames if spec.context == "sliding" else 0)
     # a goal stands in the context: one frame less lies in time before those that are predicted
-    length = spec.observed + horizon - (1 if mode == "goal" else 0)
+    length = spec.burn_in + horizon - (1 if mode == "goal" else 0)
     if length < 1:
         raise ValueError(f"horizon must be >= 2 with mode=goal (got {horizon})")
     if isinstance(data, Path):
         clips, names, left_out, files = *_windows(data, config, spec, length), 0, [data]
     else:
         source = data.build(spec=spec, seeds=Seeds(config.seed), split=config.split, sampling="plain")
-        frames = given - spec.observed + length
+        frames = given - spec.burn_in + length
         clips, names, left_out, files = _openings(source, config, frames, length)
     if mode == "goal":
-        clips = goal_clips(clips, spec.context)
+        clips = goal_clips(clips, spec.context_frames)
     return Clips(clips=clips, names=names, files=files, mode=mode, horizon=horizon, left_out=left_out)
 
 
@@ -83,19 +83,19 @@ def mode_of(config: PredictConfig, spec: ModelSpec) -> str:
             "mode must be action for a model that was trained with actions (got free); "
             "baselines=[zero,shuffled] say what they are worth"
         )
-    if mode == "goal" and (spec.action_dim or spec.anchor != "segment" or spec.context < 2 or spec.observed):
+    if mode == "goal" and (spec.action_dim or spec.context != "sliding" or spec.context_frames < 2 or spec.burn_in):
         raise ValueError(
-            "mode=goal needs a model without actions whose context holds the goal and a frame, with anchor=segment and "
-            f"observed=0 (got {spec.action_dim} numbers of action, context={spec.context}, anchor={spec.anchor}, "
-            f"observed={spec.observed})"
+            "mode=goal needs a model without actions whose context holds the goal and a frame, with context=sliding "
+            f"and burn_in=0 (got {spec.action_dim} numbers of action, {spec.context_frames} context frames, "
+            f"context={spec.context}, burn_in={spec.burn_in})"
         )
     return mode
 
 
 def horizon_of(config: PredictConfig, spec: ModelSpec) -> int:
     """Frames to predict. Raises: ValueError if the model has no room for them."""
-    most = spec.max_frames - spec.observed
-    given = spec.observed + (spec.context if spec.anchor == "segment" else 0)
+    most = spec.max_frames - spec.burn_in
+    given = spec.burn_in + (spec.context_frames if spec.context == "sliding" else 0)
     if config.horizon > most:
         raise ValueError(f"horizon must be <= {most} for this model (got {config.horizon})")
     return config.horizon or min(most, PUBLISHED_FRAMES - given)
@@ -140,7 +140,7 @@ def learned_from(folder: Path, files: Collection[Path], *, own: Path | None = No
             return None  # published weights
         try:
             plain = read_config(place, verb="pretrain", marks=("seed",))
-            known |= {path.resolve() for path in _learned(place, plain, trusted=vouched(plain, own))}
+            known |= {path.resolve() for path in _learned(place, plain, trusted=allowed_classes(plain, own))}
         except (ValueError, DamagedFile) as error:
             log.warning("which episodes the model learned from cannot be said: %s", error)
             return None
@@ -174,7 +174,7 @@ def _windows(path: Path, config: PredictConfig, spec: ModelSpec, length: int) ->
             f"data={path} has frames of {side[0]}x{side[1]} and {actions} actions, the model wants "
             f"{spec.image}x{spec.image} and {spec.action_dim}; a folder of episodes would be resized"
         )
-    lead = spec.context if spec.anchor == "segment" else 0
+    lead = spec.context_frames if spec.context == "sliding" else 0
     first_W = np.arange(lead, len(episode) + 2 - length, length)
     if not len(first_W):
         raise ValueError(f"data={path} has {len(episode) + 1} frames, a clip needs {lead + length}; lower horizon")

@@ -14,7 +14,7 @@ from torch import Tensor
 import worldmodel
 from mbrl.io.checkpoint import give, read_newest
 from mbrl.rundir.build import make
-from mbrl.rundir.folder import holds_run, read_config, vouched, world_model
+from mbrl.rundir.folder import allowed_classes, holds_run, read_config, world_model
 from worldmodel import proprio
 from worldmodel.evaluation.predictors import Dreaming, Generating, Predictor
 from worldmodel.ivideogpt import IVideoGPT
@@ -63,7 +63,7 @@ def load_predictor(
     if not holds_run(folder):
         return _published(folder, changed, device)
     plain = read_config(folder, verb="train", marks=("seed", "worldmodel"))
-    trusted = vouched(plain, own)
+    trusted = allowed_classes(plain, own)
     if world_model(plain) != "ivideogpt":
         raise ValueError(f"init={folder} has no model that learned: its world model is {world_model(plain)}")
     nodes = {name: copy.deepcopy(plain[name]) for name in PARTS}
@@ -119,7 +119,7 @@ def _built(configs: Mapping[str, Any], *, action_dim: int, proprio_dim: int, ter
         action_dim=action_dim,
         discrete=False,
         action_repeat=1,
-        decisions=configs["worldmodel"].segment,
+        decisions=configs["worldmodel"].max_frames,
         terminates=terminates,
         proprio_dim=proprio_dim,
     )

@@ -15,7 +15,7 @@ from mbrl.io.checkpoint import Checkpoints, checkpoint_paths
 from mbrl.io.video import Videos
 from mbrl.pretrain.configs import Configs
 from mbrl.pretrain.run import COLUMNS, Pretraining, Writer
-from mbrl.rundir.machine import fast_products
+from mbrl.rundir.machine import set_matmul_precision
 from mbrl.rundir.origin import read_weights
 from mbrl.rundir.stop import Stop
 from worldmodel.ivideogpt import IVideoGPT
@@ -68,7 +68,7 @@ def assemble(
 def ready(configs: Configs) -> None:
     """Threads and matrix products as in `mbrl train`."""
     torch.set_num_threads(configs.compute.threads)
-    fast_products()
+    set_matmul_precision()
 
 
 def built_model(configs: Configs, seeds: Seeds) -> IVideoGPT:
@@ -77,17 +77,17 @@ def built_model(configs: Configs, seeds: Seeds) -> IVideoGPT:
     Raises: ValueError where the data disagree, or a loss needs actions that are not there.
     """
     actions = action_dim(configs.data, seeds, image=configs.tokenizer.image) if configs.actions else 0
-    if not actions and configs.worldmodel.losses.auxiliary:
+    if not actions and configs.worldmodel.losses.aux_coef:
         raise ValueError(
-            "worldmodel.losses.auxiliary must be 0 for a model without actions, which it reads from the codes "
-            f"(got {configs.worldmodel.losses.auxiliary}); add worldmodel.losses.auxiliary=0"
+            "worldmodel.losses.aux_coef must be 0 for a model without actions, which it reads from the codes "
+            f"(got {configs.worldmodel.losses.aux_coef}); add worldmodel.losses.aux_coef=0"
         )
     env = EnvSpec(
         image=configs.tokenizer.image,
         action_dim=actions,
         discrete=False,
         action_repeat=1,
-        decisions=configs.worldmodel.segment,
+        decisions=configs.worldmodel.max_frames,
         terminates=False,
     )
     model: IVideoGPT = configs.worldmodel.build(
@@ -107,7 +107,9 @@ def begin_from(model: IVideoGPT, folder: Path, parts: Sequence[Part]) -> list[st
 
 def action_dim(data: DataConfig, seeds: Seeds, *, image: int) -> int:
     """A of all data sets; 0 if none has actions. Raises: ValueError where they differ."""
-    spec = ModelSpec(image=image, context=1, action_dim=0, latent_dim=1, max_frames=1, anchor="segment", observed=0)
+    spec = ModelSpec(
+        image=image, context_frames=1, action_dim=0, latent_dim=1, max_frames=1, context="sliding", burn_in=0
+    )
     dims = {part.data.card.action_dim for part in data.build(spec=spec, seeds=seeds, split="train").parts}
     if len(dims) > 1:
         raise ValueError(

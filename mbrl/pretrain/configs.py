@@ -129,17 +129,17 @@ def models(groups: Mapping[str, Any]) -> Iterator[str]:
         )
     if model.proprio:
         yield "worldmodel.proprio must be false in pre-training: videos do not tell what a robot knows of itself"
-    needed, there = tokenizer.layout.length(model.segment), transformer.positions
+    needed, there = tokenizer.layout.length(model.max_frames), transformer.positions
     if needed > there:
         yield (
-            f"worldmodel.segment={model.segment} needs {needed} token positions, transformer.positions={there}; "
-            f"lower worldmodel.segment to {max(0, (there - tokenizer.layout.prelude) // tokenizer.layout.stride)}"
+            f"worldmodel.max_frames={model.max_frames} needs {needed} token positions, transformer.positions={there}; "
+            f"lower worldmodel.max_frames to {max(0, (there - tokenizer.layout.prelude) // tokenizer.layout.stride)}"
         )
     for part, config in groups["stage"].parts.items():
-        if part == "dynamics" and not model.observed < config.length <= model.segment:
+        if part == "dynamics" and not model.burn_in < config.length <= model.max_frames:
             yield (
-                f"stage.dynamics.length={config.length} must be > worldmodel.observed={model.observed} and <= "
-                f"worldmodel.segment={model.segment}"
+                f"stage.dynamics.length={config.length} must be > worldmodel.burn_in={model.burn_in} and <= "
+                f"worldmodel.max_frames={model.max_frames}"
             )
         if part == "tokenizer" and config.length < 2:
             yield f"stage.tokenizer.length must be >= 2, a frame and the next (got {config.length})"
@@ -164,7 +164,7 @@ def pieces(groups: Mapping[str, Any], world: int) -> Iterator[str]:
         losses = groups["worldmodel"].losses
         for key, whole in (
             ("tokenizer.quantizer=fsq", groups["tokenizer"].quantizer == "fsq"),
-            (f"worldmodel.losses.pixel_weight={losses.pixel_weight}", losses.pixel_weight > 0),
+            (f"worldmodel.losses.foreground_weight={losses.foreground_weight}", losses.foreground_weight > 0),
         ):
             if whole:
                 yield (
@@ -179,8 +179,8 @@ def schedules(groups: Mapping[str, Any]) -> Iterator[str]:
     """No update is made with a learning rate of nothing."""
     total = groups["schedule"].total
     for part, config in groups["stage"].parts.items():
-        if config.optim.horizon and config.optim.horizon < total:
+        if config.optim.decay_steps and config.optim.decay_steps < total:
             yield (
-                f"stage.{part}.optim.horizon={config.optim.horizon} must be 0 or >= schedule.total={total}: "
+                f"stage.{part}.optim.decay_steps={config.optim.decay_steps} must be 0 or >= schedule.total={total}: "
                 "behind it the learning rate is 0"
             )

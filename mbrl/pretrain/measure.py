@@ -120,7 +120,7 @@ def _told(model: IVideoGPT, rows: TensorDict, action_BTA: Tensor) -> dict[str, T
     context_BN, codes_BTK = model.tokenize(rows["context"], rows["pixels"])
     per_frame = context_BN.unflatten(1, (layout.context, layout.codes_context))
     hidden_BND = model.tokens.hidden_states(layout_ids(per_frame, codes_BTK, layout), action_BTA.to(device))
-    values, given = {}, 1 if model.config.anchor == "episode" else 0
+    values, given = {}, 1 if model.config.context == "first_frame" else 0
     for frame in range(given, codes_BTK.shape[1]):
         first = layout.sdf_position(frame)
         logits_BKV = model.tokens.llm.logits(hidden_BND[:, first : first + layout.codes_future])
@@ -132,7 +132,7 @@ def _told(model: IVideoGPT, rows: TensorDict, action_BTA: Tensor) -> dict[str, T
 
 def _predicted(model: IVideoGPT, rows: TensorDict, action_BTA: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Truth and open-loop prediction of the frames behind the observed ones, u8 [B, H, 3, S, S], and their PSNR [B]."""
-    observed, frames = model.spec.observed, rows["pixels"].shape[1]
+    observed, frames = model.spec.burn_in, rows["pixels"].shape[1]
     # what led into the observed frames is part of what is known; only what is imagined follows the given actions
     start = TensorDict({key: rows[key][:, :observed] for key in ("pixels", "action")}, batch_size=rows.batch_size)
     start["context"] = rows["context"]

@@ -210,7 +210,7 @@ class Pretraining:
                 else {"pretrainer": inert, "run": self, "logger": self.writer.logger}
             )
             step = -1 if found is None else found
-        step = self.processes.told_most(step)
+        step = self.processes.all_reduce_max(step)
         if step < 0:
             return None
         self.saved = step

@@ -38,16 +38,16 @@ class ReplayConfig:
         capacity: decisions kept in memory; the oldest episodes beyond it are dropped (demonstrations never).
         recent_fraction: share of the rows of a draw that come from the newest episodes only.
         recent_episodes: how many episodes count as the newest; demonstrations are the oldest.
-        best_fraction: share of the rows of a draw that are the best, by the clip's rewards, of `BEST_OF` candidates.
-            The others are drawn as above. What pays is rare at first; a model that sees it more often than it happened
-            is an optimist, whose agent tries it again, which shows who was right.
+        return_prioritised_fraction: share of the rows of a draw that are the best, by the clip's rewards, of
+            `BEST_OF` candidates; the others are drawn as above. Optimistic: what pays is rare at first, and an agent
+            whose model has seen it more often than it happened tries it again.
         on_damage: what a resumed run does about a damaged episode file: `stop`, or `skip` it with a warning.
     """
 
     capacity: int
     recent_fraction: float
     recent_episodes: int
-    best_fraction: float
+    return_prioritised_fraction: float
     on_damage: OnDamage
 
     def __post_init__(self) -> None:
@@ -55,8 +55,8 @@ class ReplayConfig:
             raise ValueError(f"capacity must be >= 1 (got {self.capacity})")
         if not 0 <= self.recent_fraction <= 1:
             raise ValueError(f"recent_fraction must be in [0, 1] (got {self.recent_fraction})")
-        if not 0 <= self.best_fraction <= 1:
-            raise ValueError(f"best_fraction must be in [0, 1] (got {self.best_fraction})")
+        if not 0 <= self.return_prioritised_fraction <= 1:
+            raise ValueError(f"return_prioritised_fraction must be in [0, 1] (got {self.return_prioritised_fraction})")
         if self.recent_episodes < 1:
             raise ValueError(f"recent_episodes must be >= 1 (got {self.recent_episodes})")
         if self.on_damage not in get_args(OnDamage):
@@ -91,9 +91,9 @@ class Codes:
 class ClipReplay:
     """The `Replay` of agents/api.py over an `EpisodeStore`; only finished episodes are ever drawn.
 
-    Tensors are on the CPU. With `anchor: episode` the context is the episode's first frame, t times (all that an actor
-    knows when the episode begins), and codes are kept per episode; with `segment` it is the t frames before the clip,
-    and codes are made for each draw, because every clip has its own context.
+    Tensors are on the CPU. With `context: first_frame` the context is the episode's first frame, t times (all that an
+    actor knows when the episode begins), and codes are kept per episode; with `sliding` it is the t frames before the
+    clip, and codes are made for each draw, because every clip has its own context.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class ClipReplay:
 
         Args:
             n: rows.
-            length: frames T of the clip; with `anchor: episode` the first of them may open the episode.
+            length: frames T of the clip; with `context: first_frame` the first of them may open the episode.
             stream: who draws.
             draw: number of the draw; the same number gives the same rows from the same episodes.
             codes: `context_codes` and `codes` instead of `context` and `pixels`.
@@ -164,7 +164,7 @@ class ClipReplay:
         rows = self._draw(n, length, stream=stream, draw=draw, demonstrated=demonstrated)
         if "pixels" not in self._spec.reads:
             frames = {}
-        elif codes and self._spec.anchor == "episode":
+        elif codes and self._spec.context == "first_frame":
             frames = self._memoised(rows, length)
         else:
             frames = self._frames(rows, length)
@@ -178,7 +178,7 @@ class ClipReplay:
         """`n` pairs (index of the episode, index k of its frame where context or clip begins)."""
         if n < 1 or length < self._least():
             raise ValueError(f"n must be >= 1 and length >= {self._least()} (got n={n}, length={length})")
-        frames = length + (self._spec.context if self._spec.anchor == "segment" else 0)
+        frames = length + (self._spec.context_frames if self._spec.context == "sliding" else 0)
         drawn = self.store.lasting() if demonstrated else self.store.stored
         starts = np.array([max(0, len(stored.episode) + 2 - frames) for stored in drawn], dtype=np.int64)
         if not starts.sum():
@@ -203,9 +203,9 @@ class ClipReplay:
             return list(zip(episodes.tolist(), (flat - ends[episodes] + starts[episodes]).tolist(), strict=True))
 
         plain = rows(flat)
-        if demonstrated or not self.config.best_fraction:
+        if demonstrated or not self.config.return_prioritised_fraction:
             return plain
-        contested = generator.random(n) < self.config.best_fraction
+        contested = generator.random(n) < self.config.return_prioritised_fraction
         candidates = generator.integers(0, starts.sum(), (n, BEST_OF))
         return [
             max(rows(candidates[i]), key=lambda place: self._reward(place, length)) if contested[i] else plain[i]
@@ -220,19 +220,19 @@ class ClipReplay:
 
     def _least(self) -> int:
         """Frames that a clip must have: none behind a segment's context, one where the clip itself is the start."""
-        return 0 if self._spec.anchor == "segment" else 1
+        return 0 if self._spec.context == "sliding" else 1
 
     def _first_frame(self, k: int) -> int:
         """Index in its episode of the clip's frame 0, for a row that begins at `k`."""
-        return k + self._spec.context if self._spec.anchor == "segment" else k
+        return k + self._spec.context_frames if self._spec.context == "sliding" else k
 
     def _frames(self, rows: list[tuple[int, int]], length: int) -> dict[str, Tensor]:
-        image, context = self._spec.image, self._spec.context
+        image, context = self._spec.image, self._spec.context_frames
         context_BtCHW = np.empty((len(rows), context, 3, image, image), np.uint8)
         pixels_BTCHW = np.empty((len(rows), length, 3, image, image), np.uint8)
         for row, (index, k) in enumerate(rows):
             pixels = self.store.stored[index].episode.pixels
-            context_BtCHW[row] = pixels[k : k + context] if self._spec.anchor == "segment" else pixels[:1]
+            context_BtCHW[row] = pixels[k : k + context] if self._spec.context == "sliding" else pixels[:1]
             pixels_BTCHW[row] = pixels[self._first_frame(k) : self._first_frame(k) + length]
         return {"context": torch.from_numpy(context_BtCHW), "pixels": torch.from_numpy(pixels_BTCHW)}
 
@@ -277,7 +277,7 @@ class ClipReplay:
         }
 
     def episode_codes(self, index: int) -> Codes:
-        """Codes of the whole stored episode `index` (anchor `episode`) under the tokenizer's version of now.
+        """Codes of the whole stored episode `index` (context `first_frame`) under the tokenizer's version of now.
 
         Encoded again where that has moved.
         """
@@ -287,7 +287,7 @@ class ClipReplay:
             return known
         # alone and in fixed pieces: float sums inside the tokenizer may depend on what shares a batch
         pixels = torch.from_numpy(np.array(stored.episode.pixels))[None]
-        context = pixels[:, :1].expand(-1, self._spec.context, -1, -1, -1)
+        context = pixels[:, :1].expand(-1, self._spec.context_frames, -1, -1, -1)
         with torch.no_grad():
             pieces = [self._tokenize(context, piece) for piece in pixels.split(ENCODE_FRAMES, dim=1)]
         frames = torch.cat([codes[0].cpu() for _, codes in pieces])

@@ -20,7 +20,7 @@ from worldmodel.spec import ModelSpec
 KEPT = ("pixels", "proprio", "state", "snapshot", "action", "next")
 """What of a real step an episode is made from, where it is there."""
 EpisodeCodes = tuple[Tensor, Tensor]
-"""Context codes [t*N] and codes [L+1, K] of a whole episode (anchor `episode`)."""
+"""Context codes [t*N] and codes [L+1, K] of a whole episode (context `first_frame`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Windows:
     """W moments of one episode, H decisions before its end or more.
 
     Attributes:
-        clip: what a model is shown: `spec.observed` frames behind their context, batch [W].
+        clip: what a model is shown: `spec.burn_in` frames behind their context, batch [W].
         newest: index of each clip's last real frame.
         action: the H actions that were taken then, f32 [W, H, A].
         reward: what they earned, f32 [W, H].
@@ -46,12 +46,12 @@ class Windows:
 
 def real_frames(spec: ModelSpec) -> int:
     """Real frames at the head of a window."""
-    return spec.observed + (spec.context if spec.anchor == "segment" else 0)
+    return spec.burn_in + (spec.context_frames if spec.context == "sliding" else 0)
 
 
 def longest_horizon(spec: ModelSpec, episode: Episode) -> int:
     """Frames that can be imagined and compared in an episode; 0 if it is too short for any."""
-    return max(0, min(spec.max_frames - spec.observed, len(episode) + 1 - real_frames(spec)))
+    return max(0, min(spec.max_frames - spec.burn_in, len(episode) + 1 - real_frames(spec)))
 
 
 def windows(
@@ -60,19 +60,19 @@ def windows(
     """Every `stride`-th moment of an episode that has `horizon` decisions before it ends.
 
     Args:
-        codes: the episode's codes, which then stand in the clip instead of pixels (anchor `episode` only).
+        codes: the episode's codes, which then stand in the clip instead of pixels (context `first_frame` only).
     Raises: ValueError if the episode is too short for one window.
     """
     seen = real_frames(spec)
-    first_W = np.arange(seen - spec.observed, len(episode) + 2 - spec.observed - horizon, stride)
+    first_W = np.arange(seen - spec.burn_in, len(episode) + 2 - spec.burn_in - horizon, stride)
     if not len(first_W):
         raise ValueError(
             f"an episode of {len(episode) + 1} frames has no window of {seen} real and {horizon} imagined frames"
         )
-    newest_W = first_W + spec.observed - 1
+    newest_W = first_W + spec.burn_in - 1
     then_WH = newest_W[:, None] + np.arange(horizon)  # decision i leads from frame i into frame i + 1
     return Windows(
-        clip=clips_of(episode, spec, first_W, length=spec.observed, codes=codes),
+        clip=clips_of(episode, spec, first_W, length=spec.burn_in, codes=codes),
         newest=newest_W,
         action=torch.from_numpy(episode.action[then_WH]),
         reward=torch.from_numpy(episode.reward[then_WH]),
@@ -86,7 +86,7 @@ def clips_of(
 ) -> TensorDict:
     """Clips (worldmodel.spec) of `length` frames, one for each index of a first frame; batch [W].
 
-    With anchor `segment` a first frame must have `spec.context` frames before it.
+    With context `sliding` a first frame must have `spec.context_frames` frames before it.
     """
     frame_WT = first_W[:, None] + np.arange(length)
     opens_WT = frame_WT == 0
@@ -99,8 +99,10 @@ def clips_of(
     }
     arrays |= {key: getattr(episode, key)[frame_WT] for key in spec.reads if key != "pixels"}
     if "pixels" in spec.reads and codes is None:
-        before_t = np.arange(-spec.context, 0)
-        context_Wt = first_W[:, None] + before_t if spec.anchor == "segment" else np.zeros((len(first_W), spec.context))
+        before_t = np.arange(-spec.context_frames, 0)
+        context_Wt = (
+            first_W[:, None] + before_t if spec.context == "sliding" else np.zeros((len(first_W), spec.context_frames))
+        )
         arrays |= {"context": episode.pixels[context_Wt.astype(np.int64)], "pixels": episode.pixels[frame_WT]}
     clip = {name: torch.from_numpy(array) for name, array in arrays.items()}
     if codes is not None:

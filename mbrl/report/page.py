@@ -64,7 +64,7 @@ def draw(records: Sequence[Record]) -> Figure:
     check_comparable(records)
     lines = heading(records)
     rows = math.ceil(len(PANELS) / COLUMNS)
-    above = 0.75 + LINE * len(lines) + (BANNER if any(record.perfect for record in records) else 0.0) + 0.45
+    above = 0.75 + LINE * len(lines) + (BANNER if any(record.oracle for record in records) else 0.0) + 0.45
     height = above + rows * PANEL_HEIGHT + 0.45
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
@@ -169,7 +169,7 @@ def method(record: Record) -> str:
     config = record.config
     model, size = config.get("worldmodel", {}), config.get("transformer", {})
     told = f" ({size['layers']} layers of {size['hidden']})" if {"layers", "hidden"} <= size.keys() else ""
-    name = "PERFECT (the simulator itself)" if record.perfect else f"{target_name(model)}{told}"
+    name = "ORACLE (the simulator itself)" if record.oracle else f"{target_name(model)}{told}"
     more = " with proprioception" if model.get("proprio") else ""
     demos = f", {config['demos']} demonstrations" if config.get("demos") else ""
     return f"agent {target_name(config.get('agent', {}))}, world model {name}{more}{demos}"
@@ -217,14 +217,14 @@ def score(row: Row) -> str:
 
 
 def write_heading(figure: Figure, lines: Sequence[str], records: Sequence[Record]) -> None:
-    """The title; a run's line begins in the run's colour, and a perfect world model gets a red bar over the page."""
+    """The title; a run's line begins in the run's colour, and an oracle world model gets a red bar over the page."""
     height = figure.get_figheight()
     y = height - 0.25
-    if any(record.perfect for record in records):
+    if any(record.oracle for record in records):
         figure.patches.append(
             Rectangle((0, (height - BANNER) / height), 1, BANNER / height, transform=figure.transFigure, color=ALARM)
         )
-        which = [letter(number) for number, record in enumerate(records) if record.perfect]
+        which = [letter(number) for number, record in enumerate(records) if record.oracle]
         where = "" if len(records) == 1 else f" IN {', '.join(which)}"
         said = f"PERFECT WORLD MODEL{where}: imagination is the simulator itself. For diagnosis only, never a result."
         middle = 1 - BANNER / 2 / height

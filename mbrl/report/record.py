@@ -92,9 +92,9 @@ class Record:
         return self.final is not None and self.final["env_step"] >= total
 
     @property
-    def perfect(self) -> bool:
+    def oracle(self) -> bool:
         """Whether the agent imagined in the simulator itself: a diagnosis, never a result."""
-        return world_model(self.config) == "perfect"
+        return world_model(self.config) == "oracle"
 
     @property
     def gate(self) -> dict[str, float]:
@@ -172,8 +172,8 @@ def read_info(path: Path) -> dict[str, Any]:
 def target_name(node: Mapping[str, Any]) -> str:
     """A configured object's short name: `agents.dreamer.DreamerConfig` -> `dreamer`.
 
-    >>> target_name({"_target_": "mbrl.oracle.PerfectModelConfig"})
-    'perfect'
+    >>> target_name({"_target_": "mbrl.oracle.OracleModelConfig"})
+    'oracle'
     >>> target_name({"_target_": "worldmodel.ivideogpt.ModelConfig"})
     'ivideogpt'
     """

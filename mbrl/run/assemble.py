@@ -25,7 +25,7 @@ from mbrl.run.progress import Progress
 from mbrl.run.run import Run
 from mbrl.run.validate import check_together
 from mbrl.rundir.build import make
-from mbrl.rundir.machine import check_device, fast_products
+from mbrl.rundir.machine import check_device, set_matmul_precision
 from mbrl.rundir.stop import Stop
 from worldmodel.dream.imagine import Dream
 from worldmodel.seeds import Seeds
@@ -88,7 +88,7 @@ class Configs:
 
 
 @dataclass(kw_only=True)
-class Player:
+class EvalSetup:
     """What it takes to act and to be scored: everything of a run but its learning."""
 
     model: Any
@@ -98,14 +98,14 @@ class Player:
     seeds: Seeds
 
 
-def assemble_player(configs: Configs, collecting: RowsEnv | None) -> Player:
+def assemble_eval(configs: Configs, collecting: RowsEnv | None) -> EvalSetup:
     """Environments for evaluation, world model, dream and agents.
 
     Args:
         collecting: the environments of training, where there are any: an expert must know in which worlds it acts.
     """
     torch.set_num_threads(configs.compute.threads)
-    fast_products()
+    set_matmul_precision()
     seeds, device = Seeds(configs.seed), configs.compute.device
     judging = worlds_of(configs, stream="evaluate", rows=configs.evaluation.rows)
     env_spec = judging.env_spec
@@ -121,7 +121,7 @@ def assemble_player(configs: Configs, collecting: RowsEnv | None) -> Player:
         "expert": lambda mode: worlds[mode].expert_actions(),
     }
     agent, prefiller = build(configs.agent, runtime), build(configs.prefill, runtime)
-    return Player(
+    return EvalSetup(
         model=model, agent=agent, prefiller=prefiller, evaluator=Evaluator(judging, reads=model.spec.reads), seeds=seeds
     )
 
@@ -129,7 +129,7 @@ def assemble_player(configs: Configs, collecting: RowsEnv | None) -> Player:
 def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: Stop) -> Run:
     """The whole run; reading this function top to bottom is reading the object graph."""
     envs = worlds_of(configs, stream="env", rows=configs.compute.rows)
-    player = assemble_player(configs, envs)
+    player = assemble_eval(configs, envs)
     seeds, model = player.seeds, player.model
     stored = min(configs.replay.capacity, configs.schedule.total // configs.protocol.action_repeat)
     expected_bytes(

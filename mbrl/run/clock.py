@@ -12,23 +12,23 @@ class Cadence:
     """When something is owed; pure arithmetic, so a resumed run owes exactly what the uninterrupted one owed.
 
     Attributes:
-        every: env steps between two instalments; 0 means never after `upfront`.
+        every: env steps between two instalments; 0 means never after `initial`.
         start: env steps before anything is owed.
-        upfront: owed at once at `start`.
-        times: owed at each instalment.
+        initial: owed at once at `start`.
+        updates: owed at each instalment.
 
-    >>> fit = Cadence(every=10, start=4000, upfront=1000, times=1)
+    >>> fit = Cadence(every=10, start=4000, initial=1000, updates=1)
     >>> fit.owed(3999, 0), fit.owed(4000, 0), fit.owed(4025, 1000)
     (0, 1000, 2)
     """
 
     every: int
     start: int
-    upfront: int
-    times: int
+    initial: int
+    updates: int
 
     def __post_init__(self) -> None:
-        for name in ("every", "start", "upfront", "times"):
+        for name in ("every", "start", "initial", "updates"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0 (got {getattr(self, name)})")
 
@@ -36,8 +36,8 @@ class Cadence:
         """How many are owed at `env_steps` when `done` have been done."""
         if env_steps < self.start:
             return 0
-        instalments = (env_steps - self.start) // self.every * self.times if self.every else 0
-        return max(0, self.upfront + instalments - done)
+        instalments = (env_steps - self.start) // self.every * self.updates if self.every else 0
+        return max(0, self.initial + instalments - done)
 
 
 @dataclass

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mbrl.io.checkpoint import give, read_newest
-from mbrl.run.assemble import Configs, Player, assemble_player
-from mbrl.rundir.folder import read_config, vouched
+from mbrl.run.assemble import Configs, EvalSetup, assemble_eval
+from mbrl.rundir.folder import allowed_classes, read_config
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Trained:
         env_step: when it had these weights: `evaluation.weights` says whether the best so far are meant or the last.
     """
 
-    player: Player
+    player: EvalSetup
     step: int
     env_step: int
 
@@ -34,7 +34,7 @@ def configs_of(folder: Path, *, own: Path | None = None, device: str | None = No
     Raises: ValueError where there is no run, or it has classes that nobody vouches for.
     """
     plain = read_config(folder)
-    trusted = vouched(plain, own)
+    trusted = allowed_classes(plain, own)
     plain["replay"]["capacity"] = plain["protocol"]["decisions"]  # nothing is remembered here: claim no memory for it
     if device is not None:
         plain["compute"]["device"] = device
@@ -49,7 +49,7 @@ def read_trained(folder: Path, configs: Configs) -> Trained:
     checkpoint = read_newest(folder / "checkpoints")
     best = checkpoint.states["best"]["found"] if configs.evaluation.weights == "best" else {}
     states = best["states"] if best else checkpoint.states
-    player = assemble_player(configs, None)
+    player = assemble_eval(configs, None)
     give(player.model, states["model"], origin=folder)
     give(player.agent, states["agent"], origin=folder)
     env_step = best["env_step"] if best else checkpoint.states["run"]["clock"]["env_steps"]

@@ -11,7 +11,7 @@ from typing import Any
 from mbrl.envs.metaworld import MetaWorldTask
 from mbrl.envs.protocol import NamedCamera
 from mbrl.envs.toy import ToyTask
-from mbrl.oracle import PerfectModelConfig
+from mbrl.oracle import OracleModelConfig
 from mbrl.replay.store import Stored, available_ram, expected_bytes
 
 ACTION_DIM = 4  # of a Meta-World task; a few bytes of 12 000 per decision
@@ -34,7 +34,7 @@ def check_together(groups: Mapping[str, Any], *, demos: int = 0) -> None:
 def complaints(groups: Mapping[str, Any], *, demos: int = 0) -> Iterator[str]:
     """Every disagreement, most basic first."""
     yield from worlds(groups)
-    if isinstance(groups["worldmodel"], PerfectModelConfig):
+    if isinstance(groups["worldmodel"], OracleModelConfig):
         yield from nothing_to_fit(groups)
     else:
         yield from images(groups)
@@ -63,9 +63,9 @@ def check_recorded(stored: Iterable[Stored], known: Mapping[str, int]) -> None:
 
 def imitations(groups: Mapping[str, Any], demos: int) -> Iterator[str]:
     """Whom the agent imitates is there."""
-    imitation = getattr(groups["agent"], "imitation", 0)
-    if imitation and not demos:
-        yield f"agent.imitation={imitation} needs demonstrations; set demos=5, or agent.imitation=0"
+    bc_coef = getattr(groups["agent"], "bc_coef", 0)
+    if bc_coef and not demos:
+        yield f"agent.bc_coef={bc_coef} needs demonstrations; set demos=5, or agent.bc_coef=0"
 
 
 def worlds(groups: Mapping[str, Any]) -> Iterator[str]:
@@ -101,17 +101,17 @@ def nothing_to_fit(groups: Mapping[str, Any]) -> Iterator[str]:
     """No updates are owed to a world model without weights."""
     for part in ("tokenizer", "dynamics"):
         cadence = getattr(groups["schedule"], part)
-        if cadence.upfront or (cadence.every and cadence.times):
+        if cadence.initial or (cadence.every and cadence.updates):
             yield (
-                f"schedule.{part}.upfront and times must be 0 with worldmodel=perfect, which has nothing to fit "
-                f"(got {cadence.upfront} and {cadence.times}); use experiment=perfect"
+                f"schedule.{part}.initial and updates must be 0 with worldmodel=oracle, which has nothing to fit "
+                f"(got {cadence.initial} and {cadence.updates}); use experiment=oracle"
             )
-    if groups["fit"].shift:
-        yield f"fit.shift must be 0 with worldmodel=perfect, which sees no pixels (got {groups['fit'].shift})"
+    if groups["fit"].random_shift:
+        yield f"fit.random_shift must be 0 with worldmodel=oracle, which sees no pixels (got {groups['fit'].shift})"
     if groups["schedule"].gate.episodes:
         yield (
-            f"schedule.gate.episodes must be 0 with worldmodel=perfect, which has nothing to pass "
-            f"(got {groups['schedule'].gate.episodes}); use experiment=perfect"
+            f"schedule.gate.episodes must be 0 with worldmodel=oracle, which has nothing to pass "
+            f"(got {groups['schedule'].gate.episodes}); use experiment=oracle"
         )
 
 
@@ -129,11 +129,11 @@ def openings(groups: Mapping[str, Any]) -> Iterator[str]:
     """A gate that waits for the world model waits for something that happens."""
     schedule = groups["schedule"]
     if schedule.gate.episodes and not (
-        schedule.dynamics.upfront or (schedule.dynamics.every and schedule.dynamics.times)
+        schedule.dynamics.initial or (schedule.dynamics.every and schedule.dynamics.updates)
     ):
         yield (
             f"schedule.gate.episodes={schedule.gate.episodes} waits for a world model that is never fitted; set "
-            "schedule.dynamics.upfront or times above 0, or schedule.gate={episodes: 0, reward_r2: 0, codes_alive: 0}"
+            "schedule.dynamics.initial or updates above 0, or schedule.gate={episodes: 0, reward_r2: 0, codes_alive: 0}"
         )
 
 
@@ -149,13 +149,13 @@ def images(groups: Mapping[str, Any]) -> Iterator[str]:
 
 def positions(groups: Mapping[str, Any]) -> Iterator[str]:
     """A whole segment of tokens fits into the transformer."""
-    segment, layout = groups["worldmodel"].segment, groups["tokenizer"].layout
-    needed, there = layout.length(segment), groups["transformer"].positions
+    frames, layout = groups["worldmodel"].max_frames, groups["tokenizer"].layout
+    needed, there = layout.length(frames), groups["transformer"].positions
     if needed > there:
         fitting = max(0, (there - layout.prelude) // layout.stride)
         yield (
-            f"worldmodel.segment={segment} needs {needed} token positions, transformer.positions={there}; "
-            f"lower worldmodel.segment to {fitting} or raise transformer.positions to {needed}"
+            f"worldmodel.max_frames={frames} needs {needed} token positions, transformer.positions={there}; "
+            f"lower worldmodel.max_frames to {fitting} or raise transformer.positions to {needed}"
         )
 
 
@@ -172,15 +172,15 @@ def horizons(groups: Mapping[str, Any]) -> Iterator[str]:
     """An agent imagines no further than the world model is trained: to the end of its clips, not of its positions."""
     model, trained = groups["worldmodel"], groups["fit"].dynamics.length
     horizon = getattr(groups["agent"], "horizon", 0)
-    needed = model.observed + horizon
-    if needed > min(trained, model.segment):
-        raised = f"worldmodel.segment and fit.dynamics.length to {needed}"
+    needed = model.burn_in + horizon
+    if needed > min(trained, model.max_frames):
+        raised = f"worldmodel.max_frames and fit.dynamics.length to {needed}"
         yield (
             f"agent.horizon={horizon} is further than the world model is trained: "
-            f"worldmodel.observed={model.observed} + horizon must be <= worldmodel.segment={model.segment} "
+            f"worldmodel.burn_in={model.burn_in} + horizon must be <= worldmodel.max_frames={model.max_frames} "
             f"and <= fit.dynamics.length={trained}; "
-            f"lower agent.horizon to {min(trained, model.segment) - model.observed} or raise "
-            f"{raised if needed > model.segment else f'fit.dynamics.length to {needed}'}"
+            f"lower agent.horizon to {min(trained, model.max_frames) - model.burn_in} or raise "
+            f"{raised if needed > model.max_frames else f'fit.dynamics.length to {needed}'}"
         )
 
 
@@ -197,12 +197,12 @@ def rewards(groups: Mapping[str, Any]) -> Iterator[str]:
 def clips(groups: Mapping[str, Any]) -> Iterator[str]:
     """Training clips are long enough to predict something, and fit into the model and into an episode."""
     model, protocol, fit = groups["worldmodel"], groups["protocol"], groups["fit"]
-    if fit.dynamics.length > model.segment:
+    if fit.dynamics.length > model.max_frames:
         yield (
-            f"fit.dynamics.length={fit.dynamics.length} must be <= worldmodel.segment={model.segment}; "
-            f"lower it to {model.segment} or raise worldmodel.segment"
+            f"fit.dynamics.length={fit.dynamics.length} must be <= worldmodel.max_frames={model.max_frames}; "
+            f"lower it to {model.max_frames} or raise worldmodel.max_frames"
         )
-    context = groups["tokenizer"].layout.context if model.anchor == "segment" else 0
+    context = groups["tokenizer"].layout.context if model.context == "sliding" else 0
     longest = protocol.decisions + 1 - context
     for part in ("tokenizer", "dynamics"):
         length = getattr(fit, part).length
@@ -213,10 +213,10 @@ def clips(groups: Mapping[str, Any]) -> Iterator[str]:
             )
     if fit.tokenizer.length < 2:
         yield f"fit.tokenizer.length={fit.tokenizer.length} must be >= 2, a frame and the next; for example 5"
-    if fit.dynamics.length <= model.observed:
+    if fit.dynamics.length <= model.burn_in:
         yield (
-            f"fit.dynamics.length={fit.dynamics.length} must be > worldmodel.observed={model.observed}, "
-            f"or no frame is left to predict; for example {model.segment}"
+            f"fit.dynamics.length={fit.dynamics.length} must be > worldmodel.burn_in={model.burn_in}, "
+            f"or no frame is left to predict; for example {model.max_frames}"
         )
 
 

@@ -37,16 +37,16 @@ MAY_CHANGE = (
     "run_dir",
 )
 """Keys (or beginnings of keys, with a dot) that a continued run may be given anew; what was learned so far stays."""
-LATER = {("worldmodel", "losses", "lpips"): 0.0, ("replay", "best_fraction"): 0.0, ("data", "ahead"): 0}
+LATER = {("worldmodel", "losses", "lpips"): 0.0, ("replay", "return_prioritised_fraction"): 0.0, ("data", "ahead"): 0}
 """Keys that came when there were runs already, with the value at which they do nothing: these runs mean it."""
 LEFT_BEHIND = ("run.lock", "console.log")
 """What a start that was killed before it wrote config.yaml may leave, beside temporary files."""
 
 
 def default_folder(plain: Mapping[str, Any], variants: Mapping[str, str]) -> Path:
-    """runs/<task>/<agent>-<transformer>[-demos<n>]/seed-<n>/<date-time>; `perfect` where no transformer has a part."""
+    """runs/<task>/<agent>-<transformer>[-demos<n>]/seed-<n>/<date-time>; `oracle` where no transformer has a part."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    model = "perfect" if world_model(plain) == "perfect" else variants["transformer"]
+    model = "oracle" if world_model(plain) == "oracle" else variants["transformer"]
     method = f"{variants['agent']}-{model}"
     if plain["demos"]:  # never averaged with runs that had none
         method += f"-demos{plain['demos']}"
@@ -54,7 +54,7 @@ def default_folder(plain: Mapping[str, Any], variants: Mapping[str, str]) -> Pat
 
 
 def world_model(plain: Mapping[str, Any]) -> str:
-    """The module of the run's world model: `ivideogpt`, or `perfect` for the simulator itself."""
+    """The module of the run's world model: `ivideogpt`, or `oracle` for the simulator itself."""
     target = str(plain.get("worldmodel", {}).get("_target_", ""))
     return target.rpartition(".")[0].rpartition(".")[2]
 
@@ -148,7 +148,7 @@ def targets(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         yield from targets(value, key)
 
 
-def vouched(plain: Mapping[str, Any], own: Path | None) -> bool:
+def allowed_classes(plain: Mapping[str, Any], own: Path | None) -> bool:
     """Whether a stored configuration may name classes from outside this project: those that `own`'s files name.
 
     Args:

@@ -20,7 +20,7 @@ from worldmodel.spec import Part
 
 GROUPS: dict[Part, tuple[str, ...]] = {"tokenizer": ("tokenizer",), "dynamics": ("transformer", "worldmodel")}
 """The groups whose keys say how large a part is."""
-JOINT = ("anchor", "observed", "segment", "embedding", "proprio")
+JOINT = ("context", "burn_in", "max_frames", "embedding", "proprio")
 """Keys of `worldmodel` that weights were trained for; its losses belong to whoever trains."""
 HEADS = "worldmodel.heads."
 ACTION, KIND = f"{HEADS}action", f"{HEADS}reward"
@@ -65,7 +65,7 @@ def stated(folder: Path) -> Iterator[tuple[str, Any]]:
     if is_training_run(folder):
         run = read_config(folder)
         groups = [run.get(group) for group in ("tokenizer", "transformer", "worldmodel")]
-        if world_model(run) == "perfect" or not all(isinstance(group, dict) for group in groups):
+        if world_model(run) == "oracle" or not all(isinstance(group, dict) for group in groups):
             raise ValueError(
                 f"{folder} has no weights to start from: its world model is {world_model(run) or 'unknown'}"
             )

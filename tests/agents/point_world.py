@@ -16,10 +16,10 @@ from torch import Tensor
 
 from agents.distributions import LearnedStdConfig, ScheduledStdConfig
 from agents.dreamer import Dreamer, DreamerConfig
-from agents.returns import AdvantageSpreadConfig, ReturnRangeConfig
+from agents.returns import PercentileNormConfig, StdNormConfig
 from worldmodel.optim import OptimConfig
 from worldmodel.seeds import Seeds
-from worldmodel.spec import Anchor, EnvSpec, ModelSpec
+from worldmodel.spec import ContextMode, EnvSpec, ModelSpec
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "agent"
 CLASSES = {
@@ -28,8 +28,8 @@ CLASSES = {
         DreamerConfig,
         LearnedStdConfig,
         ScheduledStdConfig,
-        ReturnRangeConfig,
-        AdvantageSpreadConfig,
+        PercentileNormConfig,
+        StdNormConfig,
         OptimConfig,
     )
 }
@@ -49,15 +49,17 @@ def preset(name: str, **changes: Any) -> DreamerConfig:
     return replace(made(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())), **changes)
 
 
-def spec(*, anchor: Anchor = "episode", context: int = 2, observed: int = 2, action_dim: int = 2) -> ModelSpec:
+def spec(
+    *, context: ContextMode = "first_frame", context_frames: int = 2, burn_in: int = 2, action_dim: int = 2
+) -> ModelSpec:
     return ModelSpec(
         image=IMAGE,
-        context=context,
+        context_frames=context_frames,
         action_dim=action_dim,
         latent_dim=6,
         max_frames=20,
-        anchor=anchor,
-        observed=observed,
+        context=context,
+        burn_in=burn_in,
     )
 
 
@@ -140,7 +142,7 @@ class PointDream:
 class PointReplay:
     """Random states as clips; `codes` holds the state itself. Who demonstrates drives away from the goal."""
 
-    observed: int
+    burn_in: int
     action_dim: int = 2
     alive: float = 1.0
 
@@ -148,7 +150,7 @@ class PointReplay:
         self, n: int, length: int, *, stream: str, draw: int, codes: bool = False, demonstrated: bool = False
     ) -> TensorDict:
         assert codes
-        assert length == self.observed + demonstrated
+        assert length == self.burn_in + demonstrated
         state = states(n, Seeds(11).torch(stream, draw))
         clip = {
             "context_codes": torch.zeros(n, 3, dtype=torch.int64),

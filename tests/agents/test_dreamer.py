@@ -14,11 +14,11 @@ from agents.distributions import ScheduledStdConfig
 from agents.dreamer import DreamerConfig
 from worldmodel.optim import OptimConfig
 
-SMALL = {"starts": 6, "horizon": 5, "units": 8, "layers": 1, "bins": 11}
-FASTER = OptimConfig(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-5, weight_decay=0.0, clip=100.0, warmup=0)
+SMALL = {"batch_size": 6, "decay_steps": 5, "units": 8, "layers": 1, "bins": 11}
+FASTER = OptimConfig(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-5, weight_decay=0.0, max_grad_norm=100.0, warmup_steps=0)
 LEARNS = {
-    "dreamer": {"starts": 64, "units": 32, "layers": 2, "actor_optim": FASTER, "critic_optim": FASTER},
-    "dreamer_cpu": {"starts": 32, "units": 32},
+    "dreamer": {"batch_size": 64, "units": 32, "layers": 2, "actor_optim": FASTER, "critic_optim": FASTER},
+    "dreamer_cpu": {"batch_size": 32, "units": 32},
 }
 both_presets = pytest.mark.parametrize("name", ["dreamer", "dreamer_cpu"])
 both_actions = pytest.mark.parametrize("discrete", [False, True], ids=["continuous", "discrete"])
@@ -65,28 +65,28 @@ def test_an_imitator_does_what_was_demonstrated_even_against_its_reward() -> Non
     state = states(50, torch.Generator().manual_seed(3))
     td = TensorDict({"pixels": draw(state), "is_init": torch.ones(50, 1, dtype=torch.bool)}, batch_size=[50])
     alike, likely = {}, []
-    for imitation in (0.0, 30.0):
-        driver = agent(preset("dreamer_cpu", imitation=imitation, units=32, starts=32))
+    for bc_coef in (0.0, 30.0):
+        driver = agent(preset("dreamer_cpu", bc_coef=bc_coef, units=32, batch_size=32))
         for update in range(60):
             metrics = driver.learn(replay(), update)
-            likely.append(metrics.get("agent/imitation"))
+            likely.append(metrics.get("agent/bc_loss"))
         action, _ = driver.act(td, None, "evaluate", step=0)
-        alike[imitation] = float((action * away(state)).mean())
+        alike[bc_coef] = float((action * away(state)).mean())
     assert alike[0.0] < 0 < 0.2 < alike[30.0]
     assert likely[59] is None and likely[60] < likely[-1]
 
 
 @both_actions
 def test_calm_episodes_are_greedy_from_their_first_step_to_their_last(discrete: bool) -> None:
-    calm, restless = (agent(small(calm=share), discrete=discrete) for share in (0.4, 0.0))
+    greedily, restless = (agent(small(greedy_episodes=share), discrete=discrete) for share in (0.4, 0.0))
     memory, seen = None, []
     for step in range(4):
         td = first_step(200, seed=step) if step in (0, 3) else next_step(200, seed=step)
-        greedy, _ = calm.act(td, memory, "evaluate", step=step)
+        greedy, _ = greedily.act(td, memory, "evaluate", step=step)
         noisy, _ = restless.act(td, memory, "explore", step=step)
-        action, memory = calm.act(td, memory, "explore", step=step)
-        seen.append(memory["calm"][:, 0])
-        assert torch.equal(action, torch.where(memory["calm"], greedy, noisy))
+        action, memory = greedily.act(td, memory, "explore", step=step)
+        seen.append(memory["greedy"][:, 0])
+        assert torch.equal(action, torch.where(memory["greedy"], greedy, noisy))
     assert torch.equal(seen[0], seen[1]) and torch.equal(seen[1], seen[2]) and not torch.equal(seen[2], seen[3])
     assert 0.3 < float(torch.stack([seen[0], seen[3]]).float().mean()) < 0.5
 
@@ -95,12 +95,12 @@ def test_calm_episodes_are_greedy_from_their_first_step_to_their_last(discrete: 
 @both_actions
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(name: str, discrete: bool) -> None:
     source = replay(discrete)
-    straight, first = (agent(small(name, calm=0.5), discrete=discrete) for _ in range(2))
+    straight, first = (agent(small(name, greedy_episodes=0.5), discrete=discrete) for _ in range(2))
     for driver in (straight, first):
         driver.act(first_step(), None, "explore", step=2000)
         for update in range(2):
             driver.learn(source, update)
-    resumed = agent(small(name, calm=0.5), discrete=discrete)
+    resumed = agent(small(name, greedy_episodes=0.5), discrete=discrete)
     resumed.learn(source, 9)  # what it was before must not matter
     resumed.load_state_dict(copied(first.state_dict()))
     metrics = straight.learn(source, 2), resumed.learn(source, 2)
@@ -205,7 +205,7 @@ def test_training_and_acting_ask_for_clips_of_one_form() -> None:
     driver.act(next_step(), memory, "explore", step=1)
     driver.learn(replay(), 0)
     acting, learning = driver._dream.clips[-2:]
-    assert acting["pixels"].shape[1] == learning["codes"].shape[1] == spec().observed
+    assert acting["pixels"].shape[1] == learning["codes"].shape[1] == spec().burn_in
     assert acting["action"].shape[1:] == learning["action"].shape[1:]
 
 
@@ -222,10 +222,10 @@ def test_what_lies_behind_a_predicted_end_counts_for_nothing() -> None:
             return path
 
         driver._dream.rollout = spoiled
-        dreamt = driver._dreamt(replay(), 0)
-        assert torch.equal(dreamt.weight[0], torch.tensor([1.0, 1, 1, 0, 0, 0]))
-        updates.append(dreamt.returns[:, :3])
-        losses = driver._critic_loss(dreamt)
+        imagined = driver._imagined(replay(), 0)
+        assert torch.equal(imagined.weight[0], torch.tensor([1.0, 1, 1, 0, 0, 0]))
+        updates.append(imagined.returns[:, :3])
+        losses = driver._critic_loss(imagined)
         assert torch.isfinite(losses)
     assert torch.equal(*updates)
 
@@ -238,27 +238,27 @@ def test_starts_where_the_real_episode_had_ended_count_for_nothing() -> None:
 
 
 def test_one_epoch_is_reinforce() -> None:
-    driver = agent(small(epochs=1, entropy=0.0))
-    dreamt = driver._dreamt(replay(), 0)
-    log_prob = driver.actor(dreamt.latent, 0.8).log_prob(dreamt.action)
+    driver = agent(small(epochs=1, entropy_coef=0.0))
+    imagined = driver._imagined(replay(), 0)
+    log_prob = driver.actor(imagined.latent, 0.8).log_prob(imagined.action)
     parameters = list(driver.actor.parameters())
     ours = torch.autograd.grad(
-        driver._surrogate(log_prob - log_prob.detach(), dreamt.advantage).mean(), parameters, retain_graph=True
+        driver._surrogate(log_prob - log_prob.detach(), imagined.advantage).mean(), parameters, retain_graph=True
     )
-    reinforce = torch.autograd.grad((log_prob * dreamt.advantage).mean(), parameters)
+    reinforce = torch.autograd.grad((log_prob * imagined.advantage).mean(), parameters)
     for a, b in zip(ours, reinforce, strict=True):
         torch.testing.assert_close(a, b)
 
 
-def test_the_slow_critic_lags_and_is_there_only_where_it_is_used() -> None:
+def test_the_target_critic_lags_and_is_there_only_where_it_is_used() -> None:
     driver = agent(small("dreamer"))
     start = copied(dict(driver.critic.named_parameters()))
     driver.learn(replay(), 0)
-    assert driver.slow_critic is not None
-    for name, slow in driver.slow_critic.named_parameters():
+    assert driver.target_critic is not None
+    for name, slow in driver.target_critic.named_parameters():
         fast = driver.critic.get_parameter(name)
         torch.testing.assert_close(slow, start[name] + 0.02 * (fast - start[name]), atol=1e-7, rtol=1e-5)
-    assert agent(small()).slow_critic is None
+    assert agent(small()).target_critic is None
 
 
 def test_an_update_that_is_not_finite_is_skipped_and_ten_in_a_row_end_the_run() -> None:
@@ -288,7 +288,7 @@ def test_a_foreign_state_is_refused_and_changes_nothing() -> None:
     before = copied(driver.state_dict())
     with pytest.raises(ValueError, match="other sizes"):
         driver.load_state_dict(agent(small(units=9), seed=6).state_dict())
-    with pytest.raises(ValueError, match="slow_critic"):
+    with pytest.raises(ValueError, match="target_critic"):
         driver.load_state_dict(agent(small("dreamer", layers=1), seed=6).state_dict())
     assert not differing(before, driver.state_dict())
 
@@ -299,7 +299,7 @@ def test_the_state_is_flat_tensors_with_everything_in_it() -> None:
     state = driver.state_dict()
     assert all(isinstance(tensor, Tensor) for tensor in state.values())
     parts = {name.split(".")[0] for name in state}
-    assert parts == {"actor", "critic", "slow_critic", "actor_optim", "critic_optim", "normaliser", "count"}
+    assert parts == {"actor", "critic", "target_critic", "actor_optim", "critic_optim", "normaliser", "count"}
 
 
 def test_a_policy_sees_each_row_alone() -> None:
@@ -312,7 +312,7 @@ def test_a_policy_sees_each_row_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("gamma", 1.0), ("bins", 100), ("epochs", 0), ("unimix", 1.0), ("lam", -0.1)]
+    ("field", "value"), [("gamma", 1.0), ("bins", 100), ("epochs", 0), ("unimix", 1.0), ("lambda_", -0.1)]
 )
 def test_values_out_of_range_are_named(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{field} must be .*{value}"):

@@ -9,7 +9,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from agents.memory import LatentFilter
-from worldmodel.spec import Anchor, Reads
+from worldmodel.spec import ContextMode, Reads
 
 T, W = 2, 3  # context frames, window
 
@@ -17,8 +17,8 @@ T, W = 2, 3  # context frames, window
 class Walk:
     """Frames of E rows, fed to a filter one by one."""
 
-    def __init__(self, anchor: Anchor, rows: int = 5, observed: int = W) -> None:
-        self.dream = PointDream(spec(anchor=anchor, context=T, observed=observed))
+    def __init__(self, context: ContextMode, rows: int = 5, burn_in: int = W) -> None:
+        self.dream = PointDream(spec(context=context, context_frames=T, burn_in=burn_in))
         self.filter = LatentFilter(self.dream)
         self.rows, self.memory, self.frames, self.actions = rows, None, [], []
         self.generator = torch.Generator().manual_seed(8)
@@ -38,9 +38,9 @@ class Walk:
         return torch.stack([self.frames[n][row] for n in numbers])
 
 
-@pytest.mark.parametrize("anchor", ["segment", "episode"])
-def test_at_first_context_and_window_are_the_first_frame(anchor: Anchor) -> None:
-    walk = Walk(anchor)
+@pytest.mark.parametrize("context", ["sliding", "first_frame"])
+def test_at_first_context_and_window_are_the_first_frame(context: ContextMode) -> None:
+    walk = Walk(context)
     walk.step(0, 1, 2, 3, 4)
     assert torch.equal(walk.now["context"][3], walk.frame(3, 0, 0))
     assert torch.equal(walk.now["pixels"][3], walk.frame(3, 0, 0, 0))
@@ -49,7 +49,7 @@ def test_at_first_context_and_window_are_the_first_frame(anchor: Anchor) -> None
 
 
 def test_anchor_episode_keeps_the_first_frame_as_context_for_ever() -> None:
-    walk = Walk("episode")
+    walk = Walk("first_frame")
     for number in range(6):
         walk.step(*(range(5) if number == 0 else ()))
     assert torch.equal(walk.now["context"][2], walk.frame(2, 0, 0))
@@ -59,7 +59,7 @@ def test_anchor_episode_keeps_the_first_frame_as_context_for_ever() -> None:
 
 
 def test_anchor_segment_moves_what_leaves_the_window_into_the_context() -> None:
-    walk = Walk("segment")
+    walk = Walk("sliding")
     expected = {0: (0, 0), 1: (0, 0), 2: (0, 0), 3: (0, 0), 4: (0, 1), 5: (1, 2)}  # frame -> context behind it
     for number in range(6):
         walk.step(*(range(5) if number == 0 else ()))
@@ -67,9 +67,9 @@ def test_anchor_segment_moves_what_leaves_the_window_into_the_context() -> None:
     assert torch.equal(walk.now["pixels"][4], walk.frame(4, 3, 4, 5))
 
 
-@pytest.mark.parametrize("anchor", ["segment", "episode"])
-def test_a_partial_reset_restarts_its_rows_and_no_others(anchor: Anchor) -> None:
-    walk, straight = Walk(anchor), Walk(anchor)
+@pytest.mark.parametrize("context", ["sliding", "first_frame"])
+def test_a_partial_reset_restarts_its_rows_and_no_others(context: ContextMode) -> None:
+    walk, straight = Walk(context), Walk(context)
     for number in range(5):
         walk.step(*({0: range(5), 3: (1, 4)}.get(number, ())))
         straight.step(*(range(5) if number == 0 else ()))
@@ -83,7 +83,7 @@ def test_a_partial_reset_restarts_its_rows_and_no_others(anchor: Anchor) -> None
 
 
 def test_rows_of_different_fill_are_encoded_by_length_and_come_back_in_order() -> None:
-    walk = Walk("episode")
+    walk = Walk("first_frame")
     for number in range(5):
         walk.step(*({0: range(5), 3: (1,), 4: (4,)}.get(number, ())))
     walk.dream.clips.clear()
@@ -99,7 +99,7 @@ def test_rows_of_different_fill_are_encoded_by_length_and_come_back_in_order() -
 
 
 def test_without_observed_frames_the_context_ends_with_the_newest() -> None:
-    walk = Walk("segment", observed=0)
+    walk = Walk("sliding", burn_in=0)
     for number in range(4):
         walk.step(*(range(5) if number == 0 else ()))
     assert torch.equal(walk.now["context"][1], walk.frame(1, 2, 3))
@@ -108,22 +108,22 @@ def test_without_observed_frames_the_context_ends_with_the_newest() -> None:
 
 
 def test_wrong_pixels_rows_and_specs_are_named() -> None:
-    walk = Walk("episode")
+    walk = Walk("first_frame")
     walk.step(0, 1, 2, 3, 4)
     init = torch.ones(3, 1, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"5 of memory, 3 of what is seen"):
         walk.filter.see(TensorDict({"pixels": walk.frames[0][:3], "is_init": init}, batch_size=[3]), walk.memory)
     with pytest.raises(ValueError, match=r"pixels must be uint8 .*float32"):
         walk.filter.see(TensorDict({"pixels": walk.frames[0][:3].float(), "is_init": init}, batch_size=[3]), None)
-    with pytest.raises(ValueError, match=r"observed must be >= 1"):
-        LatentFilter(PointDream(spec(anchor="episode", observed=0)))
+    with pytest.raises(ValueError, match=r"burn_in must be >= 1"):
+        LatentFilter(PointDream(spec(context="first_frame", burn_in=0)))
 
 
 class Told:
     """A dream of a model that reads `reads`; its latent is the newest first number of the last of them."""
 
     def __init__(self, *reads: Reads) -> None:
-        self.spec = replace(spec(observed=W), reads=reads)
+        self.spec = replace(spec(burn_in=W), reads=reads)
         self.clips: list[TensorDict] = []
 
     def encode(self, clip: TensorDict) -> TensorDict:

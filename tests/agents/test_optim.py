@@ -10,7 +10,15 @@ from worldmodel.optim import OptimConfig, Optimizer
 
 
 def config(**changes: float) -> OptimConfig:
-    values = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.0, "clip": math.inf, "warmup": 0}
+    values = {
+        "lr": 0.1,
+        "beta1": 0.9,
+        "beta2": 0.99,
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+        "max_grad_norm": math.inf,
+        "warmup_steps": 0,
+    }
     return OptimConfig(**{**values, **changes})
 
 
@@ -47,7 +55,7 @@ def test_equals_plain_adamw() -> None:
 
 def test_clips_all_gradients_together() -> None:
     named = parameters()
-    optim = config(clip=0.5, beta1=0.0).build(named)
+    optim = config(max_grad_norm=0.5, beta1=0.0).build(named)
     norm = optim.step(loss(named, 0))
     assert norm is not None and norm > 0.5
     moments = [
@@ -58,7 +66,7 @@ def test_clips_all_gradients_together() -> None:
 
 def test_warms_up_linearly() -> None:
     named = parameters()
-    optim = config(warmup=4).build(named)
+    optim = config(warmup_steps=4).build(named)
     rates = []
     for step in range(6):
         rates.append(optim.lr)
@@ -80,13 +88,13 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
 
 def test_saved_and_resumed_equals_uninterrupted_bit_for_bit() -> None:
     straight = parameters()
-    run(straight, config(warmup=5).build(straight), range(6))
+    run(straight, config(warmup_steps=5).build(straight), range(6))
     first = parameters()
-    optim = config(warmup=5).build(first)
+    optim = config(warmup_steps=5).build(first)
     run(first, optim, range(3))
     saved = {name: t.clone() for name, t in optim.state_dict().items()}
     second = {name: nn.Parameter(p.detach().clone()) for name, p in first.items()}
-    resumed = config(warmup=5).build(second)
+    resumed = config(warmup_steps=5).build(second)
     resumed.load_state_dict(saved)
     run(second, resumed, range(3, 6))
     assert all(torch.equal(straight[name], second[name]) for name in straight)
@@ -105,7 +113,7 @@ def test_foreign_state_is_refused_and_changes_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("lr", 0.0), ("beta1", 1.0), ("clip", -1.0), ("warmup", -1), ("eps", math.nan)],
+    [("lr", 0.0), ("beta1", 1.0), ("max_grad_norm", -1.0), ("warmup_steps", -1), ("eps", math.nan)],
 )
 def test_values_out_of_range_are_named(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=field):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torchrl.modules import PercentileValueNorm
 from torchrl.objectives.value.functional import vec_td_lambda_return_estimate
 
-from agents.returns import AdvantageSpreadConfig, ReturnRangeConfig, lambda_returns
+from agents.returns import PercentileNormConfig, StdNormConfig, lambda_returns
 
 
 def trajectory(rows: int = 3, steps: int = 7) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -16,7 +16,7 @@ def trajectory(rows: int = 3, steps: int = 7) -> tuple[torch.Tensor, torch.Tenso
     return reward, value, discount.sigmoid()
 
 
-def by_definition(reward: torch.Tensor, value: torch.Tensor, discount: torch.Tensor, lam: float) -> torch.Tensor:
+def by_definition(reward: torch.Tensor, value: torch.Tensor, discount: torch.Tensor, lambda_: float) -> torch.Tensor:
     """The lambda-weighted mixture of all n-step returns, each summed from its start."""
     rows, steps = reward.shape
     out = torch.zeros_like(reward)
@@ -28,25 +28,25 @@ def by_definition(reward: torch.Tensor, value: torch.Tensor, discount: torch.Ten
                     n_step += alive * reward[b, k]
                     alive *= discount[b, k]
                 last = n == steps - t
-                weight = lam ** (n - 1) * (1.0 if last else 1 - lam)
+                weight = lambda_ ** (n - 1) * (1.0 if last else 1 - lambda_)
                 out[b, t] += weight * (n_step + alive * value[b, t + n - 1])
     return out
 
 
-@pytest.mark.parametrize("lam", [0.0, 0.3, 0.95, 1.0])
-def test_equals_its_quadratic_definition(lam: float) -> None:
+@pytest.mark.parametrize("lambda_", [0.0, 0.3, 0.95, 1.0])
+def test_equals_its_quadratic_definition(lambda_: float) -> None:
     reward, value, discount = trajectory()
-    expected = by_definition(reward, value, discount, lam)
-    torch.testing.assert_close(lambda_returns(reward, value, discount, lam), expected, atol=1e-10, rtol=0)
+    expected = by_definition(reward, value, discount, lambda_)
+    torch.testing.assert_close(lambda_returns(reward, value, discount, lambda_), expected, atol=1e-10, rtol=0)
 
 
 def test_equals_torchrl() -> None:
     reward, value, _ = trajectory()
     ended = torch.zeros(3, 7, 1, dtype=torch.bool)
     ended[1, 4] = True
-    gamma, lam = torch.tensor([0.9, 0.95], dtype=torch.float64)  # as plain numbers they would become float32 inside
+    gamma, lambda_ = torch.tensor([0.9, 0.95], dtype=torch.float64)  # as plain numbers they would become float32 inside
     steps = value[..., None], reward[..., None]
-    theirs = vec_td_lambda_return_estimate(gamma, lam, *steps, done=ended, terminated=ended)
+    theirs = vec_td_lambda_return_estimate(gamma, lambda_, *steps, done=ended, terminated=ended)
     ours = lambda_returns(reward, value, 0.9 * (~ended[..., 0]).double(), 0.95)
     torch.testing.assert_close(ours, theirs[..., 0], atol=1e-10, rtol=0)
 
@@ -80,12 +80,12 @@ def test_wrong_shapes_and_lambda_are_named() -> None:
     good = torch.ones(3, 7)
     with pytest.raises(ValueError, match=r"value \(3, 6\)"):
         lambda_returns(good, good[:, 1:], good, 0.9)
-    with pytest.raises(ValueError, match=r"lam must be .*1\.5"):
+    with pytest.raises(ValueError, match=r"lambda_ must be .*1\.5"):
         lambda_returns(good, good, good, 1.5)
 
 
 def test_return_range_is_torchrls_without_its_start_at_zero() -> None:
-    ours = ReturnRangeConfig(low=0.05, high=0.95, rate=0.1, floor=1e-3).build()
+    ours = PercentileNormConfig(low=0.05, high=0.95, rate=0.1, floor=1e-3).build()
     theirs = PercentileValueNorm(quantiles=(0.05, 0.95), rate=0.1, min_scale=1e-3)
     generator = torch.Generator().manual_seed(2)
     for n in range(1, 6):
@@ -101,13 +101,13 @@ def test_return_range_is_torchrls_without_its_start_at_zero() -> None:
 @given(factor=st.floats(0.1, 1e4), floor=st.floats(1e-3, 10))
 def test_return_range_is_equivariant_above_its_floor(factor: float, floor: float) -> None:
     returns = torch.linspace(-1, 1, 33).reshape(3, 11)
-    normaliser = ReturnRangeConfig(low=0.05, high=0.95, rate=0.5, floor=floor).build()
+    normaliser = PercentileNormConfig(low=0.05, high=0.95, rate=0.5, floor=floor).build()
     normaliser(factor * returns, returns)
     torch.testing.assert_close(normaliser.scale(), torch.tensor(max(floor, 1.8 * factor)), rtol=1e-4, atol=0)
 
 
 def test_advantage_spread_brings_to_unit_spread_and_clips() -> None:
-    normaliser = AdvantageSpreadConfig(rate=0.1, floor=1e-3, clip=4.0).build()
+    normaliser = StdNormConfig(rate=0.1, floor=1e-3, clip=4.0).build()
     advantage = 50 * torch.randn(5, 200, generator=torch.Generator().manual_seed(3))
     advantage[0, 0] = 1e4
     scaled = normaliser(advantage, advantage)
@@ -119,12 +119,12 @@ def test_advantage_spread_brings_to_unit_spread_and_clips() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        ReturnRangeConfig(low=0.05, high=0.95, rate=0.1, floor=1.0),
-        AdvantageSpreadConfig(rate=0.1, floor=1e-3, clip=4.0),
+        PercentileNormConfig(low=0.05, high=0.95, rate=0.1, floor=1.0),
+        StdNormConfig(rate=0.1, floor=1e-3, clip=4.0),
     ],
     ids=lambda config: type(config).__name__,
 )
-def test_normalisers_resume_exactly(config: ReturnRangeConfig | AdvantageSpreadConfig) -> None:
+def test_normalisers_resume_exactly(config: PercentileNormConfig | StdNormConfig) -> None:
     first, second = config.build(), config.build()
     batches = [10 * torch.randn(3, 5, generator=torch.Generator().manual_seed(n)) for n in range(3)]
     for batch in batches[:2]:

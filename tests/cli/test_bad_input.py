@@ -37,7 +37,7 @@ worldmodel.horizon=3                             | unknown key worldmodel.horizo
 init=/nowhere/at/all                             | init: /nowhere/at/all is not a folder | pre-training run
 init=EMPTY                                       | init: | empty has no folder tokenizer | nor a pre-training
 init=3                                           | init must be a folder, or null for fresh weights (got 3)
-init=EMPTY experiment=perfect task=toy protocol=toy | init= | needs a world model that has weights
+init=EMPTY experiment=oracle task=toy protocol=toy | init= | needs a world model that has weights
 agent=dreamr                                     | agent must be one of | (got dreamr) | did you mean dreamer
 transformer=base138                              | transformer must be one of | (got base138) | did you mean base138m
 prefill=random_walk                              | must be one of | (got random_walk)
@@ -49,40 +49,40 @@ seed=one                                         | seed must be a whole number (
 keep=1                                           | keep must be >= 2 | (got 1)
 compute.threads=0                                | compute.threads must be >= 1 (got 0)
 compute.rows=0                                   | compute.rows must be >= 1 (got 0)
-schedule.gate.episodes=3 schedule.dynamics.upfront=0 schedule.dynamics.times=0 | episodes=3 waits for a world model
+schedule.gate.episodes=3 schedule.dynamics.initial=0 schedule.dynamics.updates=0 | episodes=3 waits for a world model
 compute.device=cuda:99                           | compute.device must be one that is there | (got cuda:99)
 compute.device=gpu                               | compute.device must be cpu, cuda or cuda:<n> (got gpu)
 agent.horizon=0                                  | agent.horizon must be >= 1 (got 0)
-agent.horizon=400                                | worldmodel.segment=10 | horizon to 8 | fit.dynamics.length to 402
-worldmodel.losses.jitter=1                       | worldmodel.losses.jitter must be in [0, 1) (got 1.0)
+agent.horizon=400                                | worldmodel.max_frames=10 | horizon to 8 | fit.dynamics.length to 402
+worldmodel.losses.token_noise=1                       | worldmodel.losses.token_noise must be in [0, 1) (got 1.0)
 worldmodel.heads.action=slots                    | worldmodel.heads.action must be slot or frame (got slots)
 evaluation.weights=first                         | evaluation.weights must be last or best (got first)
-worldmodel.proprio=true worldmodel.observed=0 worldmodel.anchor=segment | worldmodel.observed must be >= 1 with proprio
+worldmodel.proprio=true worldmodel.burn_in=0 worldmodel.context=sliding | worldmodel.burn_in must be >= 1 with proprio
 agent.gamma=1.7                                  | agent.gamma must be in (0, 1) (got 1.7)
-agent.lam=-0.1                                   | agent.lam must be in [0, 1] (got -0.1)
+agent.lambda_=-0.1                                   | agent.lambda_ must be in [0, 1] (got -0.1)
 agent.actor_optim.lr=0                           | agent.actor_optim.lr must be > 0 (got 0.0)
 agent.critic_optim.beta1=1                       | agent.critic_optim.beta1 must be in [0, 1) (got 1.0)
 agent.units=0                                    | agent.units must be >= 1 (got 0)
 agent.bins=4                                     | agent.bins must be odd and >= 3 | (got 4)
 fit.dynamics.batch=0                             | fit.dynamics.batch must be >= 1 (got 0)
 fit.dynamics.batch=2.5                           | fit.dynamics.batch must be a whole number (got 2.5)
-fit.dynamics.length=300                          | fit.dynamics.length=300 | worldmodel.segment= | lower it to
-fit.dynamics.length=2                            | fit.dynamics.length=2 must be > worldmodel.observed=2
+fit.dynamics.length=300                          | fit.dynamics.length=300 | worldmodel.max_frames= | lower it to
+fit.dynamics.length=2                            | fit.dynamics.length=2 must be > worldmodel.burn_in=2
 fit.tokenizer.length=1                           | fit.tokenizer.length=1 must be >= 2
 fit.tokenizer.length=300                         | fit.tokenizer.length=300 | protocol.decisions=25 | lower it
 fit.tokenizer.optim.lr=-1                        | fit.tokenizer.optim.lr must be > 0 (got -1.0)
 fit.precision=float16                            | fit.precision must be float32 or bfloat16 (got float16)
 fit.codebooks=open                               | fit.codebooks must be frozen or trained (got open)
-worldmodel.segment=4000                          | worldmodel.segment=4000 | positions= | lower worldmodel.segment to
-worldmodel.observed=0                            | worldmodel.observed must be >= 1 | (got 0)
+worldmodel.max_frames=4000  | worldmodel.max_frames=4000 | positions= | lower worldmodel.max_frames to
+worldmodel.burn_in=0                            | worldmodel.burn_in must be >= 1 | (got 0)
 worldmodel.latent=[pixels]                       | worldmodel.latent must be some of | (got ['pixels'])
 worldmodel.latent=codes                          | worldmodel.latent must be a list | (got codes) | worldmodel.latent=[
-worldmodel.anchor=frame                          | worldmodel.anchor must be segment or episode (got frame)
+worldmodel.context=frame                          | worldmodel.context must be sliding or first_frame (got frame)
 worldmodel.sampling.temperature=-1               | worldmodel.sampling.temperature must be >= 0 (got -1.0)
 worldmodel.heads.reward=two                      | worldmodel.heads.reward must be none, scalar or twohot (got two)
 transformer.heads=7                              | transformer.hidden must be a multiple of 2 * heads = 14
 transformer.dropout=1                            | transformer.dropout must be in [0, 1) (got 1.0)
-transformer.positions=16                         | worldmodel.segment= | transformer.positions=16 | raise
+transformer.positions=16                         | worldmodel.max_frames= | transformer.positions=16 | raise
 tokenizer.image=60                               | tokenizer.image must be a multiple of | (got 60) | take
 tokenizer.image=64                               | tokenizer.image=64 must equal protocol.image=32
 tokenizer.quantizer=lfq                          | tokenizer.quantizer must be vq or fsq (got lfq)
@@ -118,10 +118,10 @@ task=toy protocol=default                        | protocol.camera must be null 
 protocol.flip=vertical                           | protocol.flip none | use protocol=toy
 task=metaworld protocol=mwm protocol.camera.name=corner5 | protocol.camera.name must be one of corner, | (got corner5)
 worldmodel.heads={reward:none,bins:0,low:0,high:0,width:0} | worldmodel.heads.reward=none | imagined rewards | twohot
-worldmodel.losses.future_frames=1                | worldmodel.losses.future_frames must be >= 2 | got 1 | auxiliary
-worldmodel=perfect                               | schedule.tokenizer.upfront and times must be 0 | nothing to fit | 600
-experiment=perfect fit.shift=4 | fit.shift | must be 0 with worldmodel=perfect
-worldmodel=perfect schedule.tokenizer.upfront=0  | schedule.dynamics.upfront | (got 500 and 30) | experiment=perfect
+worldmodel.losses.future_frames=1                | worldmodel.losses.future_frames must be >= 2 | got 1 | aux_coef
+worldmodel=oracle  | schedule.tokenizer.initial and updates must be 0 | nothing to fit | 600
+experiment=oracle fit.random_shift=4 | fit.random_shift | must be 0 with worldmodel=oracle
+worldmodel=oracle schedule.tokenizer.initial=0  | schedule.dynamics.initial | (got 500 and 30) | experiment=oracle
 fit.dynamics.length=9                            | length=9 | horizon to 7 or raise fit.dynamics.length to 10
 """
 

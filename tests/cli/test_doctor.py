@@ -65,7 +65,7 @@ def test_memory_is_counted_from_the_run_s_own_numbers(monkeypatch: pytest.Monkey
 
 def test_the_moments_of_the_simulator_are_counted_where_the_world_model_is_the_simulator(tmp_path: Path) -> None:
     usual = PLAIN | {"run_dir": str(tmp_path)}
-    perfect = usual | {"worldmodel": {"_target_": "mbrl.oracle.PerfectModelConfig"}}
+    perfect = usual | {"worldmodel": {"_target_": "mbrl.oracle.OracleModelConfig"}}
     bytes_each = [float(next(iter(doctor.memory(plain))).text.split(" x ")[1].split()[0]) for plain in (usual, perfect)]
     assert bytes_each[1] > bytes_each[0] + 8 * 700
     assert "no transformer" in next(iter(doctor.rollout(perfect))).text

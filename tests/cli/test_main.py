@@ -164,7 +164,7 @@ def test_a_printed_command_starts_as_this_one_was_started(tmp_path: Path, monkey
 
 
 def test_the_last_part_of_a_dotted_key_finds_its_neighbours_too() -> None:
-    known = ["agent.horizon", "agent.gamma", "worldmodel.segment", "schedule.total"]
+    known = ["agent.horizon", "agent.gamma", "worldmodel.max_frames", "schedule.total"]
     assert nearest("agent.horizn", known)[0] == "agent.horizon"
     assert nearest("horizon", known) == ["agent.horizon"]
     assert nearest("zzz", known) == []

@@ -79,13 +79,13 @@ def test_an_agent_of_ones_own_is_trained_continued_and_scored(home: Path) -> Non
 def test_a_folder_of_ones_own_vouches_only_for_what_its_files_name(
     named: str, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mbrl.rundir.folder import read_config, vouched
+    from mbrl.rundir.folder import allowed_classes, read_config
     from mbrl.rundir.folder import write_run as write
 
     own = home / "my_configs"
     plain = {"task": {"name": "reach"}, "seed": 0, "agent": {"_target_": "my_agent.MineConfig"}, "more": [{}]}
     write(home / "run", plain, {})
-    assert vouched(read_config(home / "run"), own)
+    assert allowed_classes(read_config(home / "run"), own)
     write(home / "run", plain | {"more": [{"deep": {"_target_": named}}]}, {})
     for words in (["eval", f"run={home / 'run'}"], ["train", f"run_dir={home / 'run'}"]):
         assert main([*words, "--config-dir", str(own)]) == 2
@@ -93,8 +93,8 @@ def test_a_folder_of_ones_own_vouches_only_for_what_its_files_name(
 
 
 def test_a_broken_file_in_the_folder_is_named(home: Path) -> None:
-    from mbrl.rundir.folder import vouched
+    from mbrl.rundir.folder import allowed_classes
 
     (home / "my_configs" / "agent" / "broken.yaml").write_text("a: [1")
     with pytest.raises(ValueError, match=r"broken\.yaml is not YAML"):
-        vouched({}, home / "my_configs")
+        allowed_classes({}, home / "my_configs")

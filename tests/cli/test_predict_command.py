@@ -68,8 +68,8 @@ def run(folder: Path, data: Path) -> Path:
 @pytest.fixture(scope="module")
 def free(folder: Path, videos: Path) -> Path:
     """An action-free model with a context of two frames, in the published layout."""
-    words = [*SMALL, f"data.folders=[{videos}]", "tokenizer.context=2", "worldmodel.anchor=segment"]
-    words += ["worldmodel.observed=0", "worldmodel.segment=8", "worldmodel.losses.auxiliary=0"]
+    words = [*SMALL, f"data.folders=[{videos}]", "tokenizer.context=2", "worldmodel.context=sliding"]
+    words += ["worldmodel.burn_in=0", "worldmodel.max_frames=8", "worldmodel.losses.aux_coef=0"]
     plain: Any = OmegaConf.to_container(compose("pretrain", words))
     model = built_model(Configs.of(plain, trusted=True), Seeds(1))
     save_published(VideoGPT(model.tokenizer, model.tokens), folder / "free")

@@ -22,7 +22,7 @@ CONFIG: dict[str, Any] = {
     "task": {"_target_": "mbrl.envs.metaworld.MetaWorldTask", "name": "door-close-v3"},
     "protocol": {"name": "default", "image": 64, "camera": {"distance": 1.15}, "deviations": []},
     "transformer": {"layers": 3, "hidden": 128},
-    "worldmodel": {"_target_": "worldmodel.ivideogpt.ModelConfig", "segment": 12},
+    "worldmodel": {"_target_": "worldmodel.ivideogpt.ModelConfig", "max_frames": 12},
     "agent": {"_target_": "agents.dreamer.DreamerConfig", "gamma": 0.96},
     "schedule": {"total": 5000, "prefill": 1500, "gate": {"episodes": 3, "reward_r2": 0.3, "codes_alive": 40}},
     "seed": 7,
@@ -166,7 +166,7 @@ def test_the_title_tells_what_was_run_and_how_it_went(make: Make) -> None:
 
 
 def test_a_perfect_world_model_cannot_be_overlooked(make: Make) -> None:
-    perfect = read_record(make("p", worldmodel={"_target_": "mbrl.oracle.PerfectModelConfig"}))
+    perfect = read_record(make("p", worldmodel={"_target_": "mbrl.oracle.OracleModelConfig"}))
     learned = read_record(make("l"))
     for records, wanted in (([perfect], "PERFECT WORLD MODEL:"), ([learned, perfect], "PERFECT WORLD MODEL IN B:")):
         banner = [text for text in draw(records).texts if text.get_text().startswith(wanted)]
@@ -189,8 +189,8 @@ def test_several_runs_share_the_panels_with_one_colour_each(make: Make) -> None:
 
 
 def test_a_group_of_another_class_is_one_difference(make: Make) -> None:
-    perfect = make("p", worldmodel={"_target_": "mbrl.oracle.PerfectModelConfig", "segment": 3})
-    assert differences([read_record(make("l")), read_record(perfect)]) == {"worldmodel": ["ivideogpt", "perfect"]}
+    perfect = make("p", worldmodel={"_target_": "mbrl.oracle.OracleModelConfig", "max_frames": 3})
+    assert differences([read_record(make("l")), read_record(perfect)]) == {"worldmodel": ["ivideogpt", "oracle"]}
 
 
 def test_values_that_cannot_be_drawn_are_told(make: Make) -> None:

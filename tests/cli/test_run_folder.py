@@ -133,7 +133,7 @@ def test_a_run_without_any_checkpoint_is_bad_input(folder: Path, capsys: pytest.
         "task.name=reach-terminal",
         "seed=5",
         "agent.gamma=0.5",
-        "worldmodel.segment=8",
+        "worldmodel.max_frames=8",
         "schedule.prefill=600",
         "agent=random",
     ],

@@ -11,14 +11,19 @@ from omegaconf import OmegaConf
 
 from mbrl.cli.compose import compose, packaged_configs
 from mbrl.envs.make import make_envs
-from mbrl.run.assemble import Configs, Player, assemble_player
+from mbrl.run.assemble import Configs, EvalSetup, assemble_eval
 from mbrl.run.clock import Clock
 from mbrl.run.collect import Collector
 from mbrl.run.progress import Progress
 from worldmodel.seeds import Seeds
 
 AGENTS = sorted(path.stem for path in (packaged_configs() / "agent").glob("*.yaml"))
-SMALL = ("agent.horizon=5", "agent.starts=4", "agent.layers=1", "agent.units=16")  # what the toy model's segment allows
+SMALL = (
+    "agent.horizon=5",
+    "agent.batch_size=4",
+    "agent.layers=1",
+    "agent.units=16",
+)  # what the toy model's segment allows
 
 
 class Rig:
@@ -34,7 +39,7 @@ class Rig:
         plain: Any = OmegaConf.to_container(compose("train", words))
         configs = Configs.of(plain, trusted=True)
         self.envs = make_envs(configs.task, configs.protocol, seeds=Seeds(0), stream="env", rows=2)
-        self.player: Player = assemble_player(configs, self.envs)
+        self.player: EvalSetup = assemble_eval(configs, self.envs)
         self.player.evaluator.env.reset()
         model = self.player.model
         self.replay = configs.replay.build(

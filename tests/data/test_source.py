@@ -21,9 +21,16 @@ from worldmodel.seeds import Seeds
 from worldmodel.spec import ModelSpec
 
 SPEC = ModelSpec(
-    image=8, context=2, action_dim=3, latent_dim=4, max_frames=20, anchor="segment", observed=0, reads=("pixels",)
+    image=8,
+    context_frames=2,
+    action_dim=3,
+    latent_dim=4,
+    max_frames=20,
+    context="sliding",
+    burn_in=0,
+    reads=("pixels",),
 )
-EPISODIC = replace(SPEC, anchor="episode", observed=1)
+EPISODIC = replace(SPEC, context="first_frame", burn_in=1)
 
 Config = Callable[..., DataConfig]
 
@@ -48,7 +55,9 @@ def built(config: DataConfig, spec: ModelSpec = SPEC, seed: int = 1, **how) -> C
 
 def test_a_clip_has_the_keys_dtypes_and_shapes_of_replay(make_set, config, tmp_path: Path) -> None:
     source = built(config(make_set("a", [9, 12])), EPISODIC)
-    settings = ReplayConfig(capacity=100, recent_fraction=0.0, recent_episodes=1, best_fraction=0.0, on_damage="stop")
+    settings = ReplayConfig(
+        capacity=100, recent_fraction=0.0, recent_episodes=1, return_prioritised_fraction=0.0, on_damage="stop"
+    )
     replay = ClipReplay(
         settings, folder=tmp_path / "r", spec=EPISODIC, seeds=Seeds(1), tokenize=lambda c, f: (c, f), version=lambda: 0
     )
@@ -124,7 +133,7 @@ def test_a_goal_stands_in_front_of_the_context_and_what_led_to_shuffled_frames_i
     backwards = frame.diff(dim=1) < 0
     assert backwards.any() and torch.equal(backwards, shuffled["reward"][:, 1:].isnan())
     assert (shuffled["action"][:, 1:][backwards] == 0).all()
-    with pytest.raises(ValueError, match="anchor=segment"):
+    with pytest.raises(ValueError, match="context=sliding"):
         built(config(folder), EPISODIC, sampling="goal")
 
 

@@ -21,7 +21,7 @@ from worldmodel.seeds import Seeds
 from worldmodel.spec import ModelSpec
 
 C, T, A, SIDE, S = 5, 4, 2, 16, 3
-SPEC = ModelSpec(image=SIDE, context=2, action_dim=A, latent_dim=1, max_frames=T, anchor="segment", observed=1)
+SPEC = ModelSpec(image=SIDE, context_frames=2, action_dim=A, latent_dim=1, max_frames=T, context="sliding", burn_in=1)
 SET_A = Path(__file__).resolve().parents[1] / "golden" / "data" / "set_a_ctx2"
 
 
@@ -43,7 +43,7 @@ class Gray(Predictor):
 
     def dream(self, read: TensorDict, action_BTA: Tensor, generator: torch.Generator | None) -> Tensor:
         self.asked.append(action_BTA)
-        shown = self.spec.observed
+        shown = self.spec.burn_in
         drawn = torch.zeros(len(read), action_BTA.shape[1] - shown)
         if generator is not None:
             drawn = (torch.rand(drawn.shape, generator=generator) - 0.5) * self.noise
@@ -194,7 +194,9 @@ def test_lpips_and_fvd_see_what_the_others_see() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         lpips = LPIPS("vgg")
-    spec = ModelSpec(image=SIDE, context=2, action_dim=A, latent_dim=1, max_frames=8, anchor="segment", observed=1)
+    spec = ModelSpec(
+        image=SIDE, context_frames=2, action_dim=A, latent_dim=1, max_frames=8, context="sliding", burn_in=1
+    )
     judge = Judge(("lpips", "fvd"), lpips=lpips, i3d=Features())  # type: ignore[arg-type]
     found = judged(Gray(spec, noise=2), clips=clips(frames=8), judge=judge, samples=2).scores
     values = {way: scores.fvd for way, scores in found.items()}
@@ -219,17 +221,17 @@ def test_goals_stand_in_front_and_stay_at_the_end() -> None:
         goal_clips(clips(), 2)
 
 
-EPISODE, SEGMENT = (), ("worldmodel.anchor=segment", "worldmodel.observed=1", "tokenizer.context=2")
+EPISODE, SLIDING = (), ("worldmodel.context=sliding", "worldmodel.burn_in=1", "tokenizer.context=2")
 
 
-@pytest.mark.parametrize("words", [EPISODE, SEGMENT], ids=["episode", "segment"])
+@pytest.mark.parametrize("words", [EPISODE, SLIDING], ids=["first_frame", "sliding"])
 def test_a_world_model_predicts_as_it_imagines(words: tuple[str, ...]) -> None:
     model = build(*words)
     generator = torch.Generator().manual_seed(2)
     data = TensorDict(
         {
             name: torch.randint(256, (3, frames, 3, 32, 32), generator=generator, dtype=torch.uint8)
-            for name, frames in (("context", model.spec.context), ("pixels", 6))
+            for name, frames in (("context", model.spec.context_frames), ("pixels", 6))
         }
         | {"action": torch.rand(3, 6, 2, generator=generator) * 2 - 1},
         batch_size=[3],
@@ -237,7 +239,7 @@ def test_a_world_model_predicts_as_it_imagines(words: tuple[str, ...]) -> None:
     predictor = Dreaming(model)
     read = predictor.read(data)
     codes = predictor.dream(read, data["action"], None)
-    seen = model.spec.observed
+    seen = model.spec.burn_in
     start = TensorDict(
         {"context": data["context"], "pixels": data["pixels"][:, :seen], "action": data["action"][:, :seen]}, [3]
     )

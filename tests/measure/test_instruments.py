@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.api import Imagining
+from agents.api import ModelBasedAgent
 from mbrl.cli.compose import compose
 from mbrl.cli.train import as_plain
 from mbrl.io.checkpoint import read_newest
@@ -67,7 +67,7 @@ def numbered(decisions: int = 11, *, terminated: bool = False) -> Episode:
 
 def spec(**changes: Any) -> ModelSpec:
     given: dict[str, Any] = {"image": IMAGE, "context": 2, "action_dim": 2, "latent_dim": 3, "max_frames": 5}
-    return ModelSpec(**{**given, "anchor": "episode", "observed": 2, "reads": ("pixels", "proprio"), **changes})
+    return ModelSpec(**{**given, "context": "first_frame", "burn_in": 2, "reads": ("pixels", "proprio"), **changes})
 
 
 # -- windows -----------------------------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def test_a_window_of_an_episode_anchored_model_begins_with_its_first_frame_and_k
 
 
 def test_a_window_of_a_segment_anchored_model_has_the_frames_before_it_as_context() -> None:
-    found = windows(numbered(), spec(anchor="segment", observed=0), horizon=3, stride=4)
+    found = windows(numbered(), spec(context="sliding", burn_in=0), horizon=3, stride=4)
     assert found.clip["context"][:, :, 0, 0, 0].tolist() == [[0, 1], [4, 5]]
     assert found.clip["pixels"].shape == (2, 0, 3, IMAGE, IMAGE) and found.clip["action"].shape == (2, 0, 2)
     assert found.newest.tolist() == [1, 5] and found.reward[:, 0].tolist() == [20, 60]
@@ -100,7 +100,7 @@ def test_the_last_window_ends_with_the_episode_and_none_goes_beyond() -> None:
         windows(numbered(), spec(max_frames=20), horizon=11, stride=1)
     assert longest_horizon(spec(max_frames=20), numbered()) == 10
     assert longest_horizon(spec(), numbered()) == 3
-    assert longest_horizon(spec(anchor="segment", observed=0), numbered(1)) == 0
+    assert longest_horizon(spec(context="sliding", burn_in=0), numbered(1)) == 0
 
 
 def test_codes_stand_in_a_clip_where_pixels_would() -> None:
@@ -146,12 +146,12 @@ class Repeating:
 
 
 def test_in_the_simulator_itself_every_prediction_is_right(tmp_path: Path) -> None:
-    nothing = [f"schedule.{part}.{key}=0" for part in ("tokenizer", "dynamics") for key in ("upfront", "times")]
-    run = assembled(tmp_path / "run", "worldmodel=perfect", *nothing)
+    nothing = [f"schedule.{part}.{key}=0" for part in ("tokenizer", "dynamics") for key in ("initial", "updates")]
+    run = assembled(tmp_path / "run", "worldmodel=oracle", *nothing)
     episode, tools, model = played(run), run.instruments, run.model.spec
     real = windows(episode, model, horizon=10, stride=10)
     tools.agent = Repeating(real.action)  # type: ignore[assignment]
-    assert isinstance(tools.agent, Imagining)
+    assert isinstance(tools.agent, ModelBasedAgent)
     found = tools.heldout(episode, own=True)
     assert [found[f"heldout/reward_r2_{frame}"] for frame in (1, 5, 10)] == pytest.approx([1.0] * 3, abs=1e-6)
     assert found["heldout/return_imagined"] == pytest.approx(found["heldout/return_real"], rel=1e-5)
@@ -167,17 +167,17 @@ def test_in_the_simulator_itself_every_prediction_is_right(tmp_path: Path) -> No
     run.logger.close()
 
 
-@pytest.mark.parametrize("anchor", ["episode", "segment"])
+@pytest.mark.parametrize("context", ["first_frame", "sliding"])
 def test_a_video_model_is_measured_the_same_way_twice_and_touches_no_global_generator(
-    tmp_path: Path, anchor: str
+    tmp_path: Path, context: str
 ) -> None:
-    segment = ("worldmodel.anchor=segment", "worldmodel.observed=0") if anchor == "segment" else ()
+    segment = ("worldmodel.context=sliding", "worldmodel.burn_in=0") if context == "sliding" else ()
     run = assembled(tmp_path / "run", *segment)
     episode, tools = played(run), run.instruments
     before = torch.get_rng_state()
     found = tools.heldout(episode, own=True)
     assert tools.heldout(episode, own=True) == found and torch.equal(torch.get_rng_state(), before)
-    last = 8 if anchor == "episode" else 10
+    last = 8 if context == "first_frame" else 10
     names = {f"reward_{kind}_{frame}" for kind in ("r2", "rmse") for frame in (1, 5, last)}
     names |= {"codes", "reward", "return_imagined", "return_real"}
     assert set(found) == {f"heldout/{name}" for name in names}, "25 decisions at gamma 0.96 are too few for the value"
@@ -193,7 +193,7 @@ def test_the_robot_in_a_dream_is_compared_with_the_real_one(tmp_path: Path) -> N
     run = assembled(tmp_path / "run", "worldmodel.proprio=true")
     episode, spec = played(run), run.model.spec
     found = run.instruments.heldout(episode, own=True)
-    real = windows(episode, spec, horizon=spec.max_frames - spec.observed, stride=spec.max_frames - spec.observed)
+    real = windows(episode, spec, horizon=spec.max_frames - spec.burn_in, stride=spec.max_frames - spec.burn_in)
     now_WQ, before_WQ = (torch.from_numpy(episode.proprio[real.newest - back]) for back in (0, 1))
     for frame in (1, 5, 8):  # nothing was learned yet: a robot keeps moving as it moved
         error_WQ = now_WQ + frame * (now_WQ - before_WQ) - real.proprio[:, frame - 1]
@@ -218,7 +218,7 @@ def test_codes_alive_are_counted_over_the_whole_replay(tmp_path: Path) -> None:
     seen = set()
     for stored in run.replay.store.stored:
         pixels = torch.from_numpy(stored.episode.pixels.copy())[None]
-        context = pixels[:, :1].expand(-1, run.model.spec.context, -1, -1, -1)
+        context = pixels[:, :1].expand(-1, run.model.spec.context_frames, -1, -1, -1)
         seen |= set(run.model.tokenize(context, pixels)[1].flatten().tolist())
     assert len(run.replay.store.stored) == 2 and run.instruments.codes_alive(0) == len(seen)
     run.logger.close()
@@ -248,7 +248,7 @@ def test_an_episode_is_measured_before_it_is_fitted_and_only_once_there_was_a_fi
     monkeypatch.setattr(ClipReplay, "append", watched_append)
     monkeypatch.setattr(Fitter, "update", watched_update)
     monkeypatch.setattr(Instruments, "heldout", watched_heldout)
-    run = assembled(tmp_path / "run", "schedule.total=200", "schedule.evaluate.every=0", "schedule.learn.upfront=0")
+    run = assembled(tmp_path / "run", "schedule.total=200", "schedule.evaluate.every=0", "schedule.learn.initial=0")
     with run.logger:
         train(run)
     fits = [event for event in events if event[0] == "fit"]
@@ -263,7 +263,7 @@ def test_an_episode_is_measured_before_it_is_fitted_and_only_once_there_was_a_fi
 def test_measuring_fills_its_columns_and_changes_nothing_of_what_is_learned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ("schedule.total=200", "schedule.tokenizer.upfront=2", "schedule.dynamics.upfront=2", "agent.gamma=0.8")
+    words = ("schedule.total=200", "schedule.tokenizer.initial=2", "schedule.dynamics.initial=2", "agent.gamma=0.8")
     for name in ("measured", "unmeasured"):
         if name == "unmeasured":
             monkeypatch.setattr(Instruments, "heldout", lambda self, episode, *, own: {})

@@ -16,7 +16,7 @@ from mbrl.cli.compose import compose
 from mbrl.rundir.build import make
 from worldmodel.ivideogpt import IVideoGPT
 from worldmodel.losses.adversarial import Adversary, AdversaryConfig
-from worldmodel.microbatch import Share
+from worldmodel.microbatch import MicroBatch
 from worldmodel.optim import OptimConfig, Optimizer, ScheduledOptimConfig
 from worldmodel.seeds import Seeds
 from worldmodel.spec import EnvSpec
@@ -29,7 +29,7 @@ VQ = (
     "tokenizer.fsq_place_means=false",
     "worldmodel.embedding=table",
 )
-OPTIM = OptimConfig(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, clip=1.0, warmup=0)
+OPTIM = OptimConfig(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, max_grad_norm=1.0, warmup_steps=0)
 
 
 def build(*overrides: str) -> IVideoGPT:
@@ -80,9 +80,9 @@ def gradients(model: IVideoGPT) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def share_of(piece: int, pieces: int, whole: TensorDict) -> Share:
+def share_of(piece: int, pieces: int, whole: TensorDict) -> MicroBatch:
     rows = B // pieces
-    return Share(
+    return MicroBatch(
         first=piece * rows, rows=B, piece=piece, pieces=pieces, processes=1, whole=whole, total=lambda tensor: tensor
     )
 
@@ -108,7 +108,7 @@ def in_pieces(model: IVideoGPT, part: Any, pieces: int) -> tuple[float, dict[str
     [
         ("dynamics", ()),  # jitter, strange contexts and a two-hot reward that is unknown here and there
         ("dynamics", ("worldmodel.losses.reward_target=published",)),
-        ("tokenizer", (*VQ, "worldmodel.losses.pixel_weight=0")),
+        ("tokenizer", (*VQ, "worldmodel.losses.foreground_weight=0")),
     ],
 )
 @pytest.mark.parametrize("pieces", [2, 3])
@@ -126,7 +126,7 @@ def test_the_mean_over_pieces_is_the_whole_also_where_means_are_masked(
 
 
 def test_an_unknown_reward_teaches_nothing() -> None:
-    model, whole = build("worldmodel.losses.jitter=0", "worldmodel.losses.strange_context=0"), clip()
+    model, whole = build("worldmodel.losses.token_noise=0", "worldmodel.losses.context_swap_prob=0"), clip()
     whole["reward"][:] = torch.nan
     for part in ("tokenizer", "dynamics"):
         losses = model.losses(whole, part, step=0, generator=Seeds(1).torch("x"))  # type: ignore[arg-type]
@@ -205,8 +205,16 @@ def test_the_discriminator_learns_to_tell_and_leaves_the_tokenizer_alone() -> No
 
 
 def scheduled(**changes: Any) -> ScheduledOptimConfig:
-    values = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.5, "clip": math.inf, "warmup": 4}
-    return ScheduledOptimConfig(**{**values, "horizon": 12, "decayed": "matrices", **changes})
+    values = {
+        "lr": 0.1,
+        "beta1": 0.9,
+        "beta2": 0.99,
+        "eps": 1e-8,
+        "weight_decay": 0.5,
+        "max_grad_norm": math.inf,
+        "warmup_steps": 4,
+    }
+    return ScheduledOptimConfig(**{**values, "decay_steps": 12, "weight_decay_on": "matrices", **changes})
 
 
 def test_lr_rises_then_falls_along_a_cosine_to_nothing() -> None:
@@ -222,21 +230,21 @@ def test_lr_rises_then_falls_along_a_cosine_to_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("decayed", "expected"),
+    ("weight_decay_on", "expected"),
     [
         ("matrices", {"embed_tokens", "proj"}),
         ("not_embeddings", {"proj"}),
         ("everything", {"embed_tokens", "proj", "norm"}),
     ],
 )
-def test_decay_acts_on_what_the_config_says(decayed: str, expected: set[str]) -> None:
+def test_decay_acts_on_what_the_config_says(weight_decay_on: str, expected: set[str]) -> None:
     named = {"embed_tokens": nn.Parameter(torch.ones(3, 2)), "proj": nn.Parameter(torch.ones(2, 2))}
     named["norm"] = nn.Parameter(torch.ones(2))
-    optim = Optimizer(named, scheduled(decayed=decayed, warmup=0, horizon=0))
+    optim = Optimizer(named, scheduled(weight_decay_on=weight_decay_on, warmup_steps=0, decay_steps=0))
     optim.step(sum((p * 0).sum() for p in named.values()))  # type: ignore[arg-type]
     assert {name for name, p in named.items() if not torch.equal(p, torch.ones_like(p))} == expected
 
 
 def test_a_horizon_behind_the_warmup_is_asked_for() -> None:
-    with pytest.raises(ValueError, match="horizon must be 0 or > warmup=4"):
+    with pytest.raises(ValueError, match="horizon must be 0 or > warmup_steps=4"):
         scheduled(horizon=3)

@@ -32,7 +32,7 @@ def test_a_run_leaves_weights_rows_and_films(finished: Path) -> None:
     for name in ("dynamics/ce_shuffled", "prediction/psnr", "prediction/psnr_shuffled", "prediction/psnr_copy"):
         assert name in measured[0]
     assert {"dynamics/ce_1", "dynamics/ce_6"} <= measured[0].keys()
-    assert "dynamics/ce_0" not in measured[0], "with anchor=episode the first frame is given"
+    assert "dynamics/ce_0" not in measured[0], "with context=first_frame the first frame is given"
     assert [int(row["update"]) for row in rows(finished / "metrics.csv")] == [2, 4, 6, 8]
     films = {path.name for path in (finished / "videos").iterdir()}
     assert {"openloop-000000008.gif", "reconstruction-000000008.gif"} <= films
@@ -86,7 +86,7 @@ def test_a_run_begins_from_the_weights_of_another_and_frozen_codebooks_stay(
 
 def test_videos_alone_will_do(tmp_path: Path, pretrain: Pretrain) -> None:
     data = dataset(tmp_path / "videos", actions=False)
-    silent = ["worldmodel.losses.auxiliary=0", "worldmodel.heads.reward=none"]
+    silent = ["worldmodel.losses.aux_coef=0", "worldmodel.heads.reward=none"]
     silent += [f"worldmodel.heads.{name}=0" for name in ("bins", "low", "high", "width")]
     assert pretrain(words("both", data, tmp_path / "run", "schedule.total=2", *silent)) == 0
     assert "dynamics/ce_shuffled" not in rows(tmp_path / "run" / "eval.csv")[0]
@@ -98,15 +98,15 @@ def test_videos_alone_will_do(tmp_path: Path, pretrain: Pretrain) -> None:
     [
         ("tokenizer", "stage.tokenizer.accumulate=2", "accumulate must be 1 with tokenizer.quantizer=fsq"),
         ("tokenizer", "compute.sharding=fsdp2", "needs stage=dynamics"),
-        ("dynamics", "stage.dynamics.optim.horizon=7", "horizon must be 0 or > warmup=100 (got 7)"),
+        ("dynamics", "stage.dynamics.optim.decay_steps=7", "decay_steps must be 0 or > warmup_steps=100 (got 7)"),
         ("dynamics", "stage.dynamics.batch=5 stage.dynamics.accumulate=2", "batch must be a multiple of accumulate=2"),
-        ("dynamics", "stage.dynamics.length=99", "<= worldmodel.segment=10"),
+        ("dynamics", "stage.dynamics.length=99", "<= worldmodel.max_frames=10"),
         ("dynamics", "worldmodel.proprio=true", "proprio must be false"),
-        ("dynamics", "actions=false", "worldmodel.losses.auxiliary must be 0"),
+        ("dynamics", "actions=false", "worldmodel.losses.aux_coef must be 0"),
         ("dynamics", "load=[codes]", "load must be some of tokenizer, dynamics"),
         ("dynamics", "schedule.log=0", "log must be >= 1"),
         ("dynamics", "schedule.totl=3", "did you mean schedule.total"),
-        ("dynamics", "stage.dynamics.optim.horizon=101 schedule.total=200", "must be 0 or >= schedule.total=200"),
+        ("dynamics", "stage.dynamics.optim.decay_steps=101 schedule.total=200", "must be 0 or >= schedule.total=200"),
         ("dynamics", "init=nowhere", "nowhere"),
         ("dynamics", "data.folders=[nowhere]", "nowhere"),
     ],

@@ -83,7 +83,7 @@ def test_every_mode_has_its_row_and_a_second_call_makes_none_again(
 )
 def test_bad_input_is_one_line(tmp_path: Path, data: Path, capsys: Any, override: str, line: str) -> None:
     words = ["transfer", f"init={GOLDEN}", f"data.folders=[{data}]", f"out={tmp_path / 'out'}"]
-    assert main([*words, *SIZES[:4], "worldmodel.segment=12", override]) == 2
+    assert main([*words, *SIZES[:4], "worldmodel.max_frames=12", override]) == 2
     assert line in capsys.readouterr().err
     assert not (tmp_path / "out" / "transfer.json").exists()
 

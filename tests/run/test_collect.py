@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from mbrl.cli.compose import compose
 from mbrl.cli.main import main
 from mbrl.envs.make import make_envs
-from mbrl.run.assemble import Configs, assemble_player
+from mbrl.run.assemble import Configs, assemble_eval
 from mbrl.run.clock import Clock
 from mbrl.run.collect import Collector
 from mbrl.run.progress import Progress
@@ -21,7 +21,7 @@ def collector(folder: Path, *overrides: str, prefill: int, rows: int) -> tuple[C
     plain: Any = OmegaConf.to_container(compose("train", ["experiment=debug", *overrides]))
     configs = Configs.of(plain, trusted=True)
     envs = make_envs(configs.task, configs.protocol, seeds=Seeds(0), stream="env", rows=rows)
-    player = assemble_player(configs, envs)
+    player = assemble_eval(configs, envs)
     model = player.model
     replay = configs.replay.build(
         folder=folder, spec=model.spec, seeds=Seeds(0), tokenize=model.tokenize, version=lambda: 0
@@ -55,7 +55,7 @@ def test_rows_that_fell_out_of_step_do_not_keep_the_agent_waiting(tmp_path: Path
 
 
 def test_an_episode_too_short_for_a_clip_of_the_dream_is_judged_without_one(tmp_path: Path) -> None:
-    words = ["protocol.decisions=3", "fit.tokenizer.length=3", "fit.dynamics.length=4", "worldmodel.segment=4"]
+    words = ["protocol.decisions=3", "fit.tokenizer.length=3", "fit.dynamics.length=4", "worldmodel.max_frames=4"]
     words += ["agent.horizon=2", "schedule.prefill=24", "schedule.total=40"]
     words += [f"schedule.{name}.start=24" for name in ("tokenizer", "dynamics", "learn", "evaluate", "save")]
     assert main(["train", "experiment=debug", f"run_dir={tmp_path / 'run'}", *words, "protocol.decisions=3"]) == 0

@@ -234,9 +234,9 @@ def test_who_imitates_sees_demonstrations_only(run: Callable[..., Run]) -> None:
 
 def test_an_imitator_trains_and_says_how_likely_the_demonstrations_are(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    assert main(["train", "experiment=debug", f"run_dir={folder}", "demos=2", "agent.imitation=1", SHORT]) == 0
+    assert main(["train", "experiment=debug", f"run_dir={folder}", "demos=2", "agent.bc_coef=1", SHORT]) == 0
     with (folder / "metrics.csv").open() as lines:
-        assert [row["agent/imitation"] for row in csv.DictReader(lines)][-2:] != ["", ""]
+        assert [row["agent/bc_loss"] for row in csv.DictReader(lines)][-2:] != ["", ""]
 
 
 def test_the_memory_estimate_counts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,8 +260,8 @@ def test_the_memory_estimate_counts_them(tmp_path: Path, monkeypatch: pytest.Mon
         ("demos=true", "demos must be a whole number (got true)"),
         ("demo=5", "unknown key demo (in demo=5); did you mean demos?"),
         ("demos=100000000", "demos=100000000 needs"),
-        ("agent.imitation=-1", "agent.imitation must be >= 0 (got -1.0)"),
-        ("agent.imitation=1", "agent.imitation=1.0 needs demonstrations; set demos=5, or agent.imitation=0"),
+        ("agent.bc_coef=-1", "agent.bc_coef must be >= 0 (got -1.0)"),
+        ("agent.bc_coef=1", "agent.bc_coef=1.0 needs demonstrations; set demos=5, or agent.bc_coef=0"),
     ],
 )
 def test_a_bad_number_is_one_line_before_anything_starts(

@@ -14,7 +14,7 @@ from benchmarks.dreams import compare, judge, played
 from mbrl.envs.make import make_envs
 from mbrl.envs.protocol import ProtocolConfig
 from mbrl.envs.toy import ToyTask
-from mbrl.oracle import PerfectModel, PerfectModelConfig
+from mbrl.oracle import OracleModel, OracleModelConfig
 from mbrl.replay.episode import Episode
 from worldmodel.seeds import Seeds
 
@@ -24,7 +24,7 @@ TOY = ProtocolConfig(
 )  # fmt: skip
 
 
-class Contrary(PerfectModel):
+class Contrary(OracleModel):
     """Knows the states, and takes every action for its opposite."""
 
     def imagine(self, state: TensorDict, action_BA: Tensor, generator: torch.Generator | None) -> TensorDict:
@@ -32,18 +32,18 @@ class Contrary(PerfectModel):
 
 
 @pytest.fixture(scope="module")
-def world() -> tuple[PerfectModel, PerfectModel, list[Episode]]:
+def world() -> tuple[OracleModel, OracleModel, list[Episode]]:
     """A simulator, a model that takes every action for its opposite, and episodes."""
     task = ToyTask(name="reach")
     env = make_envs(task, TOY, seeds=Seeds(0), stream="dreams", rows=1, snapshots=True)
     agent = RandomConfig(hold=2, noise=0.1).build(env_spec=env.env_spec, seeds=Seeds(0))
-    simulator = PerfectModelConfig().build(task=task, protocol=TOY, env_spec=env.env_spec)
+    simulator = OracleModelConfig().build(task=task, protocol=TOY, env_spec=env.env_spec)
     contrary = Contrary(task.build(protocol=TOY, rows=1)[0], TOY, env.env_spec)
     return simulator, contrary, played(agent, env, simulator.spec.reads, 3)
 
 
 def test_the_simulator_judges_itself_perfect_and_a_contrary_model_worse_than_nothing(
-    world: tuple[PerfectModel, PerfectModel, list[Episode]],
+    world: tuple[OracleModel, OracleModel, list[Episode]],
 ) -> None:
     simulator, contrary, episodes = world
     found = compare(simulator, simulator, episodes, starts=6, count=5, seeds=Seeds(1))

@@ -22,8 +22,8 @@ from mbrl.rundir.stop import Stop
 from tests.run.test_resume import assert_same_run
 
 GATE = ("schedule.gate.episodes=2", "schedule.gate.reward_r2=0.3", "schedule.gate.codes_alive=1")
-FITS = ("schedule.tokenizer.upfront=2", "schedule.dynamics.upfront=2")
-NOTHING_TO_FIT = [f"schedule.{part}.{key}=0" for part in ("tokenizer", "dynamics") for key in ("upfront", "times")]
+FITS = ("schedule.tokenizer.initial=2", "schedule.dynamics.initial=2")
+NOTHING_TO_FIT = [f"schedule.{part}.{key}=0" for part in ("tokenizer", "dynamics") for key in ("initial", "updates")]
 SHORT = ("schedule.total=200", "schedule.evaluate.every=0", *FITS)
 R2 = {4: 0.1, 5: 0.4, 6: 0.5}
 """By episode: the mean of two in a row passes 0.3 with episode 6 only, at env step 200 of 200 (two rows, 25 steps)."""
@@ -72,7 +72,7 @@ def test_a_gate_that_cannot_be_meant_is_refused(values: tuple[int, float, int]) 
     ("words", "complaint"),
     [
         (("schedule.gate.codes_alive=5000",), "schedule.gate.codes_alive=5000 must be <= tokenizer.vocab_future="),
-        (("worldmodel=perfect", *NOTHING_TO_FIT), "schedule.gate.episodes must be 0 with worldmodel=perfect"),
+        (("worldmodel=oracle", *NOTHING_TO_FIT), "schedule.gate.episodes must be 0 with worldmodel=oracle"),
     ],
 )
 def test_a_gate_that_could_never_open_is_refused(tmp_path: Path, words: tuple[str, ...], complaint: str) -> None:
@@ -120,7 +120,7 @@ def test_while_it_is_closed_the_prefiller_acts_and_the_agent_does_not_learn_then
     with run.logger:
         train(run)
     assert [at for mode, at in acted if mode == "explore"] == list(range(200, 250, 2))
-    assert [update for update, _ in learned] == list(range(8)), "2 upfront and 2 at each of 150, 200, 250"
+    assert [update for update, _ in learned] == list(range(8)), "2 initial and 2 at each of 150, 200, 250"
     assert [at for _, at in learned] == [200] * 6 + [250] * 2
     text = told()
     assert "env step 100: the gate is closed, the actor does not learn yet: 0 of 2 held-out episodes" in text

@@ -17,12 +17,12 @@ SHORT = (
     "task.name=drawer-close-v3", "compute.threads=1", "protocol.decisions=12",
     "schedule.total=120", "schedule.prefill=48",
     *(f"schedule.{part}.start=48" for part in ("tokenizer", "dynamics", "learn", "evaluate", "save")),
-    *(f"schedule.{part}.upfront=2" for part in ("tokenizer", "dynamics", "learn")),
+    *(f"schedule.{part}.initial=2" for part in ("tokenizer", "dynamics", "learn")),
     *(f"schedule.{part}.every=0" for part in ("tokenizer", "dynamics", "learn")),
     "schedule.evaluate.every=48", "schedule.log.start=24", "schedule.log.every=24", "schedule.save.every=48",
     "evaluation.episodes=2", "evaluation.interim=1", "evaluation.rows=2",
     "fit.tokenizer.batch=3", "fit.tokenizer.length=5", "fit.dynamics.batch=3", "fit.dynamics.length=12",
-    "agent.starts=4",
+    "agent.batch_size=4",
 )  # fmt: skip
 
 

@@ -116,7 +116,7 @@ def test_sizes_come_with_the_weights_unless_they_are_typed(
     toy = begun([*TOY, f"run_dir={tmp_path / 'toy'}"])
     world = ["task=toy", "protocol=toy", "evaluation=toy", "schedule=toy", "fit=toy", "agent=dreamer_toy", *TOY[1:]]
     for kind, origin in origins.items():  # the preset alone would be tokenizer=tiny transformer=tiny worldmodel=cpu
-        state = begun([*world, "worldmodel.segment=10", f"init={origin}", f"run_dir={tmp_path / kind}"])
+        state = begun([*world, "worldmodel.max_frames=10", f"init={origin}", f"run_dir={tmp_path / kind}"])
         assert state.model.tokenizer.config == toy.model.tokenizer.config
         assert state.model.tokens.llm.config == toy.model.tokens.llm.config
         assert state.model.config.heads == toy.model.config.heads
@@ -129,7 +129,7 @@ def test_sizes_come_with_the_weights_unless_they_are_typed(
 
 
 def test_a_run_in_the_perfect_model_has_no_weights_to_begin_from(tmp_path: Path) -> None:
-    perfect = settle([*TOY, "experiment=perfect", "task=toy", "protocol=toy", f"run_dir={tmp_path / 'perfect'}"])
+    perfect = settle([*TOY, "experiment=oracle", "task=toy", "protocol=toy", f"run_dir={tmp_path / 'oracle'}"])
     write_run(perfect.folder, perfect.plain, {})
     (perfect.folder / "checkpoints" / "step-000000001").mkdir(parents=True)
     with pytest.raises(ValueError, match="has no weights to start from: its world model is perfect"):

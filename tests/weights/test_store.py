@@ -25,8 +25,8 @@ PUBLISHED = (
     "tokenizer.stem=1", "tokenizer.quantizer=vq", "tokenizer.fsq_levels_context=[]", "tokenizer.fsq_levels_future=[]",
     "tokenizer.fsq_place_means=false", "tokenizer.future_input=frame", "tokenizer.context_skip=false",
     "tokenizer.cross_norm_groups=32", "tokenizer.cross_dropout=0.1", "tokenizer.block_out_channels=[4,4,32,32]",
-    "tokenizer.norm_groups=4", "worldmodel.embedding=table", "worldmodel.anchor=segment", "worldmodel.observed=0",
-    "worldmodel.heads={action:slot,reward:scalar,bins:0,low:0,high:0,width:0}", "worldmodel.losses.auxiliary=0",
+    "tokenizer.norm_groups=4", "worldmodel.embedding=table", "worldmodel.context=sliding", "worldmodel.burn_in=0",
+    "worldmodel.heads={action:slot,reward:scalar,bins:0,low:0,high:0,width:0}", "worldmodel.losses.aux_coef=0",
 )  # fmt: skip
 """The toy preset with the published model's options: nothing of ours."""
 OURS = ("worldmodel.proprio=true",)

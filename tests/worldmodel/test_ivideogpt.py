@@ -45,19 +45,19 @@ def build(*overrides: str, terminates: bool = False) -> IVideoGPT:
     return model
 
 
-SEGMENT = ("worldmodel.anchor=segment", "worldmodel.observed=1")
+SLIDING = ("worldmodel.context=sliding", "worldmodel.burn_in=1")
 
 
 @pytest.fixture(
     scope="module",
     params=[
         (),
-        SEGMENT,
-        (*SEGMENT, "tokenizer.context=2"),
+        SLIDING,
+        (*SLIDING, "tokenizer.context=2"),
         ("worldmodel.proprio=true",),
         ("worldmodel.embedding=table", "worldmodel.heads.action=slot"),
     ],
-    ids=["episode", "segment", "two", "proprio", "table"],
+    ids=["first_frame", "sliding", "two", "proprio", "table"],
 )
 def model(request: pytest.FixtureRequest) -> IVideoGPT:
     return build(*request.param)
@@ -71,7 +71,7 @@ def clip(model: IVideoGPT, frames: int) -> TensorDict:
 
     return TensorDict(
         {
-            "context": u8(model.spec.context),
+            "context": u8(model.spec.context_frames),
             "pixels": u8(frames),
             "action": torch.rand(B, frames, A, generator=generator) * 2 - 1,
             "proprio": torch.randn(B, frames, Q, generator=generator),
@@ -196,8 +196,8 @@ def test_a_world_that_ends_has_a_continue_head_that_learns() -> None:
 
 
 def test_too_long_a_segment_is_refused_with_the_numbers() -> None:
-    with pytest.raises(ValueError, match=r"segment=300.*positions"):
-        build("worldmodel.segment=300")
+    with pytest.raises(ValueError, match=r"max_frames=300.*positions"):
+        build("worldmodel.max_frames=300")
 
 
 def test_every_worldmodel_preset_composes(tmp_path: Path) -> None:

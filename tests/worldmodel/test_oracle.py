@@ -9,7 +9,7 @@ from tensordict import TensorDict
 from mbrl.envs.rows import RowsEnv
 from mbrl.envs.simulator import SimStep
 from mbrl.envs.toy import TASKS
-from mbrl.oracle import PerfectModel
+from mbrl.oracle import OracleModel
 from tests.envs.worlds import Recorder, config, metaworld, recorded, toy
 
 
@@ -18,9 +18,9 @@ def clip_of(now: TensorDict) -> TensorDict:
     return TensorDict({key: now[key][:, None] for key in ("state", "snapshot")}, batch_size=now.batch_size)
 
 
-def model_of(env: RowsEnv, group: str, name: str) -> PerfectModel:
+def model_of(env: RowsEnv, group: str, name: str) -> OracleModel:
     task = config("task", group, name=name)
-    return config("worldmodel", "perfect").build(task=task, protocol=env.protocol, env_spec=env.env_spec)
+    return config("worldmodel", "oracle").build(task=task, protocol=env.protocol, env_spec=env.env_spec)
 
 
 def draws(env: RowsEnv, decisions: int, seed: int = 0) -> list[torch.Tensor]:
@@ -29,7 +29,7 @@ def draws(env: RowsEnv, decisions: int, seed: int = 0) -> list[torch.Tensor]:
     return [torch.rand(shape, generator=generator) * 3 - 1.5 for _ in range(decisions)]  # some beyond the bounds
 
 
-def assert_imagined_as_it_happens(env: RowsEnv, model: PerfectModel, decisions: int) -> None:
+def assert_imagined_as_it_happens(env: RowsEnv, model: OracleModel, decisions: int) -> None:
     """From a moment on: rewards, states, moments and pictures of dream and world are equal."""
     start = clip_of(env.current())
     state = model.encode(start)
@@ -85,7 +85,7 @@ def test_a_terminal_success_ends_the_dream() -> None:
     assert ended.all()
 
 
-def _expert(model: PerfectModel, snapshot: torch.Tensor) -> torch.Tensor:
+def _expert(model: OracleModel, snapshot: torch.Tensor) -> torch.Tensor:
     model._simulator.restore(snapshot.numpy())
     return torch.from_numpy(model._simulator.expert())
 
@@ -104,7 +104,7 @@ def test_rows_of_a_dream_do_not_meet() -> None:
 def test_a_breakdown_gives_what_came_before_it_keeps_the_moment_and_ends_the_dream() -> None:
     broken = SimStep(99.0, terminated=False, success=True, unstable=True)
     env = recorded([Recorder({4: broken})], snapshots=True, action_repeat=2)
-    model = PerfectModel(Recorder({4: broken}), env.protocol, env.env_spec)
+    model = OracleModel(Recorder({4: broken}), env.protocol, env.env_spec)
     start = model.encode(clip_of(env.reset()))
     good = model.imagine(start, torch.zeros(1, 3), None)
     after = model.imagine(good, torch.zeros(1, 3), None)

@@ -75,9 +75,9 @@ class Seen:
 
 
 def test_every_update_is_shown_pixels_moved_by_its_own_draw() -> None:
-    optim = OptimConfig(lr=0.1, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.0, clip=1.0, warmup=0)
+    optim = OptimConfig(lr=0.1, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.0, max_grad_norm=1.0, warmup_steps=0)
     part = PartConfig(batch=ROWS, length=LENGTH, optim=optim)
-    config = FitConfig(tokenizer=part, dynamics=part, shift=2, codebooks="trained", precision="float32")
+    config = FitConfig(tokenizer=part, dynamics=part, random_shift=2, codebooks="trained", precision="float32")
     model = Seen()
     fitter = config.build(model=model, seeds=Seeds(0))  # type: ignore[arg-type]
     for number in (0, 1, 0):

@@ -156,7 +156,7 @@ def evaluate(
     All ways draw the same random numbers, so that they differ by what they know alone.
 
     Args:
-        clips: batch [C]; keys as in worldmodel.spec, of `spec.observed` + H frames.
+        clips: batch [C]; keys as in worldmodel.spec, of `spec.burn_in` + H frames.
         samples: futures of each clip.
         rows: futures that are predicted at once; like the seed it is part of what makes a result repeatable.
         sampled: False takes the most likely codes (one future is all there is then).
@@ -193,15 +193,15 @@ def evaluate(
 
 
 def _horizon(predictor: Predictor, clips: TensorDict) -> int:
-    return clips["pixels"].shape[1] - predictor.spec.observed
+    return clips["pixels"].shape[1] - predictor.spec.burn_in
 
 
 def check(predictor: Predictor, clips: TensorDict, *, ways: Sequence[Way], samples: int, sampled: bool) -> None:
     """Raises: ValueError with one line."""
     spec, frames = predictor.spec, clips["pixels"].shape[1]
-    if not spec.observed < frames <= spec.max_frames:
+    if not spec.burn_in < frames <= spec.max_frames:
         raise ValueError(
-            f"horizon must be in 1..{spec.max_frames - spec.observed} for this model (got {frames - spec.observed})"
+            f"horizon must be in 1..{spec.max_frames - spec.burn_in} for this model (got {frames - spec.burn_in})"
         )
     if samples < 1 or (samples > 1 and not sampled):
         raise ValueError(f"n must be >= 1, and 1 where the most likely codes are taken (got {samples})")
@@ -223,7 +223,7 @@ def told_actions(predictor: Predictor, action_CTA: Tensor, way: Way, seeds: Seed
     if way == "shuffled":  # one ring through all clips in random order: nobody keeps their own
         ring_C = torch.randperm(len(action_CTA), generator=seeds.torch("predict/shuffle"))
         other_CTA[ring_C] = action_CTA[ring_C.roll(1)]
-    shown = predictor.spec.observed
+    shown = predictor.spec.burn_in
     return torch.cat([action_CTA[:, :shown], other_CTA[:, shown:]], 1)
 
 
@@ -272,7 +272,7 @@ def goal_clips(whole: TensorDict, context: int) -> TensorDict:
     """Clips for a goal-conditioned model (spec 9.3): the last frame stands first in the context, and stays last, too.
 
     Args:
-        whole: clips without actions of a model with anchor `segment`; t context and T frames in time.
+        whole: clips without actions of a model with context `sliding`; t context and T frames in time.
         context: t, at least 2: the goal and the first t - 1 frames.
     Returns: clips of t context frames and T + 1 others.
     """

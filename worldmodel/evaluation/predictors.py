@@ -14,7 +14,7 @@ from torch import Tensor
 
 from worldmodel.rollout.sampling import SamplingConfig
 from worldmodel.sequence import codes_of_ids, layout_ids
-from worldmodel.spec import Anchor, ModelSpec
+from worldmodel.spec import ContextMode, ModelSpec
 from worldmodel.tokenizer.compressive import CompressiveTokenizer
 
 # B clips, t context frames, T frames behind them, G frames that are shown as they are, A action, K codes of a frame
@@ -24,7 +24,7 @@ class Predictor(ABC):
     """A model that continues clips.
 
     Attributes:
-        spec: what it reads; its `observed` frames behind the context are shown, the others are predicted.
+        spec: what it reads; its `burn_in` frames behind the context are shown, the others are predicted.
     """
 
     def __init__(self, tokenizer: CompressiveTokenizer, spec: ModelSpec) -> None:
@@ -38,12 +38,12 @@ class Predictor(ABC):
     @property
     def given(self) -> int:
         """Frames G at the head of a clip that the model is shown."""
-        return self.spec.observed + self._context
+        return self.spec.burn_in + self._context
 
     @property
     def _context(self) -> int:
         """Context frames that are no copies of a frame of the clip itself."""
-        return self.spec.context if self.spec.anchor == "segment" else 0
+        return self.spec.context_frames if self.spec.context == "sliding" else 0
 
     def truth(self, clip: TensorDict) -> Tensor:
         """All frames of a clip in time, f32 [B, G + H, 3, S, S] in [0, 1]."""
@@ -84,7 +84,7 @@ class Dreaming(Predictor):
 
     def dream(self, read: TensorDict, action_BTA: Tensor, generator: torch.Generator | None) -> Tensor:
         """See `Predictor`: one encoding, then one imagined step for each frame."""
-        observed, frames = self.spec.observed, action_BTA.shape[1]
+        observed, frames = self.spec.burn_in, action_BTA.shape[1]
         shown = {key: read[key][:, :observed] for key in read.keys() if key != "context_codes"}  # noqa: SIM118
         start = TensorDict({**shown, "context_codes": read["context_codes"]}, batch_size=read.batch_size)
         state = self.model.encode(start)
@@ -102,15 +102,15 @@ class Generating(Predictor):
     """
 
     def __init__(self, model: Any, *, rule: SamplingConfig, horizon: int) -> None:
-        anchor: Anchor = "segment"
+        context: ContextMode = "sliding"
         spec = ModelSpec(
             image=model.tokenizer.config.image,
-            context=model.context,
+            context_frames=model.context,
             action_dim=model.action_dim,
             latent_dim=1,
             max_frames=horizon,
-            anchor=anchor,
-            observed=0,
+            context=context,
+            burn_in=0,
         )
         super().__init__(model.tokenizer, spec)
         self.model, self.rule = model.eval(), rule

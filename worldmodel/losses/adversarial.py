@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.losses.discriminator import PatchDiscriminator, discriminator_loss, generator_loss
-from worldmodel.microbatch import Share
+from worldmodel.microbatch import MicroBatch
 from worldmodel.optim import OptimConfig, Optimizer
 from worldmodel.seeds import Seeds, seeded_globally
 
@@ -85,7 +85,7 @@ class Adversary:
         return self.generator_updates >= self.config.start
 
     def term(
-        self, recon_NCHW: Tensor, real_NCHW: Tensor, *, judged: Tensor, weight: Tensor, share: Share | None
+        self, recon_NCHW: Tensor, real_NCHW: Tensor, *, judged: Tensor, weight: Tensor, share: MicroBatch | None
     ) -> dict[str, Tensor]:
         """The tokenizer's loss `adversary`, and its adaptive weight `adversary_weight`; {} before it starts.
 

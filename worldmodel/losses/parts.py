@@ -21,55 +21,55 @@ class LossConfig:
     """Weights and choices of the world model's losses.
 
     Attributes:
-        commit: weight of both commitment losses (published: 1).
-        pixel_weight: 0 is the published L1; w > 0 multiplies a pixel's error by 1 + w * min(1, |x - mean image| /
+        commitment_coef: weight of both commitment losses (published: 1).
+        foreground_weight: 0 is the published L1; w > 0 multiplies a pixel's error by 1 + w * min(1, |x - mean image| /
             0.25), normalised to mean 1: what moves is a few pixels among thousands.
         lpips: weight of the perceptual distance of both kinds of frames (published: 1); it needs VGG weights, which
             `worldmodel.evaluation.lpips` finds.
-        auxiliary: weight of the loss that predicts reward and mean action from the codes alone (published: 0).
-        warmup: tokenizer updates without quantisation at the very start (published: 0).
+        aux_coef: weight of the loss that predicts reward and mean action from the codes alone (published: 0).
+        quantize_start: tokenizer updates without quantisation at the very start (published: 0).
         future_frames: future frames of a clip that the tokenizer's loss sees, drawn once per batch; the first and the
             last are always among them where an auxiliary loss spans them.
-        jitter: share of the levels of the codes that the dynamics read in training that are moved to a neighbour
+        token_noise: share of the levels of the codes that the dynamics read in training that are moved to a neighbour
             (published: 0). From few episodes a transformer learns them by heart, and not what actions do.
-        strange_context: probability that a training clip is read behind another clip's context (published: 0), for the
-            same reason: a context tells the episode.
+        context_swap_prob: probability that a training clip is read behind another clip's context (published: 0), for
+            the same reason: a context tells the episode.
         reward: weight of the reward loss beside the cross-entropy.
         reward_target: which reward frame j predicts: `arriving`, the one received on arriving in it; `published`, the
             next one (QUIRK 14 of the published code, for going on with checkpoints that were trained so).
     """
 
-    commit: float
-    pixel_weight: float
+    commitment_coef: float
+    foreground_weight: float
     lpips: float
-    auxiliary: float
-    warmup: int
+    aux_coef: float
+    quantize_start: int
     future_frames: int
-    jitter: float
-    strange_context: float
+    token_noise: float
+    context_swap_prob: float
     reward: float
     reward_target: Literal["arriving", "published"]
 
     def __post_init__(self) -> None:
-        for name in ("commit", "pixel_weight", "lpips", "auxiliary", "warmup", "reward"):
+        for name in ("commitment_coef", "foreground_weight", "lpips", "aux_coef", "quantize_start", "reward"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0 (got {getattr(self, name)})")
-        for name in ("jitter", "strange_context"):
+        for name in ("token_noise", "context_swap_prob"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1) (got {getattr(self, name)})")
         if self.reward_target not in ("arriving", "published"):
             raise ValueError(f"reward_target must be arriving or published (got {self.reward_target})")
         if self.future_frames < 1:
             raise ValueError(f"future_frames must be >= 1 (got {self.future_frames})")
-        if self.auxiliary > 0 and self.future_frames < 2:
+        if self.aux_coef > 0 and self.future_frames < 2:
             raise ValueError(
-                f"future_frames must be >= 2 with auxiliary={self.auxiliary}, which spans a first and a last frame "
-                f"(got {self.future_frames}); raise it or set auxiliary to 0"
+                f"future_frames must be >= 2 with aux_coef={self.aux_coef}, which spans a first and a last frame "
+                f"(got {self.future_frames}); raise it or set aux_coef to 0"
             )
 
 
 def pixel_l1(recon: Tensor, target: Tensor, weight: float, mean: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """Mean absolute error of frames [N, 3, H, W] in [0, 1]; `weight` as `LossConfig.pixel_weight`. Scalar.
+    """Mean absolute error of frames [N, 3, H, W] in [0, 1]; `weight` as `LossConfig.foreground_weight`. Scalar.
 
     Args:
         mean: mean over the processes that share the batch; None where there is one.

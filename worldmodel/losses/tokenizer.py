@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from worldmodel.losses.parts import AuxiliaryHeads, LossConfig, choose_frames, pixel_l1
-from worldmodel.microbatch import Share
+from worldmodel.microbatch import MicroBatch
 from worldmodel.seeds import moved
 from worldmodel.tokenizer.compressive import CompressiveTokenizer
 from worldmodel.tokenizer.outputs import TokenizerOutput
@@ -31,7 +31,7 @@ class Opponent(Protocol):
     """What judges decoded frames while it learns to tell them from real ones (`worldmodel.losses.adversarial`)."""
 
     def term(
-        self, recon_NCHW: Tensor, real_NCHW: Tensor, *, judged: Tensor, weight: Tensor, share: Share | None
+        self, recon_NCHW: Tensor, real_NCHW: Tensor, *, judged: Tensor, weight: Tensor, share: MicroBatch | None
     ) -> dict[str, Tensor]:
         """The weighted loss `adversary` of the decoded frames and what is to be logged; {} before it starts."""
         ...
@@ -56,7 +56,7 @@ class TokenizerObjective:
     opponent: Opponent | None = None
 
     def __call__(
-        self, clip: Mapping[str, Tensor], *, step: int, generator: torch.Generator, share: Share | None
+        self, clip: Mapping[str, Tensor], *, step: int, generator: torch.Generator, share: MicroBatch | None
     ) -> dict[str, Tensor]:
         """`loss` with gradient, and detached scalars (arguments as in `worldmodel.api`)."""
         cfg, device = self.config, clip["pixels"].device
@@ -65,11 +65,11 @@ class TokenizerObjective:
         drawn = moved(generator, device)
         noise = drawn if share is None else share.noise(drawn)
         context, future = unit(clip["context"]), unit(clip["pixels"][:, chosen_F])
-        out = self.tokenizer(context, future, quantize=step >= cfg.warmup, generator=noise)
+        out = self.tokenizer(context, future, quantize=step >= cfg.quantize_start, generator=noise)
         losses = self._reconstruction(out, context, future, share)
-        losses["commit"] = cfg.commit * (out.commit_context + out.commit_future)
+        losses["commit"] = cfg.commitment_coef * (out.commit_context + out.commit_future)
         if self.auxiliary is not None:
-            losses["auxiliary"] = cfg.auxiliary * self._auxiliary(out, clip, chosen_F, share)
+            losses["auxiliary"] = cfg.aux_coef * self._auxiliary(out, clip, chosen_F, share)
         metrics: dict[str, Tensor] = {}
         if self.opponent is not None:
             metrics = self._opposed(out, context, future, losses, share)
@@ -78,12 +78,12 @@ class TokenizerObjective:
         return {"loss": torch.stack(list(losses.values())).sum(), **metrics}
 
     def _reconstruction(
-        self, out: TokenizerOutput, context: Tensor, future: Tensor, share: Share | None
+        self, out: TokenizerOutput, context: Tensor, future: Tensor, share: MicroBatch | None
     ) -> dict[str, Tensor]:
         cfg, mean = self.config, None if share is None else share.mean
         pairs = {"future": (out.recon_future, future), "context": (out.recon_context, context)}
         flat = {name: (recon.flatten(0, 1), real.flatten(0, 1)) for name, (recon, real) in pairs.items()}
-        losses = {f"{name}_l1": pixel_l1(*both, cfg.pixel_weight, mean) for name, both in flat.items()}
+        losses = {f"{name}_l1": pixel_l1(*both, cfg.foreground_weight, mean) for name, both in flat.items()}
         if cfg.lpips:
             assert self.distance is not None, "prepare() loads it before training"
             for name, both in flat.items():
@@ -91,7 +91,7 @@ class TokenizerObjective:
         return losses
 
     def _auxiliary(
-        self, out: TokenizerOutput, clip: Mapping[str, Tensor], chosen_F: Tensor, share: Share | None
+        self, out: TokenizerOutput, clip: Mapping[str, Tensor], chosen_F: Tensor, share: MicroBatch | None
     ) -> Tensor:
         assert self.auxiliary is not None
 
@@ -114,7 +114,7 @@ class TokenizerObjective:
         context: Tensor,
         future: Tensor,
         losses: dict[str, Tensor],
-        share: Share | None,
+        share: MicroBatch | None,
     ) -> dict[str, Tensor]:
         """Adds the adversary's loss to `losses`; returns what else is to be logged."""
         assert self.opponent is not None

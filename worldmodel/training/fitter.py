@@ -50,20 +50,21 @@ class FitConfig:
     """Fine-tuning of both parts, each on its own cadence (configs/schedule).
 
     Attributes:
-        shift: each clip is moved by up to so many pixels (see `shift.py`); its codes are then made anew for each draw.
+        random_shift: each clip is moved by up to so many pixels (`worldmodel.augment`); its codes are then made anew at
+            each draw.
         codebooks: `frozen` keeps the meaning of the tokens (published), `trained` moves the codebooks too.
         precision: `float32`, or `bfloat16` for autocast.
     """
 
     tokenizer: PartConfig
     dynamics: PartConfig
-    shift: int
+    random_shift: int
     codebooks: Literal["frozen", "trained"]
     precision: Literal["float32", "bfloat16"]
 
     def __post_init__(self) -> None:
-        if self.shift < 0:
-            raise ValueError(f"shift must be >= 0 (got {self.shift})")
+        if self.random_shift < 0:
+            raise ValueError(f"random_shift must be >= 0 (got {self.random_shift})")
         if self.codebooks not in ("frozen", "trained"):
             raise ValueError(f"codebooks must be frozen or trained (got {self.codebooks})")
         if self.precision not in ("float32", "bfloat16"):
@@ -98,7 +99,7 @@ class Fitter:
             number: 0-based count of this part's updates; names the random draws.
         Raises: FloatingPointError after 10 non-finite losses in a row.
         """
-        config, shift = self.parts[part], self.config.shift
+        config, shift = self.parts[part], self.config.random_shift
         codes = part == "dynamics" and not shift
         clip = replay.clips(config.batch, config.length, stream=part, draw=number, codes=codes)
         if shift:

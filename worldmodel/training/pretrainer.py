@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from worldmodel.ivideogpt import IVideoGPT
 from worldmodel.losses.adversarial import Adversary, AdversaryConfig
 from worldmodel.losses.tokenizer import evaluating
-from worldmodel.microbatch import Share
-from worldmodel.optim import ScheduledOptimConfig, laid_into, whole
+from worldmodel.microbatch import MicroBatch
+from worldmodel.optim import ScheduledOptimConfig, copy_to_dtensor, whole
 from worldmodel.seeds import Seeds
 from worldmodel.spec import Part
 from worldmodel.training.processes import Processes, Sharding, without_sync
@@ -124,7 +124,7 @@ class PartLosses(nn.Module):
         if part == "tokenizer" and model.auxiliary is not None:
             self.add_module("auxiliary", model.auxiliary)
 
-    def forward(self, clip: TensorDict, step: int, generator: torch.Generator, share: Share) -> dict[str, Tensor]:
+    def forward(self, clip: TensorDict, step: int, generator: torch.Generator, share: MicroBatch) -> dict[str, Tensor]:
         """`IVideoGPT.losses`."""
         return self.model.losses(clip, self.name, step=step, generator=generator, share=share)
 
@@ -209,9 +209,9 @@ class Pretrainer:
         context_BN, codes_BFK = (torch.cat(held) for held in zip(*made, strict=True))
         clip = clip.exclude("context", "pixels")
         clip["context_codes"], clip["codes"] = context_BN, codes_BFK
-        if self.model.config.losses.strange_context:
+        if self.model.config.losses.context_swap_prob:
             rows = len(context_BN)
-            others = self.processes.gathered(context_BN).roll(1, 0)
+            others = self.processes.all_gather_rows(context_BN).roll(1, 0)
             clip["other_codes"] = others[self.processes.rank * rows : (self.processes.rank + 1) * rows]
         return clip
 
@@ -225,7 +225,7 @@ class Pretrainer:
             for book in self._books:
                 book.eval()  # statistics are what the codes of fsq mean
         for place, piece in enumerate(clip.split(rows)):
-            share = Share(
+            share = MicroBatch(
                 first=processes.rank * len(clip) + place * rows,
                 rows=config.batch,
                 piece=processes.rank * config.accumulate + place,
@@ -292,7 +292,7 @@ class Pretrainer:
             raise ValueError(f"the state of the model must hold its own tensors (differs in {sorted(wrong)[:5]})")
         with torch.no_grad():
             for name, tensor in own.items():
-                laid_into(tensor, state["model"][name])
+                copy_to_dtensor(tensor, state["model"][name])
         for part in self.config.parts:
             self.optimizers[part].load_state_dict(state["optimizers"][part])
             self.model.updated(part)

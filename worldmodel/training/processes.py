@@ -66,7 +66,7 @@ class Processes:
         """Mean over all processes, with gradient."""
         return tensor if self.world == 1 else self.total(tensor) / self.world
 
-    def gathered(self, rows: Tensor) -> Tensor:
+    def all_gather_rows(self, rows: Tensor) -> Tensor:
         """The rows of all processes, those of rank 0 first; all must have equally many."""
         if self.world == 1:
             return rows
@@ -77,9 +77,9 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Whether it is so in any process; all must ask."""
-        return bool(flag) if self.world == 1 else self.told_most(int(flag)) > 0
+        return bool(flag) if self.world == 1 else self.all_reduce_max(int(flag)) > 0
 
-    def told_most(self, number: int) -> int:
+    def all_reduce_max(self, number: int) -> int:
         """The largest of the processes' numbers; all must ask."""
         if self.world == 1:
             return number
@@ -87,7 +87,7 @@ class Processes:
         dist.all_reduce(told, op=dist.ReduceOp.MAX)
         return int(told)
 
-    def told_by_first(self, text: str | None) -> str:
+    def broadcast_str(self, text: str | None) -> str:
         """What rank 0 says, in every process; all must ask, the others with None."""
         if self.world == 1:
             return text or ""

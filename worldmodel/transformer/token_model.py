@@ -266,14 +266,14 @@ class TokenModel(nn.Module):
         generator: torch.Generator,
         read_BFK: Tensor | None = None,
         push_BFQ: Tensor | None = None,
-        observed: int = 0,
+        burn_in: int = 0,
     ) -> dict[str, Tensor]:
         """Scalar losses of a training clip, as many as there are heads: codes, reward, continue, proprio, action_recon.
 
         Args:
             codes_BFK: what is to be predicted.
             read_BFK: what the model reads instead, a disturbed form of `codes_BFK`.
-            push_BFQ: [B, F, Q] target of `push`; not supervised in the `observed` frames, which no dream predicts.
+            push_BFQ: [B, F, Q] target of `push`; not supervised in the `burn_in` frames, which no dream predicts.
             reward_BF: [B, F] reward received on arriving in frame j, environment units.
             reward_known_BF: bool [B, F]; the reward loss is the mean over these.
             continue_BF: float [B, F], 0 where the episode terminated in frame j.
@@ -293,7 +293,7 @@ class TokenModel(nn.Module):
         if self.has_continue:
             losses["continue"] = self.continue_loss(hidden_BFD, continue_BF).mean()
         if push_BFQ is not None and actions_BFA is not None:
-            losses["proprio"] = (self.push(hidden_BFD, actions_BFA) - push_BFQ)[:, observed:].square().mean()
+            losses["proprio"] = (self.push(hidden_BFD, actions_BFA) - push_BFQ)[:, burn_in:].square().mean()
         if self.heads.action_recon and actions_BFA is not None:
             losses["action_recon"] = self.heads.action_recon * self.action_recon_loss(hidden_BND, actions_BFA)
         return losses
