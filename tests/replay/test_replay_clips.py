@@ -38,7 +38,7 @@ class FakeTokenizer:
 @pytest.fixture
 def build(tmp_path: Path, make_episode):
     def make(
-        context: str,
+        mode: str,
         *,
         lengths=LENGTHS,
         context_frames: int = 2,
@@ -60,14 +60,14 @@ def build(tmp_path: Path, make_episode):
                 | settings
             )
         ).build(
-            folder=tmp_path / context,
+            folder=tmp_path / mode,
             spec=ModelSpec(
                 image=5,
                 context_frames=context_frames,
                 action_dim=4,
                 latent_dim=1,
                 max_frames=9,
-                context=context,
+                context=mode,
                 burn_in=1,  # type: ignore[arg-type]
                 reads=reads,
             ),
@@ -88,9 +88,9 @@ def _where(frames: Tensor) -> np.ndarray:
     return frames[:, :, :2, 0, 0].numpy().astype(int)
 
 
-@pytest.mark.parametrize("context", ["sliding", "first_frame"])
-def test_a_clip_has_the_names_dtypes_and_shapes_of_the_contract(build, context: str) -> None:
-    clip = build(context).clips(11, 3, stream="fit", draw=0)
+@pytest.mark.parametrize("mode", ["sliding", "first_frame"])
+def test_a_clip_has_the_names_dtypes_and_shapes_of_the_contract(build, mode: str) -> None:
+    clip = build(mode).clips(11, 3, stream="fit", draw=0)
     assert clip.batch_size == torch.Size([11])
     assert {key: (value.dtype, tuple(value.shape)) for key, value in clip.items()} == {
         "context": (torch.uint8, (11, 2, 3, 5, 5)),
@@ -100,7 +100,7 @@ def test_a_clip_has_the_names_dtypes_and_shapes_of_the_contract(build, context: 
         "continue": (torch.float32, (11, 3)),
         "first": (torch.bool, (11, 3)),
     }
-    coded = build(context, seed=2).clips(11, 3, stream="fit", draw=0, codes=True)
+    coded = build(mode, seed=2).clips(11, 3, stream="fit", draw=0, codes=True)
     assert {key: (value.dtype, tuple(value.shape)) for key, value in coded.items() if "codes" in key} == {
         "context_codes": (torch.int64, (11, 4)),
         "codes": (torch.int64, (11, 3, 3)),
@@ -108,23 +108,23 @@ def test_a_clip_has_the_names_dtypes_and_shapes_of_the_contract(build, context: 
     assert "pixels" not in coded and "context" not in coded
 
 
-@pytest.mark.parametrize("context", ["sliding", "first_frame"])
-def test_clips_are_contiguous_in_one_episode_and_every_row_is_aligned(build, context: str) -> None:
-    clip = build(context).clips(300, 4, stream="fit", draw=3)
+@pytest.mark.parametrize("mode", ["sliding", "first_frame"])
+def test_clips_are_contiguous_in_one_episode_and_every_row_is_aligned(build, mode: str) -> None:
+    clip = build(mode).clips(300, 4, stream="fit", draw=3)
     frames, context = _where(clip["pixels"]), _where(clip["context"])
     number, index = frames[:, :, 0], frames[:, :, 1]
     assert (number == number[:, :1]).all() and (np.diff(index, axis=1) == 1).all()
     lengths = np.array(LENGTHS)[number]
     assert (index <= lengths).all()
     assert (context[:, :, 0] == number[:, :1]).all()
-    if context == "sliding":
+    if mode == "sliding":
         assert (context[:, :, 1] == index[:, :1] + np.array([-2, -1])).all()
     else:
         assert (context[:, :, 1] == 0).all()
 
     first = index == 0
     np.testing.assert_array_equal(clip["first"].numpy(), first)
-    assert first.any() == (context == "first_frame")
+    assert first.any() == (mode == "first_frame")
     np.testing.assert_array_equal(clip["reward"].numpy(), np.where(first, 0, 100 * number + index - 1))
     wanted = np.stack([number, index - 1, -np.ones_like(index), np.ones_like(index)], axis=-1) / 64
     np.testing.assert_array_equal(clip["action"].numpy(), np.where(first[..., None], 0, wanted).astype(np.float32))
@@ -133,12 +133,12 @@ def test_clips_are_contiguous_in_one_episode_and_every_row_is_aligned(build, con
 
 
 @pytest.mark.parametrize("codes", [False, True])
-@pytest.mark.parametrize("context", ["sliding", "first_frame"])
+@pytest.mark.parametrize("mode", ["sliding", "first_frame"])
 @pytest.mark.parametrize("reads", [("pixels",), ("pixels", "proprio"), ("state", "snapshot")])
 def test_a_clip_carries_what_the_model_reads_of_its_own_frames_and_nothing_else(
-    build, reads: tuple[Reads, ...], context: str, codes: bool
+    build, reads: tuple[Reads, ...], mode: str, codes: bool
 ) -> None:
-    clip = build(context, reads=reads).clips(40, 3, stream="fit", draw=1, codes=codes)
+    clip = build(mode, reads=reads).clips(40, 3, stream="fit", draw=1, codes=codes)
     frames = {False: {"context", "pixels"}, True: {"context_codes", "codes"}}[codes] if "pixels" in reads else set()
     told = set(reads) - {"pixels"}
     assert set(clip.keys()) == frames | told | {"action", "reward", "continue", "first"}
@@ -168,12 +168,12 @@ def test_an_episode_without_what_the_model_reads_is_refused(build, make_episode)
     build("first_frame", seed=2, lengths=(), reads=("pixels", "proprio")).append(blind)
 
 
-@pytest.mark.parametrize(("context", "length", "count"), [("sliding", 3, 5 + 6 - 3), ("first_frame", 3, 2 + 8 + 5)])
-def test_every_valid_start_is_reached_equally_often(build, context: str, length: int, count: int) -> None:
+@pytest.mark.parametrize(("mode", "length", "count"), [("sliding", 3, 5 + 6 - 3), ("first_frame", 3, 2 + 8 + 5)])
+def test_every_valid_start_is_reached_equally_often(build, mode: str, length: int, count: int) -> None:
     rows = 200 * count
-    starts = _where(build(context).clips(rows, length, stream="fit", draw=0)["pixels"])[:, 0]
+    starts = _where(build(mode).clips(rows, length, stream="fit", draw=0)["pixels"])[:, 0]
     _, seen = np.unique(starts, axis=0, return_counts=True)
-    expected = sum(max(0, decisions + 2 - length - (2 if context == "sliding" else 0)) for decisions in LENGTHS)
+    expected = sum(max(0, decisions + 2 - length - (2 if mode == "sliding" else 0)) for decisions in LENGTHS)
     assert len(seen) == expected
     chi_square = ((seen - rows / expected) ** 2 / (rows / expected)).sum()
     assert chi_square < expected - 1 + 4 * np.sqrt(2 * (expected - 1))
@@ -191,8 +191,8 @@ def test_draws_are_numbered_and_named(build) -> None:
 
 
 def test_asking_for_codes_gives_the_same_rows_as_asking_for_pixels(build) -> None:
-    for context in ("sliding", "first_frame"):
-        replay = build(context)
+    for mode in ("sliding", "first_frame"):
+        replay = build(mode)
         pixels = replay.clips(13, 4, stream="fit", draw=2)
         codes = replay.clips(13, 4, stream="fit", draw=2, codes=True)
         np.testing.assert_array_equal(codes["codes"][..., :2].numpy(), _where(pixels["pixels"]))
@@ -244,10 +244,10 @@ def test_a_share_of_the_rows_comes_from_the_newest_episodes(build) -> None:
     assert share(recent_fraction=1.0, recent_episodes=1) == 1
 
 
-@pytest.mark.parametrize("context", ["sliding", "first_frame"])
-def test_a_share_of_the_rows_is_the_best_of_several_by_the_rewards_that_the_clip_shows(build, context: str) -> None:
+@pytest.mark.parametrize("mode", ["sliding", "first_frame"])
+def test_a_share_of_the_rows_is_the_best_of_several_by_the_rewards_that_the_clip_shows(build, mode: str) -> None:
     def rewards(fraction: float) -> np.ndarray:
-        clip = build(context, lengths=(20, 20), return_prioritised_fraction=fraction).clips(
+        clip = build(mode, lengths=(20, 20), return_prioritised_fraction=fraction).clips(
             2000, 3, stream="fit", draw=0
         )
         return clip["reward"].sum(1).numpy()
