@@ -132,7 +132,7 @@ def test_a_run_in_the_perfect_model_has_no_weights_to_begin_from(tmp_path: Path)
     perfect = settle([*TOY, "experiment=oracle", "task=toy", "protocol=toy", f"run_dir={tmp_path / 'oracle'}"])
     write_run(perfect.folder, perfect.plain, {})
     (perfect.folder / "checkpoints" / "step-000000001").mkdir(parents=True)
-    with pytest.raises(ValueError, match="has no weights to start from: its world model is perfect"):
+    with pytest.raises(ValueError, match="has no weights to start from: its world model is oracle"):
         run([*TOY, f"init={perfect.folder}", f"run_dir={tmp_path / 'run'}"])
 
 
