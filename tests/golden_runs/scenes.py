@@ -26,12 +26,12 @@ from mbrl.cli.main import main
 from mbrl.cli.train import as_plain
 from mbrl.io.checkpoint import read_newest
 from mbrl.run.assemble import Configs, assemble
-from mbrl.run.stop import Stop
+from mbrl.rundir.stop import Stop
 from tests.pretrain.sets import dataset
 from worldmodel.dream.imagine import Dream
 from worldmodel.seeds import Seeds
 
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {"agent/imitation": "agent/bc_loss"}
 """Column or metric by its name in the goldens -> the name that the program has for it today, where that is another."""
 CLOCKS = ("wall_s", "time/", "perf/")
 """Columns that tell the time of day, and nothing else."""
@@ -47,14 +47,14 @@ SMALL = [
     "evaluation.rows=3",
     "schedule.prefill=100",
 ]
-SMALL += ["worldmodel=cpu", "tokenizer=tiny", "transformer=tiny", "agent=dreamer_cpu", "agent.starts=16"]
+SMALL += ["worldmodel=cpu", "tokenizer=tiny", "transformer=tiny", "agent=dreamer_cpu", "agent.batch_size=16"]
 SMALL += ["fit.tokenizer.batch=4", "fit.dynamics.batch=8"]
 DEMOS = ["experiment=demos", "demos=1"]
 TOY = ["experiment=toy", "seed=0", "compute.threads=1", "schedule.total=600", "schedule.prefill=250"]
 TOY += [f"evaluation.{key}=10" for key in ("episodes", "interim", "rows")]
 TOY += [
-    f"schedule.{name}={{every:{every},start:{start},upfront:{upfront},times:{times}}}"
-    for name, (every, start, upfront, times) in {
+    f"schedule.{name}={{every:{every},start:{start},initial:{initial},updates:{updates}}}"
+    for name, (every, start, initial, updates) in {
         "tokenizer": (100, 250, 10, 1),
         "dynamics": (50, 250, 8, 2),
         "learn": (50, 250, 4, 2),
@@ -147,7 +147,7 @@ def imagine(run: Any, played: Played) -> None:
     seeds, spec = Seeds(7), run.model.spec
     actions_HBA = torch.rand(6, 4, spec.action_dim, generator=seeds.torch("actions")) * 2 - 1
     dream = Dream(run.model, seeds=seeds)
-    start = dream.encode(run.replay.clips(4, spec.observed, stream="golden", draw=0))
+    start = dream.encode(run.replay.clips(4, spec.burn_in, stream="golden", draw=0))
     path = dream.rollout(
         lambda td, step: (actions_HBA[step], step + 1), start, 0, 6, stream="golden", draw=0, keys=("latent", "pixels")
     )
