@@ -207,7 +207,7 @@ def memory(plain: Mapping[str, Any]) -> Iterator[Finding]:
     from mbrl.rundir.folder import world_model
 
     protocol, schedule, replay = plain["protocol"], plain["schedule"], plain["replay"]
-    decisions, shown = schedule["total"] // protocol["action_repeat"], plain.get("demos", 0) * protocol["decisions"]
+    decisions, shown = schedule["total"] // protocol["action_repeat"], plain["demos"] * protocol["decisions"]
     known = KNOWN | (SNAPSHOT if world_model(plain) == "oracle" else {})
     kept, size = min(replay["capacity"], decisions) + shown, {"image": protocol["image"], "action_dim": ACTION_DIM}
     size["episode_decisions"] = protocol["decisions"]

@@ -133,7 +133,7 @@ def begun_from(settled: Settled) -> dict[str, Any] | None:
     from mbrl.rundir.folder import read_info, world_model
     from mbrl.rundir.origin import record_of
 
-    init = settled.plain.get("init")  # runs that began before there was such a key say nothing of it
+    init = settled.plain["init"]
     if init is None:
         return None
     if not isinstance(init, str):
@@ -141,8 +141,10 @@ def begun_from(settled: Settled) -> dict[str, Any] | None:
     if world_model(settled.plain) == "oracle":
         raise ValueError(f"init={init} needs a world model that has weights; leave init out, or worldmodel=oracle")
     if settled.stored is not None:
-        recorded: dict[str, Any] | None = read_info(settled.folder).get("init")
-        return recorded
+        recorded: Mapping[str, Any] = read_info(settled.folder)
+        if "init" not in recorded:
+            raise ValueError(f"{settled.folder / 'run.json'} does not say which files init={init} were: bring it back")
+        return recorded["init"]
     try:
         return record_of(Path(init))
     except ValueError as error:

@@ -16,6 +16,7 @@ def run(args: list[str]) -> int:
     """Adapts, judges and writes the table."""
     plain, sizes = begun("transfer", args)
 
+    from mbrl.files import check_plain
     from mbrl.io.lock import RunLock
     from mbrl.pretrain.transfer import Transfer, markdown, protocol_of
     from mbrl.pretrain.transfer import run as compare
@@ -23,6 +24,7 @@ def run(args: list[str]) -> int:
     transfer = Transfer.of(plain)
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = Path(plain["out"] or f"runs/transfer/{stamp}").expanduser().resolve()
+    check_plain(folder)
     with RunLock(folder):
         talk(folder / "console.log")
         if sizes:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mbrl.files import DamagedFile
-from mbrl.rundir.folder import leaves, read_config, world_model
+from mbrl.files import MOST_ROWS, DamagedFile, read_plain
+from mbrl.rundir.folder import leaves, read_config, read_info, world_model
 
 Row = dict[str, float]
 """The filled cells of one row, by column."""
@@ -119,7 +118,7 @@ def read_record(folder: Path) -> Record:
     return Record(
         folder=folder,
         config=config,
-        info=read_info(folder / "run.json"),
+        info=read_info(folder),
         training=training,
         scores=read_table(scores) if scores.is_file() else [],
     )
@@ -131,8 +130,8 @@ def read_table(path: Path) -> list[Row]:
     Raises: DamagedFile for a cell that is no number, and without the column env_step.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
+        text = read_plain(path, most=MOST_ROWS).decode()
+    except ValueError as error:
         raise DamagedFile(f"{path} is no text: {error}") from error
     header, *lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))) or [[]]
     rows = []
@@ -154,19 +153,6 @@ def numbers(cells: Iterator[tuple[str, str]], where: str) -> Iterator[tuple[str,
                 yield name, float(cell)
             except ValueError as error:
                 raise DamagedFile(f"{where}: {name} is no number (got {cell})") from error
-
-
-def read_info(path: Path) -> dict[str, Any]:
-    """run.json; empty where there is none. Raises: DamagedFile."""
-    if not path.is_file():
-        return {}
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DamagedFile(f"{path} is not JSON: {error}") from error
-    if not isinstance(info, dict):
-        raise DamagedFile(f"{path} is not what a run writes: it holds no names")
-    return info
 
 
 def target_name(node: Mapping[str, Any]) -> str:

@@ -72,7 +72,7 @@ class Configs:
     def of(cls, plain: Mapping[str, Any], *, trusted: bool) -> Configs:
         """From plain containers. Raises: ValueError naming the key."""
         groups = {name: make(plain[name], name, trusted=trusted) for name in GROUPS}
-        demos = check_demos(plain.get("demos", 0))  # runs that began before there were any say nothing of them
+        demos = check_demos(plain["demos"])
         check_together(groups, demos=demos)
         if not 0 <= plain["seed"] < 2**31:
             raise ValueError(f"seed must be in [0, 2^31) (got {plain['seed']})")

@@ -17,8 +17,10 @@ from mbrl.cli.main import main
 from mbrl.report.page import draw, heading
 from mbrl.report.panels import PANELS
 from mbrl.report.record import differences, read_record, read_table
+from mbrl.rundir.folder import FORMAT
 
 CONFIG: dict[str, Any] = {
+    "format": FORMAT,
     "task": {"_target_": "mbrl.envs.metaworld.MetaWorldTask", "name": "door-close-v3"},
     "protocol": {"name": "default", "image": 64, "camera": {"distance": 1.15}, "deviations": []},
     "transformer": {"layers": 3, "hidden": 128},
