@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,29 +32,35 @@ def run(args: list[str]) -> int:
     """Prints the score and writes evaluation.json into the run folder."""
     asked = understand(args)
 
-    from mbrl.files import write_atomically
     from mbrl.run.restore import configs_of, read_trained
+    from mbrl.run.run import parameter_counts
+    from mbrl.rundir.folder import read_config, run_info
+    from mbrl.rundir.result import EVALUATION, result_of, write_result
 
     configs = configs_of(asked.folder, own=asked.own, device=asked.device)
     trained = read_trained(asked.folder, configs)
     score = trained.player.evaluator.score(trained.player.agent, asked.episodes)
     metrics, rule = score.metrics(), configs.protocol.success
     print(f"{configs.task.name}, protocol {configs.protocol.name}, weights of env step {trained.env_step}: {score}")
-    print(
-        f"success at {'any' if rule == 'any' else 'the last'} decision, which counts here, {metrics['success']:.2f}; "
-        f"at the last decision {metrics['success_last']:.2f}"
+    if "success" in metrics:
+        print(
+            f"success at {'any' if rule == 'any' else 'the last'} decision, which counts here, "
+            f"{metrics['success']:.2f}; at the last decision {metrics['success_last']:.2f}"
+        )
+    plain = read_config(asked.folder)
+    plain["compute"]["device"] = configs.compute.device
+    result = result_of(
+        run_info(plain, argv=args),
+        parameters=parameter_counts(trained.player.model),
+        env_steps=trained.env_steps,
+        weights=configs.evaluation.weights,
+        weights_step=trained.env_step,
+        final=score,
+        random=trained.random,
+        wall_s=trained.wall_s,
     )
-    result = {
-        "checkpoint": trained.step,
-        "weights_step": trained.env_step,
-        "protocol": configs.protocol.name,
-        "task": configs.task.name,
-        "demos": configs.demos,
-        **metrics,
-    }
-    path = asked.folder / "evaluation.json"
-    text = json.dumps({**result, "returns": score.returns, "success_each": score.success}, indent=1) + "\n"
-    write_atomically(path, text.encode())
+    path = asked.folder / EVALUATION
+    write_result(path, result)
     print(f"written to {path}")
     return DONE
 

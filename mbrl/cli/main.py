@@ -52,7 +52,7 @@ Of the newest checkpoint the best weights so far are scored, or with evaluation.
 have the same starts and goals as those of the run's first (random) and last evaluation: episode by episode the
 first ones here are the ones there. Nothing was chosen or trained on them. With more episodes new ones follow.
 
-Writes evaluation.json into the run folder and changes nothing else in it.""",
+Writes evaluation.json (the same schema as the run's own result.json) into the run folder and changes nothing else.""",
     ),
     "report": Verb(
         module="mbrl.cli.report",
@@ -62,8 +62,8 @@ Writes evaluation.json into the run folder and changes nothing else in it.""",
   mbrl report run=runs/mine                      writes runs/mine/report.png
   mbrl report run=runs/a,runs/b out=compare.png  several runs in the same panels (without out=: report.png right here)
 
-Reads config.yaml, metrics.csv and eval.csv, also of a run that goes on. A panel says what was not measured.
-Runs of different protocols are not drawn together: their scores are not comparable.""",
+Reads config.yaml, metrics.csv, eval.csv and, at the end of a run, result.json; a run may still go on. A panel says what
+was not measured. Runs of different protocols are not drawn together: their scores are not comparable.""",
     ),
     "predict": Verb(
         module="mbrl.cli.predict",

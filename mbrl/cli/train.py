@@ -96,7 +96,7 @@ def run(args: list[str]) -> int:
         again = f"{program()} train run_dir={shlex.quote(str(folder))}"
         log.info("stopped and saved at env step %d; continue with: %s", state.clock.env_steps, again)
         return SAVED_PLEASE_REQUEUE
-    log.info("%s", summary(state.scores, folder))
+    log.info("%s", summary(state.result(), folder))
     return DONE
 
 
@@ -212,10 +212,9 @@ def talk(path: Path) -> None:
 def describe(state: Any, info: Mapping[str, Any], resumed: int | None) -> str:
     """What is about to run, in a few lines."""
     from mbrl.program import clock_time
+    from mbrl.run.run import parameter_counts
 
-    sizes = {
-        part: sum(p.numel() for p in state.model.parameters_of(part).values()) for part in ("tokenizer", "dynamics")
-    }
+    sizes = parameter_counts(state.model)
     begun = (
         "new run"
         if resumed is None
@@ -245,19 +244,18 @@ def told_by_the_simulator(reads: Sequence[str]) -> str:
     )
 
 
-def summary(scores: Mapping[str, Mapping[str, float]], folder: Path) -> str:
+def summary(result: Mapping[str, Any], folder: Path) -> str:
     """What was learned and where to look."""
+    from mbrl.rundir.result import RESULT, Episodes
+
     lines = ["", "what was learned (same starts and goals for both):"]
     for name, title in (("random", "random policy"), ("final", "trained agent")):
-        s = scores[name]
-        half = 1.96 * s["return_std"] / s["episodes"] ** 0.5
-        lines.append(
-            f"  {title}: success {s['success']:.2f} [{s['success_low']:.2f}, {s['success_high']:.2f}], "
-            f"at the last decision {s['success_last']:.2f}, "
-            f"return {s['return']:.1f} +- {half:.1f} ({s['episodes']:.0f} episodes, 95 % intervals)"
-        )
+        episodes = Episodes.of(result[name])
+        last = episodes.metrics().get("success_last")
+        lines.append(f"  {title}: {episodes}" + ("" if last is None else f"; at the last decision {last:.2f}"))
     lines += [
         "where to look:",
+        f"  result   {folder / RESULT}",
         f"  curves   {folder / 'eval.csv'}  {folder / 'metrics.csv'}",
         f"  videos   {folder / 'videos'} (eval-*: the agent; openloop-*: truth | imagined | difference)",
         f"  again    {program()} eval run={shlex.quote(str(folder))} episodes=20",

@@ -1,4 +1,4 @@
-"""What a run has written about itself, read as data: config.yaml, run.json, metrics.csv, eval.csv.
+"""What a run has written about itself, read as data: config.yaml, run.json, metrics.csv, eval.csv, result.json.
 
 For a run that goes on as well as for a finished one; older runs may lack columns. Builds nothing of the run.
 """
@@ -15,6 +15,7 @@ from typing import Any
 
 from mbrl.files import MOST_ROWS, DamagedFile, read_plain
 from mbrl.rundir.folder import leaves, read_config, read_info, world_model
+from mbrl.rundir.result import Episodes, read_result
 
 Row = dict[str, float]
 """The filled cells of one row, by column."""
@@ -30,6 +31,7 @@ class Record:
         info: run.json; empty where there is none.
         training: rows of metrics.csv.
         scores: rows of eval.csv; the first is the random policy's.
+        result: result.json; empty where the run is not at its end.
     """
 
     folder: Path
@@ -37,6 +39,7 @@ class Record:
     info: Mapping[str, Any]
     training: Sequence[Row]
     scores: Sequence[Row]
+    result: Mapping[str, Any]
 
     def points(self, column: str) -> tuple[list[float], list[float]]:
         """Env steps and values of every row in which `column` is filled, whichever file it is in."""
@@ -65,8 +68,10 @@ class Record:
     @property
     def final(self) -> Row | None:
         """The score that counts: that of the weights of `weights_step`, on the random policy's starts and goals."""
-        told = [row for row in self.scores if "weights_step" in row]
-        return told[-1] if told else None
+        if not self.result:
+            return None
+        places = {"env_step": float(self.result["env_steps"]), "weights_step": float(self.result["weights_step"])}
+        return {**places, "wall_s": self.result["wall_s"], **Episodes.of(self.result["final"]).metrics()}
 
     @property
     def prefill(self) -> float | None:
@@ -121,6 +126,7 @@ def read_record(folder: Path) -> Record:
         info=read_info(folder),
         training=training,
         scores=read_table(scores) if scores.is_file() else [],
+        result=read_result(folder),
     )
 
 

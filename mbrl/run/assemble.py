@@ -182,6 +182,7 @@ def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: S
         videos=Videos(folder / "videos", keep=VIDEOS),
         checkpoints=Checkpoints(folder / "checkpoints", keep=configs.keep, info=info),
         stop=stop,
+        info=info,
     )
 
 

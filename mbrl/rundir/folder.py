@@ -2,6 +2,7 @@
 
 config.yaml   the whole composed configuration        run.json     versions, protocol, camera, threads, device, commit
 metrics.csv   training, one row per log interval      eval.csv     every evaluation
+result.json   the final score, episode by episode
 checkpoints/  step-*: verified before they are read   replay/      one file per finished episode
 videos/       evaluation episodes, open-loop clips    console.log  what was printed
 """
@@ -19,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from mbrl.files import TEMPORARY, DamagedFile, check_plain, read_plain, write_atomically
+from mbrl.files import TEMPORARY, DamagedFile, check_plain, read_plain, sha256, write_atomically
 from mbrl.program import program
 from mbrl.rundir.build import OURS
 from mbrl.rundir.machine import machine_info
@@ -234,9 +235,12 @@ def run_info(plain: Mapping[str, Any], *, argv: list[str]) -> dict[str, Any]:
     return {
         "task": plain["task"]["name"],
         "protocol": plain["protocol"]["name"],
+        "protocol_sha256": sha256(json.dumps(plain["protocol"], sort_keys=True).encode()),
         "camera": plain["protocol"]["camera"],
         "demos": plain["demos"],
         "world_model": world_model(plain),
+        "agent": plain["agent"]["_target_"],
+        "model": plain["worldmodel"]["_target_"],
         "seed": plain["seed"],
         **machine_info(plain["compute"]),
         "argv": argv,

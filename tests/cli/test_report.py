@@ -18,6 +18,8 @@ from mbrl.report.page import draw, heading
 from mbrl.report.panels import PANELS
 from mbrl.report.record import differences, read_record, read_table
 from mbrl.rundir.folder import FORMAT
+from mbrl.rundir.result import RESULT, write_result
+from tests.rundir.test_result import GOOD
 
 CONFIG: dict[str, Any] = {
     "format": FORMAT,
@@ -35,6 +37,8 @@ EVAL = """env_step,decision,update,wall_s,episodes,return,return_std,success,suc
 0,0,0,5,20,32,22,0.05,0.01,0.24,
 3000,1500,40,61,10,121,25,0.6,0.31,0.83,
 """
+SUCCESS = [True] * 16 + [False] * 4
+DONE = GOOD | {"final": {"returns": [140.0] * 20, "success": SUCCESS, "success_last": SUCCESS}}
 FINAL = "3000,1500,40,70,20,140,20,0.8,0.58,0.92,2500\n"
 NEW = {
     "heldout/reward_r2_1": "0.9",
@@ -158,6 +162,8 @@ def test_the_title_tells_what_was_run_and_how_it_went(make: Make) -> None:
     folder = make("done", schedule={"total": 3000}, worldmodel={"proprio": True})
     with (folder / "eval.csv").open("a") as table:
         table.write(FINAL)
+    assert read_record(folder).final is None, "a row of eval.csv is no result"
+    write_result(folder / RESULT, DONE)
     done = read_record(folder)
     assert done.finished and [row["success"] for row in done.greedy] == [0.6], "the final score is of other starts"
     told = "\n".join(heading([done]))
