@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 
 from mbrl.files import DamagedFile, write_atomically
 from mbrl.rundir.folder import read_info
@@ -43,8 +44,8 @@ SCHEMA: Mapping[str, Any] = {
 """Field -> its kind: a type, a constant, a list of a kind, several to choose from, or fields (`*`: of any name).
 
 env_steps: how far the run had come. weights: whose score `final` is, the `last` or the `best` by the interim
-evaluations, which are of `weights_step`. random: the random policy on the same starts and goals, null where it was not played.
-success: by the protocol's rule, success_last: at the last decision; null in a world without success. wall_s: seconds
+evaluations, which are of `weights_step`. random: the random policy on the same starts and goals, null where it was not
+played. success: by the protocol's rule, success_last: at the last decision; null in a world without success. wall_s: seconds
 worked until then. protocol.sha256: of its keys and values, sorted, as JSON.
 """
 Z = 1.96
@@ -98,10 +99,8 @@ def success_interval(successes: int, n: int) -> tuple[float, float]:
     >>> tuple(round(x, 2) for x in success_interval(10, 20))
     (0.3, 0.7)
     """
-    p, z = successes / n, Z
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    interval = binomtest(successes, n).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def half_interval(std: float, n: float) -> float:
