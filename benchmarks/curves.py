@@ -13,8 +13,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mbrl.cli.errors import guarded
+from mbrl.cli.words import path, words
 from mbrl.report.page import circumstances, protocol_name, task_name
 from mbrl.report.record import Record, check_comparable, read_record
+
+KEYS = {"out": path("FILE.png, and behind it run folders", needed=True)}
 
 
 def draw(records: Sequence[Record], out: Path) -> None:
@@ -24,6 +28,8 @@ def draw(records: Sequence[Record], out: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    if not records:
+        raise ValueError("curves of which runs? Give their folders: out=FILE.png DIR ...")
     check_comparable(records)
     tasks = {task_name(record) for record in records}
     if len(tasks) != 1:
@@ -55,17 +61,14 @@ def draw(records: Sequence[Record], out: Path) -> None:
     figure.savefig(out, dpi=110)
 
 
-def main(words: list[str]) -> int:
+def main(args: list[str]) -> int:
     """Command line."""
-    named = [word.partition("=")[2] for word in words if word.startswith("out=")]
-    folders = [Path(word) for word in words if "=" not in word]
-    if not named or not folders:
-        print("usage: python -m benchmarks.curves out=FILE.png RUN_FOLDER ...")
-        return 2
-    draw([read_record(folder) for folder in folders], Path(named[-1]))
-    print(f"written to {named[-1]}")
+    folders = [Path(word) for word in args if "=" not in word]
+    out = words("benchmarks.curves", [word for word in args if "=" in word], KEYS)["out"]
+    draw([read_record(folder) for folder in folders], out)
+    print(f"written to {out}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(guarded(lambda: main(sys.argv[1:]), debug=False))

@@ -1,4 +1,11 @@
-"""`mbrl doctor`: what this machine really does, one line for each check; measures, never guesses from names."""
+"""Say what this machine can do: rendering, GPU, memory, versions.
+
+usage: mbrl doctor [key=value ...]
+
+Prints one line for each check: ok, warn (it works, but slowly or not everywhere) or fail (something needed is missing).
+The overrides of `mbrl train` are understood, so that memory is counted for the run you mean.
+Exit code 0 unless a line says fail.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,16 @@
-"""`mbrl train`: begin a run, or continue the one that lives in run_dir."""
+"""Train an agent inside a world model that it learns itself; continue an interrupted run.
+
+usage: mbrl train [key=value ...] [group=variant ...] [--config-dir DIR]
+
+  mbrl train                                     door-close-v3 with the CPU presets
+  mbrl train task.name=plate-slide-v3 seed=2     another task (mbrl tasks lists them), another seed
+  mbrl train run_dir=runs/mine                   a folder of your choice; the same line again continues the run
+  mbrl train agent=mine --config-dir configs.d   your own configs.d/agent/mine.yaml
+
+The classes that your files name as _target_ may lie in configs.d, in the folder that holds configs.d, or be installed.
+A run that is continued keeps its configuration; words that would make it another run are refused.
+Groups and their variants are the folders and files under configs/. Ctrl-C saves and leaves (exit code 75).
+"""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def read_card(folder: Path) -> Card:
     except OSError as error:
         raise DamagedSet(f"{path} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise DamagedSet(f"{path} is no card ({error})") from error
+        raise DamagedSet(f"{path} is not JSON ({error})") from error
     if not isinstance(plain, dict):
         raise DamagedSet(f"{path} must hold one group of fields (it holds a {type(plain).__name__})")
     if (written := plain.pop("format", None)) != FORMAT:

@@ -45,8 +45,8 @@ SCHEMA: Mapping[str, Any] = {
 
 env_steps: how far the run had come. weights: whose score `final` is, the `last` or the `best` by the interim
 evaluations, which are of `weights_step`. random: the random policy on the same starts and goals, null where it was not
-played. success: by the protocol's rule, success_last: at the last decision; null in a world without success. wall_s: seconds
-worked until then. protocol.sha256: of its keys and values, sorted, as JSON.
+played. success: by the protocol's rule, success_last: at the last decision; null in a world without success. wall_s:
+seconds worked until then. protocol.sha256: of its keys and values, sorted, as JSON.
 """
 Z = 1.96
 """Half the width of a 95 % interval in standard errors."""

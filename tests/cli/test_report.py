@@ -246,15 +246,15 @@ def refused(args: Sequence[str], capsys: pytest.CaptureFixture[str], code: int =
 def test_what_is_typed_wrongly_is_refused_in_one_line(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make()
     for args, wanted in (
-        ([], "run=DIR is missing"),
+        ([], "run= is missing: the folder of a run"),
         (["run=/nowhere/at/all"], "run=/nowhere/at/all is not a folder"),
         ([f"run={folder},"], "run= is not a folder"),
         ([f"run={folder},{folder}"], "twice"),
         ([f"runs={folder}"], "did you mean run?"),
         ([f"run={folder}", "outt=x.png"], "did you mean out?"),
         ([f"run={folder}", "out=page.pdf"], "out must be a file that ends in .png (got page.pdf)"),
-        ([f"run={folder}", "out="], "out must be a file that ends in .png (got )"),
-        ([str(folder)], "write run=DIR"),
+        ([f"run={folder}", "out="], "out must be a file that ends in .png (got .)"),
+        ([str(folder)], "report takes run=, out="),
     ):
         assert wanted in refused(args, capsys)
     assert not (folder / "report.png").exists()

@@ -129,7 +129,7 @@ def test_sizes_come_with_the_weights_unless_they_are_typed(
 
 
 def test_a_run_in_the_perfect_model_has_no_weights_to_begin_from(tmp_path: Path) -> None:
-    perfect = settle([*TOY, "experiment=oracle", "task=toy", "protocol=toy", f"run_dir={tmp_path / 'oracle'}"])
+    perfect = settle([*TOY[1:], "experiment=[toy,oracle]", f"run_dir={tmp_path / 'oracle'}"])
     write_run(perfect.folder, perfect.plain, {})
     (perfect.folder / "checkpoints" / "step-000000001").mkdir(parents=True)
     with pytest.raises(ValueError, match="has no weights to start from: its world model is oracle"):
