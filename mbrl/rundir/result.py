@@ -38,6 +38,7 @@ SCHEMA: Mapping[str, Any] = {
     "wall_s": float,
     "device": str,
     "threads": int,
+    "matmul": str,
     "versions": {"*": str},
     "commit": str,
 }
@@ -120,8 +121,7 @@ def result_of(
     wall_s: float,
 ) -> dict[str, Any]:
     """A result; `info` is what run.json says (`run_info`). Raises: ValueError if it is not one by the schema."""
-    result = {
-        **{name: info[name] for name in ("task", "demos", "seed", "device", "threads", "versions", "commit", "agent")},
+    result: dict[str, Any] = {
         "schema": SCHEMA["schema"],
         "protocol": {"name": info["protocol"], "sha256": info["protocol_sha256"]},
         "model": {"class": info["model"], "parameters": dict(parameters)},
@@ -132,7 +132,7 @@ def result_of(
         "random": None if random is None else random.plain(),
         "wall_s": float(wall_s),
     }
-    ordered = {name: result[name] for name in SCHEMA}
+    ordered = {name: result[name] if name in result else info[name] for name in SCHEMA}
     check_result(ordered)
     return ordered
 

@@ -48,6 +48,7 @@ seed=1e3                                         | seed must be a whole number (
 seed=one                                         | seed must be a whole number (got one) | seed=0
 keep=1                                           | keep must be >= 2 | (got 1)
 compute.threads=0                                | compute.threads must be >= 1 (got 0)
+compute.matmul=float32                           | compute.matmul must be ieee or bf16 (got float32)
 compute.rows=0                                   | compute.rows must be >= 1 (got 0)
 schedule.gate.episodes=3 schedule.dynamics.initial=0 schedule.dynamics.updates=0 | episodes=3 waits for a world model
 compute.device=cuda:99                           | compute.device must be one that is there | (got cuda:99)

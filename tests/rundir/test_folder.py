@@ -8,11 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from mbrl.cli.compose import compose
+from mbrl.cli.train import as_plain
 from mbrl.files import MOST_TEXT, DamagedFile
 from mbrl.io.lock import RunLock
-from mbrl.rundir.folder import FORMAT, is_free, read_config, read_info, write_run
+from mbrl.run.assemble import Configs, assemble_eval
+from mbrl.rundir.folder import FORMAT, is_free, read_config, read_info, run_info, write_run
 
 PLAIN = {"task": {"name": "reach"}, "seed": 3, "protocol": {"camera": None, "names": ["a"]}}
 
@@ -122,3 +126,13 @@ def test_a_record_that_is_none_is_damaged(folder: Path) -> None:
         (folder / "run.json").write_text(text)
         with pytest.raises(DamagedFile, match=r"run\.json"):
             read_info(folder)
+
+
+@pytest.mark.parametrize("matmul", ["ieee", "bf16"])
+def test_a_run_multiplies_as_its_configuration_says_and_records_it(matmul: str, tmp_path: Path) -> None:
+    words = ["experiment=debug", f"compute.matmul={matmul}", f"run_dir={tmp_path}"]
+    plain = as_plain(compose("train", words))
+    torch.backends.mkldnn.matmul.fp32_precision = "none"  # type: ignore[attr-defined]
+    assemble_eval(Configs.of(plain, trusted=True), None)
+    assert torch.backends.mkldnn.matmul.fp32_precision == matmul  # type: ignore[attr-defined]
+    assert run_info(plain, argv=[])["matmul"] == matmul

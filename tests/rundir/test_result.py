@@ -33,6 +33,7 @@ GOOD: dict[str, Any] = {
     "wall_s": 70.25,
     "device": "cpu",
     "threads": 1,
+    "matmul": "bf16",
     "versions": {"torch": "2.13"},
     "commit": "",
 }
