@@ -14,9 +14,23 @@ from worldmodel.spec import ModelSpec
 Memory: TypeAlias = TensorDict | None
 """The agent's own; None at the start. The loop carries and saves it and never looks inside. Tensors only."""
 Metrics: TypeAlias = Mapping[str, float | Tensor]
+"""Scalars of one update, by the name of their column in metrics.csv; an agent that dreams gives `DreamMetrics`."""
 Policy: TypeAlias = Callable[[TensorDict, Memory], tuple[Tensor, Memory]]
 """td [B] with `latent` -> action f32 [B, A], memory."""
 Mode: TypeAlias = Literal["explore", "evaluate"]
+
+
+class DreamMetrics(dict[str, float | Tensor]):
+    """Metrics of an update with imagination: the run tells its pace, and books its time on `imagine`, not on `learn`.
+
+    Attributes:
+        imagined_frames: how many there were, over all rows.
+        imagine_s: seconds of the update that they took.
+    """
+
+    def __init__(self, scalars: Metrics, *, imagined_frames: int, imagine_s: float) -> None:
+        super().__init__(scalars)
+        self.imagined_frames, self.imagine_s = imagined_frames, imagine_s
 
 
 class Replay(Protocol):

@@ -17,7 +17,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from agents.api import Dream, Memory, Metrics, Mode, Policy, Replay
+from agents.api import Dream, DreamMetrics, Memory, Metrics, Mode, Policy, Replay
 from agents.distributions import BoundedNormal, LearnedStdConfig, ScheduledStdConfig, TwoHot, check_finite
 from agents.exploration import Exploration
 from agents.memory import LatentFilter
@@ -229,13 +229,10 @@ class Dreamer:
             return {"agent/skipped": 1.0}
         self._failed = 0
         values = torch.stack([value.float() for value in scalars.values()]).tolist()  # sync
-        return {
-            **{f"agent/{name}": value for name, value in zip(scalars, values, strict=True)},
-            "agent/skipped": 0.0,
-            "imagined_frames": float(self._batch_size * self._horizon),
-            "time/imagine_s": imagined_at - begun,
-            "time/actor_critic_s": time.perf_counter() - imagined_at,
-        }
+        metrics = {f"agent/{name}": value for name, value in zip(scalars, values, strict=True)}
+        metrics |= {"agent/skipped": 0.0, "time/actor_critic_s": time.perf_counter() - imagined_at}
+        frames = self._batch_size * self._horizon
+        return DreamMetrics(metrics, imagined_frames=frames, imagine_s=imagined_at - begun)
 
     def dream_policy(self, generator: torch.Generator) -> Policy:
         """See `agents.api.ModelBasedAgent.dream_policy`."""

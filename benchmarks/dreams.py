@@ -20,6 +20,8 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from agents.api import Agent
+from mbrl.cli.errors import guarded
+from mbrl.cli.words import there, whole, words
 from mbrl.envs.make import make_envs
 from mbrl.envs.rows import RowsEnv
 from mbrl.io.checkpoint import read_newest
@@ -33,6 +35,7 @@ from worldmodel.seeds import Seeds
 
 HOLD = 4  # decisions for which a drawn action is kept: held actions lead somewhere
 NOISE = 0.3
+KEYS = {"run": there("run", "the folder of a run"), "starts": whole(24), "sequences": whole(12), "episodes": whole(8)}
 
 
 @dataclass(frozen=True)
@@ -130,19 +133,10 @@ def played(agent: Agent, env: RowsEnv, reads: tuple[str, ...], count: int) -> li
     return episodes
 
 
-def main(words: list[str]) -> int:
+def main(args: list[str]) -> int:
     """Command line."""
-    given = {"run": "", "starts": "24", "sequences": "12", "episodes": "8"}
-    for word in words:
-        key, _, value = word.partition("=")
-        if key not in given or not value:
-            print(f"error: {word} is not understood; write {' '.join(f'{key}=...' for key in given)}", file=sys.stderr)
-            return 2
-        given[key] = value
-    folder = Path(given["run"])
-    if not given["run"] or not folder.is_dir():
-        print(f"error: run must be the folder of a run (got {given['run']!r})", file=sys.stderr)
-        return 2
+    given = words("benchmarks.dreams", args, KEYS)
+    folder: Path = given["run"]
     configs = Configs.of(read_config(folder), trusted=False)
     states = read_newest(folder / "checkpoints").states
     player = assemble_eval(configs, None)
@@ -151,13 +145,13 @@ def main(words: list[str]) -> int:
     seeds, model = Seeds(configs.seed), player.model
     env = make_envs(configs.task, configs.protocol, seeds=seeds, stream="dreams", rows=1, snapshots=True)
     simulator = OracleModelConfig().build(task=configs.task, protocol=configs.protocol, env_spec=env.env_spec)
-    size = {"starts": int(given["starts"]), "count": int(given["sequences"])}
+    size = {"starts": given["starts"], "count": given["sequences"]}
     for name, agent in (("random", player.prefiller), ("trained", player.agent)):
-        episodes = played(agent, env, model.spec.reads, int(given["episodes"]))
+        episodes = played(agent, env, model.spec.reads, given["episodes"])
         found = compare(model, simulator, episodes, seeds=seeds, **size)
         print(json.dumps({"policy": name, **{key: round(value, 3) for key, value in asdict(found).items()}}))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(guarded(lambda: main(sys.argv[1:]), debug=False))

@@ -24,6 +24,8 @@ from tensordict import TensorDict
 from torch.utils.data import DataLoader, Dataset
 
 from mbrl.cli.compose import compose
+from mbrl.cli.errors import guarded
+from mbrl.cli.words import path, whole, words
 from mbrl.data.dataset import Card, write_card
 from mbrl.pretrain.assemble import built_model, ready, source, training_source
 from mbrl.pretrain.configs import Configs
@@ -35,20 +37,13 @@ from worldmodel.training.processes import Processes
 
 ACTION_DIM = 4
 EPISODES = 24
+KEYS = {"updates": whole(8), "rounds": whole(3), "frames": whole(101), "json": path("a file")}
 
 
-def main(words: list[str]) -> int:
+def main(args: list[str]) -> int:
     """Measures each part of `stage=both` (or of the stage that is asked for) and prints a table."""
-    own = {"updates": 8, "rounds": 3, "frames": 101}
-    rest, out = [], None
-    for word in words:
-        key, _, value = word.partition("=")
-        if key in own:
-            own[key] = int(value)
-        elif key == "json":
-            out = Path(value)
-        else:
-            rest.append(word)
+    mine = [word for word in args if word.partition("=")[0] in KEYS]
+    own, rest = words("benchmarks.pretrain", mine, KEYS), [word for word in args if word not in mine]
     if not any(word.startswith(("stage=", "recipe=")) for word in rest):
         rest.insert(0, "stage=both")
     with tempfile.TemporaryDirectory() as folder:
@@ -63,8 +58,8 @@ def main(words: list[str]) -> int:
             f"{row['part']:<10} {row['ours']:8.1f} {row['plain']:8.1f} {row['ratio']:6.2f} {row['draws']:12.0f} "
             f"{row['plain_draws']:8.0f}   peak {row['peak_mb']:.0f} MB"
         )
-    if out is not None:
-        out.write_text(json.dumps({"words": words, "rows": rows}, indent=1) + "\n")
+    if own["json"]:
+        own["json"].write_text(json.dumps({"words": args, "rows": rows}, indent=1) + "\n")
     return 0
 
 
@@ -205,4 +200,4 @@ def plain_batches(folder: Path, model: IVideoGPT, *, batch: int, length: int) ->
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(guarded(lambda: main(sys.argv[1:]), debug=False))

@@ -20,6 +20,8 @@ import torch
 import yaml
 from torch import Tensor
 
+from mbrl.cli.errors import guarded
+from mbrl.cli.words import Word, listed, path, whole, words
 from worldmodel.layout import TokenLayout
 from worldmodel.rollout import SamplingConfig, TokenEngine
 from worldmodel.rollout.kv_cache import KVCache
@@ -175,46 +177,42 @@ def _preset(size: str) -> dict:
     return yaml.safe_load((CONFIGS / f"{size}.yaml").read_text())
 
 
-def parse(arguments: list[str]) -> dict[str, str]:
-    """`key=value` arguments.
+def sizes_of(text: str) -> list[str]:
+    """Raises: ValueError for a size that is none."""
+    if unknown := set(sizes := listed(text)) - set(CASES):
+        raise ValueError(unknown)
+    return sizes
 
-    Raises: ValueError on anything else, or an unknown key or size.
-    """
-    options = {"sizes": "tiny,base138m", "rows": "", "horizon": "", "repeats": "", "threads": "2", "device": "cpu"}
-    options["json"] = ""
-    for argument in arguments:
-        key, separator, value = argument.partition("=")
-        if not separator or key not in options:
-            raise ValueError(f"{argument!r} must be key=value with a key of {', '.join(options)}")
-        options[key] = value
-    for size in options["sizes"].split(","):
-        if size not in CASES:
-            raise ValueError(f"sizes must be some of {','.join(CASES)} (got {size})")
-    return options
+
+KEYS = {
+    "sizes": Word(f"some of {','.join(CASES)}", sizes_of, ["tiny", "base138m"]),
+    "threads": whole(2),
+    "device": Word("cpu or cuda", default="cpu"),
+    "json": path("a file"),
+    **dict.fromkeys(("rows", "horizon", "repeats"), whole(None)),
+}
 
 
 def main(arguments: list[str]) -> int:
     """Measure, print a table and, with json=path, write it; 1 if any codes differ."""
-    options, results = parse(arguments), []
+    options, results = words("benchmarks.rollout", arguments, KEYS), []
     print(
         f"{'size':11} {'rows':>4} {'frames':>6} {'prefill ms':>10} {'ms/frame':>9} {'tokens/s':>9}"
         f" {'engine ms':>10} {'twin ms':>10} {'ratio':>6}  codes equal"
     )
-    for size in options["sizes"].split(","):
+    for size in options["sizes"]:
         default = CASES[size]
-        case = Case(
-            default.layout, *(int(options[key] or getattr(default, key)) for key in ("rows", "horizon", "repeats"))
-        )
-        r = measure(size, case, threads=int(options["threads"]), device=torch.device(options["device"]))
+        case = Case(default.layout, *(options[key] or getattr(default, key) for key in ("rows", "horizon", "repeats")))
+        r = measure(size, case, threads=options["threads"], device=torch.device(options["device"]))
         results.append(r)
         print(
             f"{r.size:11} {r.rows:4d} {r.horizon:6d} {r.prefill_ms:10.1f} {r.frame_ms:9.2f} {r.tokens_per_s:9.0f}"
             f" {r.engine_ms:10.1f} {r.twin_ms:10.1f} {r.ratio:6.2f}  {'yes' if r.equal else 'NO'}"
         )
     if options["json"]:
-        Path(options["json"]).write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+        options["json"].write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
     return 0 if all(result.equal for result in results) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(guarded(lambda: main(sys.argv[1:]), debug=False))

@@ -9,14 +9,52 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 from pathlib import Path
 
 TEMPORARY = ".tmp-"
 """How the name of everything unfinished begins; whoever owns a folder deletes these when it starts."""
 
 
+MOST_TEXT, MOST_ROWS = 2**20, 2**28
+"""Bytes of a configuration or a record, and of a table, that are read before anything is known of them."""
+
+
 class DamagedFile(Exception):
     """A file is not what was once written (exit code 3); the message names it and says what is wrong."""
+
+
+class NotPlain(ValueError):
+    """Something in a folder is neither a plain file nor a folder, or larger than a run makes it (exit code 2)."""
+
+
+def check_plain(folder: Path) -> None:
+    """Looks through a whole folder that somebody else may have made, before anything in it is opened or written.
+
+    A link could lead what is written to a file outside, a pipe would let a reader wait for ever. What `wandb` keeps in
+    its own folder is not looked at: it links, and nobody here opens anything there.
+    Raises: NotPlain naming the first thing that is neither a plain file nor a folder.
+    """
+    for place, folders, names in os.walk(folder):
+        for name in sorted((*folders, *names)):
+            mode = (path := Path(place, name)).lstat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                what = "a symbolic link" if stat.S_ISLNK(mode) else "a pipe, a socket or a device"
+                raise NotPlain(f"{path} is {what}; a run folder holds plain files and folders only: remove it")
+        if Path(place) == folder and "wandb" in folders:
+            folders.remove("wandb")
+
+
+def read_plain(path: Path, *, most: int = MOST_TEXT) -> bytes:
+    """The bytes of a plain file of at most `most` bytes. Raises: NotPlain; OSError where it cannot be opened."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe that nobody writes to would block
+    with os.fdopen(handle, "rb") as file:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotPlain(f"{path} is no plain file")
+        if status.st_size > most:
+            raise NotPlain(f"{path} has {status.st_size} bytes; at most {most} are right")
+        return file.read()
 
 
 def sha256(content: bytes | memoryview) -> str:

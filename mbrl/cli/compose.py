@@ -10,7 +10,7 @@ import copy
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,38 +18,16 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 import mbrl
 from mbrl.cli.errors import BadInput, did_you_mean
+from mbrl.cli.values import Assignment, check_once, laid_on, leaves, shown
 
-WORDS: dict[type, str] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    list: "a list like [a,b]",
-    dict: "a group of keys",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Assignment:
-    """One `key=value` of the command line.
-
-    Attributes:
-        text: what the user typed.
-        key: the dotted key, or the group.
-        value: what stands behind the `=`, read by Hydra's grammar.
-        place: where a variant goes if not to its group's own name (`group@place=variant`).
-    """
-
-    text: str
-    key: str
-    value: Any
-    place: str = ""
+SEVERAL = ("experiment", "recipe")
+"""Groups of which several variants may be laid over each other, `experiment=[demos,proprio]`: later ones win."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,17 +85,12 @@ def compose_onto(stored: Mapping[str, Any], root: str, overrides: Sequence[str])
     return laid_on(cfg, found.values)
 
 
-def laid_on(cfg: DictConfig, values: Sequence[Assignment]) -> DictConfig:
-    """`cfg` with these values, without references."""
-    OmegaConf.set_struct(cfg, True)
-    known = set(leaves(OmegaConf.to_container(cfg, resolve=False)))
-    for assignment in values:
-        assign(cfg, assignment, known)
-    return resolved(cfg)
-
-
 def laid_down(variant: Assignment, folders: Sequence[Path]) -> Iterator[str]:
     """The keys that a variant decides: its place, or all that a file for the whole configuration names."""
+    if isinstance(variant.value, list):
+        for name in variant.value:
+            yield from laid_down(replace(variant, value=name), folders)
+        return
     files = (folder / variant.key / f"{variant.value}.yaml" for folder in folders)
     path = next((path for path in files if path.is_file()), None)
     if path is None:  # experiment=null
@@ -138,7 +111,7 @@ def laid_down(variant: Assignment, folders: Sequence[Path]) -> Iterator[str]:
 
 def typed(root: str, overrides: Sequence[str], key: str) -> Any:
     """The value that the user's words give to `key`; None if they give none."""
-    return next((a.value for a in reversed(merged(root, overrides, None).values) if a.key == key), None)
+    return next((a.value for a in merged(root, overrides, None).values if a.key == key), None)
 
 
 def decided(root: str, overrides: Sequence[str]) -> set[str]:
@@ -162,6 +135,7 @@ def merged(root: str, overrides: Sequence[str], config_dir: Path | None) -> Merg
         folders.append(own_folder(own))
     places = default_places(folders[0] / f"{root}.yaml")
     assignments = [parse(word, places) for word in words]
+    check_once(assignments, SEVERAL)
     variants = [a for a in assignments if a.place or is_group(a.key, folders)]
     cfg, picked = compose_variants(root, variants, folders, places)
     values = [a for a in assignments if a not in variants]
@@ -186,8 +160,8 @@ def take_config_dir(words: Sequence[str]) -> tuple[list[str], Path | None]:
     for word in coming:
         if word == "--config-dir" or word.startswith("--config-dir="):
             text = word.partition("=")[2] or next(coming, "")
-            if not text:
-                raise BadInput("--config-dir needs a folder: --config-dir DIR")
+            if not text or own is not None:
+                raise BadInput(f"--config-dir needs a folder{' and is given twice' * bool(own)}: --config-dir DIR")
             own = Path(text)
         elif word in ("-m", "--multirun"):
             raise BadInput(f"{word} is not known here: start one command for each run, for example in a shell loop")
@@ -256,7 +230,9 @@ def compose_variants(
     for variant in variants:
         known = choices(variant.key, folders)
         name = variant.value
-        if str(name) not in known and not (name is None and variant.key == "experiment"):
+        several = name if isinstance(name, list) and name and variant.key in SEVERAL else [name]
+        if wrong := [one for one in several if str(one) not in known and (one, variant.key) != (None, "experiment")]:
+            name = wrong[0]
             hint = did_you_mean(str(name), known)
             raise BadInput(f"{variant.text}: {variant.key} must be one of {', '.join(known)} (got {shown(name)}){hint}")
         if name is None:  # what the root file says already; Hydra takes no null here
@@ -296,91 +272,3 @@ def composition_error(error: Exception, variants: Sequence[Assignment]) -> str:
     words = " ".join(str(error).split()) or type(error).__name__
     cause = " ".join(str(error.__cause__).split()) if error.__cause__ else ""
     return f"{asked}the files do not compose: {words}{f' ({cause})' if cause else ''}; mend the file that is named"
-
-
-def leaves(node: Any, prefix: str = "") -> Iterator[str]:
-    """The dotted key of every value in a nested container; lists are values."""
-    for name, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
-def assign(cfg: DictConfig, assignment: Assignment, known: set[str]) -> None:
-    """Sets one existing key to a value of the kind it has by default; a mapping sets each of its keys.
-
-    Raises: BadInput for an unknown key, also behind `+` or `++`, and for a value of another kind.
-    """
-    key, value = assignment.key, assignment.value
-    nodes = {leaf.rsplit(".", depth)[0] for leaf in known for depth in range(leaf.count(".") + 1)}
-    if key not in nodes:
-        hint = did_you_mean(key, known) or "; the files under configs/ hold every key"
-        raise BadInput(f"unknown key {key} (in {assignment.text}){hint}")
-    if isinstance(value, dict) and key not in known:
-        for name, inner in value.items():
-            assign(cfg, Assignment(text=assignment.text, key=f"{key}.{name}", value=inner), known)
-        return
-    if key not in known:
-        inside = sorted(leaf for leaf in known if leaf.startswith(key + ".") and not leaf.endswith("_target_"))
-        raise BadInput(f"{key} holds several keys (got {value!r}); set one of them: {', '.join(inside[:6])}")
-    OmegaConf.update(cfg, key, of_kind(key, value, default_of(cfg, key)), merge=False)
-
-
-def default_of(cfg: DictConfig, key: str) -> Any:
-    """The value a key has in the files; None when it is null, must be given, or refers to such a key."""
-    parent, name = (OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else cfg), key.rpartition(".")[2]
-    if OmegaConf.is_missing(parent, name):
-        return None
-    value = parent[name]
-    return list(value) if isinstance(value, ListConfig) else value
-
-
-def of_kind(key: str, value: Any, default: Any) -> Any:
-    """`value` as the kind of thing `default` is; whole numbers also serve as numbers and, like numbers, as text.
-
-    Raises: BadInput naming the key, the value and an example.
-    """
-    if isinstance(value, str) and "${" in value and not isinstance(default, str | None):
-        raise BadInput(
-            f"{key} must be {WORDS[type(default)]} (got the reference {value}); write the value itself: {key}=..."
-        )
-    if default is None:
-        return value
-    kind = next(kind for kind in (bool, int, float, str, list, dict) if isinstance(default, kind))
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is float and number:
-        return float(value)
-    if kind is str and number:
-        return str(value)
-    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-        if isinstance(value, list) and default:
-            return [of_kind(f"{key}[{place}]", item, default[0]) for place, item in enumerate(value)]
-        return value
-    example = int(value) if kind is int and number and float(value).is_integer() else shown(default)
-    raise BadInput(f"{key} must be {WORDS[kind]} (got {shown(value)}); for example {key.partition('[')[0]}={example}")
-
-
-def shown(value: Any) -> str:
-    """A value as one would type it."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list):
-        return f"[{','.join(map(shown, value))}]"
-    return str(value) if value != "" else "nothing"
-
-
-def resolved(cfg: DictConfig) -> DictConfig:
-    """The configuration without references, nothing missing.
-
-    Raises: BadInput naming what must be given, or the key whose reference leads nowhere.
-    """
-    try:
-        missing = sorted(OmegaConf.missing_keys(cfg))
-        OmegaConf.resolve(cfg)
-    except OmegaConfBaseException as error:
-        key, words = getattr(error, "full_key", None) or "a key", str(error).splitlines()[0]
-        raise BadInput(f"{key} refers to something that is not there ({words}); set it: {key}=...") from error
-    if missing:
-        raise BadInput(f"{missing[0]} must be given (it has no default); add {missing[0]}=...")
-    return cfg

@@ -1,4 +1,18 @@
-"""`mbrl data collect|convert|check|preview|mixture`: get data sets, look at them, and say what is wrong with them."""
+"""Collect, convert, check and look at data sets of videos and episodes.
+
+usage: mbrl data collect|convert|check|preview|mixture ...
+
+  mbrl data collect task=[door-close-v3,reach-v3] policy=noisy episodes=20 to=data/mine workers=2
+      task: names, or all 50; several tasks get a folder each. policy: scripted, noisy (the expert, with noise=0.3 that
+      lasts), random, or a run folder. Also seed=0 protocol=default. Started again it plays what is missing.
+  mbrl data convert from=DIR to=DIR format=published_npz|video|frames|bair|robonet|rlds [image=64] [rate=10] [key=image]
+      [action=action] [crop=centre] [camera=0] [split=train] [limit=N] [damaged=skip]
+  mbrl data check DIR ...                        reads every byte and lists all that is wrong (exit code 3)
+  mbrl data preview DIR [out=preview.png] [episodes=6] [columns=8]     a contact sheet, or a GIF
+  mbrl data mixture [name=oxe] [root=data/oxe]   which data sets of the paper's mixture are on disk
+
+docs/data.md says what a data set is and what each converter reads.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from mbrl.cli.errors import DAMAGED, DONE, BadInput, did_you_mean
-from mbrl.cli.words import progress, show, whole, words
+from mbrl.cli.words import Word, path, progress, show, whole, words
+
+PREVIEW = {"out": path("a path ending in .png or .gif"), "episodes": whole(None), "columns": whole(8)}
+MIXTURE = {"name": Word("oxe or oxe_sthsth", default="oxe"), "root": path("a folder")}
 
 
 def run(args: list[str]) -> int:
@@ -51,35 +68,28 @@ def run_check(args: list[str]) -> int:
 def run_preview(args: list[str]) -> int:
     """Draws a contact sheet or a GIF."""
     folders = [word for word in args if "=" not in word]
-    keys = {"out": "a path ending in .png or .gif", "episodes": "a whole number", "columns": "a whole number"}
-    given = words("mbrl data preview", [word for word in args if "=" in word], keys, needed=())
+    given = words("mbrl data preview", [word for word in args if "=" in word], PREVIEW)
     if not folders:
         raise BadInput("mbrl data preview needs the folder of a data set: mbrl data preview DIR out=preview.png")
     from mbrl.data.dataset import DataSet, EpisodeCache, sets_in
     from mbrl.data.preview import preview
 
     found = [inside for folder in folders for inside in sets_in(Path(folder).expanduser())]
-    episodes = whole(given, "episodes", 6 if len(found) == 1 else 1)
-    out = Path(given.get("out", "preview.png")).expanduser()
-    drawn = preview(
-        [DataSet(folder, cache=EpisodeCache(0)) for folder in found],
-        out,
-        episodes=episodes,
-        columns=whole(given, "columns", 8),
-    )
+    out, sets = given["out"] or Path("preview.png"), [DataSet(folder, cache=EpisodeCache(0)) for folder in found]
+    drawn = preview(sets, out, episodes=given["episodes"] or (6 if len(found) == 1 else 1), columns=given["columns"])
     print(f"{drawn} episodes drawn into {out}")
     return DONE
 
 
 def run_mixture(args: list[str]) -> int:
     """Says which parts of a named mixture are on disk."""
-    given = words("mbrl data mixture", args, {"name": "oxe or oxe_sthsth", "root": "a folder"}, needed=())
+    given = words("mbrl data mixture", args, MIXTURE)
     from mbrl.data.mixture import survey
     from mbrl.data.segments import frame_step
     from mbrl.rundir.build import make
 
-    plain = mixture(given.get("name", "oxe"))
-    root = Path(given.get("root", plain["root"])).expanduser()
+    plain = mixture(given["name"])
+    root = given["root"] or Path(plain["root"]).expanduser()
     found = survey(make(plain["parts"], "data.parts", trusted=False), root)
     total = sum(place.config.weight for place in found)
     for place in found:

@@ -8,25 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from mbrl.cli.errors import DONE, BadInput, did_you_mean
-from mbrl.cli.words import listed, progress, whole, words
+from mbrl.cli.words import Word, listed, number, path, progress, whole, words
 
 COLLECT = {
-    "task": "one of the tasks of `mbrl tasks`, a list [a,b], or all",
-    "policy": "scripted, noisy, random, or a run folder",
-    "episodes": "a whole number >= 1",
-    "to": "a folder",
-    "workers": "a whole number >= 1",
-    "seed": "a whole number in [0, 2^31)",
-    "protocol": "a name from configs/protocol",
-    "noise": "a number > 0",
+    "task": Word("one of the tasks of `mbrl tasks`, a list [a,b], or all", needed=True),
+    "policy": Word("scripted, noisy, random, or a run folder", needed=True),
+    "episodes": whole(10),
+    "to": path("a folder", needed=True),
+    "workers": whole(1),
+    "seed": whole(0, least=0),
+    "protocol": Word("a name from configs/protocol"),
+    "noise": number(None, most=2, example="0.3"),
 }
 NOISE = 0.3
 
 
 def run_collect(args: list[str]) -> int:
     """Plays episodes; the same words again go on where it was interrupted."""
-    given = words("mbrl data collect", args, COLLECT, needed=("task", "policy", "to"))
-    episodes, workers = whole(given, "episodes", 10), whole(given, "workers", 1)
+    given = words("mbrl data collect", args, COLLECT)
+    episodes, to = given["episodes"], given["to"]
     policy = policy_of(given)
     orders = orders_of(given, policy, episodes)
 
@@ -36,13 +36,12 @@ def run_collect(args: list[str]) -> int:
     from mbrl.data.dataset import check_beside
     from mbrl.io.lock import RunLock
 
-    to = Path(given["to"]).expanduser()
     for order in orders:
         check_beside(order.folder)  # before the lock, which makes a folder
     began = time.monotonic()
     with ExitStack() as stack:
         stack.enter_context(RunLock(to))
-        made = collect(orders, workers=workers, told=progress("episodes"))
+        made = collect(orders, workers=given["workers"], told=progress("episodes"))
     took = time.monotonic() - began
     print(
         f"{made} episodes in {took:.0f} s; {to} holds {episodes} of policy {policy['policy']} "
@@ -51,31 +50,21 @@ def run_collect(args: list[str]) -> int:
     return DONE
 
 
-def policy_of(given: Mapping[str, str]) -> dict[str, Any]:
+def policy_of(given: Mapping[str, Any]) -> dict[str, Any]:
     """What the card will say of who acts. Raises: BadInput."""
-    name, seed = given["policy"], whole(given, "seed", 0, least=0)
+    name, seed, noise = given["policy"], given["seed"], given["noise"]
     if name in ("scripted", "random", "noisy"):
-        if "noise" in given and name != "noisy":
-            raise BadInput(f"noise={given['noise']} belongs to policy=noisy (got policy={name}); leave it out")
+        if noise is not None and name != "noisy":
+            raise BadInput(f"noise={noise:g} belongs to policy=noisy (got policy={name}); leave it out")
         policy: dict[str, Any] = {"policy": name, "seed": seed}
-        return policy | ({"noise": noise_of(given)} if name == "noisy" else {})
+        return policy | ({"noise": noise or NOISE} if name == "noisy" else {})
     folder = Path(name).expanduser()
     if not (folder / "config.yaml").is_file():
         raise BadInput(f"policy must be scripted, noisy, random or a run folder (got {name})")
     return {"policy": "run", "seed": seed, "run": str(folder.resolve())}
 
 
-def noise_of(given: Mapping[str, str]) -> float:
-    """The deviation of `noisy`."""
-    from mbrl.collection.policies import check_noise
-
-    try:
-        return check_noise(float(given.get("noise", NOISE)))
-    except ValueError as error:
-        raise BadInput(f"noise must be a number > 0 and <= 2 (got {given['noise']}); for example noise=0.3") from error
-
-
-def orders_of(given: Mapping[str, str], policy: Mapping[str, Any], episodes: int) -> list[Any]:
+def orders_of(given: Mapping[str, Any], policy: Mapping[str, Any], episodes: int) -> list[Any]:
     """One order for each task. Raises: ValueError for an unknown task or protocol."""
     import yaml
 
@@ -93,13 +82,13 @@ def orders_of(given: Mapping[str, str], policy: Mapping[str, Any], episodes: int
     except ValueError as error:
         raise BadInput(f"task.{error}") from error
     folder = packaged_configs()
-    chosen = given.get("protocol", "toy" if names[0] in kinds else "default")
+    chosen = given["protocol"] or ("toy" if names[0] in kinds else "default")
     known = sorted(path.stem for path in (folder / "protocol").glob("*.yaml"))
     if chosen not in known:
         raise BadInput(f"protocol must be one of {', '.join(known)} (got {chosen}){did_you_mean(chosen, known)}")
     protocol = make(yaml.safe_load((folder / "protocol" / f"{chosen}.yaml").read_text()), "protocol", trusted=False)
     random = yaml.safe_load((folder / "agent" / "random.yaml").read_text())
-    to = Path(given["to"]).expanduser()
+    to = given["to"]
     return [
         Order(
             task=task,

@@ -6,56 +6,54 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mbrl.cli.errors import DONE, BadInput, did_you_mean
-from mbrl.cli.words import progress, show, whole, words
+from mbrl.cli.errors import DONE
+from mbrl.cli.words import Word, choice, number, path, progress, show, there, whole, words
+
+
+def side_of(text: str) -> int | None:
+    """The side of the frames; None keeps it. Raises: ValueError."""
+    if text != "keep" and not (text.isdigit() and 0 < int(text) < 2**15):
+        raise ValueError(text)
+    return None if text == "keep" else int(text)
+
 
 FORMATS = ("published_npz", "video", "frames", "bair", "robonet", "rlds")
 CONVERT = {
-    "from": "the folder of the archive",
-    "to": "a folder",
-    "format": f"one of {', '.join(FORMATS)}",
-    "image": "the side of the square frames in pixels, or keep",
-    "crop": "centre (the middle square first) or none",
-    "rate": "the nominal rate of the frames, a number > 0",
-    "key": "the key of the frames (published_npz, rlds), or the view (bair)",
-    "action": "the key of the actions (published_npz, rlds), or none",
-    "camera": "a whole number >= 0 (robonet)",
-    "split": "the split to take (rlds)",
-    "limit": "convert so many items only",
-    "damaged": "stop, or skip what cannot be read",
+    "from": there("from", "the folder of the archive"),
+    "to": path("a folder", needed=True),
+    "format": choice(*FORMATS, needed=True),
+    "image": Word("the side of the square frames in pixels, or keep", side_of, example="64"),
+    "crop": choice("centre", "none"),
+    "rate": number(None, most=1e6, example="10"),
+    "key": Word("the key of the frames (published_npz, rlds), or the view (bair)"),
+    "action": Word("the key of the actions (published_npz, rlds), or none"),
+    "camera": whole(0, least=0),
+    "split": Word("the split to take (rlds)", default="train"),
+    "limit": whole(0, least=0),
+    "damaged": choice("stop", "skip"),
 }
 
 
 def run_convert(args: list[str]) -> int:
     """Makes a data set of a foreign archive; the same words again go on where it was interrupted."""
-    given = words("mbrl data convert", args, CONVERT, needed=("from", "to", "format"))
-    if given["format"] not in FORMATS:
-        raise BadInput(
-            f"format must be {CONVERT['format']} (got {given['format']}){did_you_mean(given['format'], FORMATS)}"
-        )
-    for key, right in (("damaged", ("stop", "skip")), ("crop", ("centre", "none"))):
-        if given.get(key, right[0]) not in right:
-            raise BadInput(f"{key} must be {' or '.join(right)} (got {given[key]})")
-    place, to = Path(given["from"]).expanduser(), Path(given["to"]).expanduser()
-    if not place.is_dir():
-        raise BadInput(f"from={given['from']} is not a folder; give {CONVERT['from']}")
-    known = known_part(place.name)
-    given = {"key": known.get("image_key", ""), "rate": str(known.get("rate", 1.0))} | given
+    given = words("mbrl data convert", args, CONVERT)
+    archive, to = given["from"], given["to"]
+    known = known_part(archive.name)
+    given["key"] = given["key"] or known.get("image_key", "")
 
     from mbrl.data.convert.run import Job, convert
     from mbrl.data.dataset import DamagedSet, check_beside
     from mbrl.io.lock import RunLock
 
-    rate = rate_of(given["rate"])
-    items = items_of(given, place)
+    items = items_of(given, archive)
     job = Job(
-        source=f"{given['format']} of {place.resolve()}",
+        source=f"{given['format']} of {archive.resolve()}",
         folder=to,
-        side=None if given.get("image", "keep") == "keep" else whole(given, "image", 64),
-        crop=given.get("crop", "centre" if given["format"] == "robonet" else "none") == "centre",
-        rate=rate,
-        skip=given.get("damaged") == "skip",
-        limit=whole(given, "limit", 0, least=0),
+        side=given["image"],
+        crop=(given["crop"] or ("centre" if given["format"] == "robonet" else "none")) == "centre",
+        rate=given["rate"] or float(known.get("rate", 1.0)),
+        skip=given["damaged"] == "skip",
+        limit=given["limit"],
     )
     told = progress("items")
     total = len(items) if isinstance(items, list) else 0
@@ -83,42 +81,31 @@ def known_part(name: str) -> Mapping[str, Any]:
     return part
 
 
-def rate_of(text: str) -> float:
-    """Raises: BadInput for a rate that is none."""
-    try:
-        rate = float(text)
-    except ValueError:
-        rate = 0.0
-    if not 0 < rate < 1e6:
-        raise BadInput(f"rate must be a number > 0 (got {text}); for example rate=10")
-    return rate
-
-
-def items_of(given: Mapping[str, str], place: Path) -> Any:
+def items_of(given: Mapping[str, Any], archive: Path) -> Any:
     """The reader of the format that was asked for."""
-    kind, action = given["format"], given.get("action")
+    kind, action = given["format"], given["action"]
     if kind == "published_npz":
         from mbrl.data.convert.arrays import published_npz
 
         key = given["key"] or "image"
-        return published_npz(place, image_key=key, action_key="" if action == "none" else action or "action")
+        return published_npz(archive, image_key=key, action_key="" if action == "none" else action or "action")
     if kind == "video":
         from mbrl.data.convert.pictures import videos
 
-        return videos(place)
+        return videos(archive)
     if kind == "frames":
         from mbrl.data.convert.pictures import frame_folders
 
-        return frame_folders(place)
+        return frame_folders(archive)
     if kind == "bair":
         from mbrl.data.convert.tfrecord import bair
 
-        return bair(place, view=given["key"] or "image_aux1")  # the view that the paper uses
+        return bair(archive, view=given["key"] or "image_aux1")  # the view that the paper uses
     if kind == "robonet":
         from mbrl.data.convert.robonet import robonet
 
-        return robonet(place, camera=whole(given, "camera", 0, least=0))
+        return robonet(archive, camera=given["camera"])
     from mbrl.data.convert.rlds import TensorFlowDatasets, rlds
 
-    reader = TensorFlowDatasets(place, given.get("split", "train"))
+    reader = TensorFlowDatasets(archive, given["split"])
     return rlds(reader, image_key=given["key"] or "image", action_key="" if action in (None, "none") else action)

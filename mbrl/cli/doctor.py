@@ -1,4 +1,11 @@
-"""`mbrl doctor`: what this machine really does, one line for each check; measures, never guesses from names."""
+"""Say what this machine can do: rendering, GPU, memory, versions.
+
+usage: mbrl doctor [key=value ...]
+
+Prints one line for each check: ok, warn (it works, but slowly or not everywhere) or fail (something needed is missing).
+The overrides of `mbrl train` are understood, so that memory is counted for the run you mean.
+Exit code 0 unless a line says fail.
+"""
 
 from __future__ import annotations
 
@@ -207,7 +214,7 @@ def memory(plain: Mapping[str, Any]) -> Iterator[Finding]:
     from mbrl.rundir.folder import world_model
 
     protocol, schedule, replay = plain["protocol"], plain["schedule"], plain["replay"]
-    decisions, shown = schedule["total"] // protocol["action_repeat"], plain.get("demos", 0) * protocol["decisions"]
+    decisions, shown = schedule["total"] // protocol["action_repeat"], plain["demos"] * protocol["decisions"]
     known = KNOWN | (SNAPSHOT if world_model(plain) == "oracle" else {})
     kept, size = min(replay["capacity"], decisions) + shown, {"image": protocol["image"], "action_dim": ACTION_DIM}
     size["episode_decisions"] = protocol["decisions"]

@@ -1,4 +1,17 @@
-"""`mbrl predict init=<model> data=<episodes>`: predict clips, say how good that is, and draw some of them."""
+"""Predict clips of a data set or an episode: numbers, and clips to look at.
+
+usage: mbrl predict init=MODEL data=EPISODES [key=value ...]
+
+  mbrl predict init=runs/pretrain/mine             on the clips that the run itself held out
+  mbrl predict init=runs/mine data=data/door split=all n=100
+  mbrl predict init=published/robonet data=data/robonet clips=256 n=100 metrics=[mse,psnr,ssim,lpips,fvd]
+  mbrl predict init=published/goal data=ep.npz mode=goal
+
+MODEL is a folder in the published layout, or one of mbrl pretrain or mbrl train. EPISODES is a data set, a folder of
+data sets, a run folder, or the file of one episode. All keys with what they mean: configs/predict.yaml.
+Beside the model it judges the same model with actions of zero and with those of other clips, the last frame again and
+again, and the true codes. Writes prediction.json, clips.gif and clips.png to predictions/NAME, or to=DIR.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +105,7 @@ def understand(args: list[str]) -> tuple[Any, Any, Mapping[str, Any], Path | Non
     node = plain.pop("data") if stored is None else (plain.pop("data"), stored)[1]
     to = plain.pop("to") or f"predictions/{Path(plain['init']).expanduser().resolve().name}"
     try:
-        lists = {name: value if value is None else tuple(value) for name, value in plain.items() if is_list(value)}
+        lists = {name: tuple(value) for name, value in plain.items() if isinstance(value, list)}
         config = PredictConfig(**{**plain, **lists, "to": to})
     except TypeError as error:
         raise BadInput(f"a value is of the wrong kind: {error}") from error
@@ -101,11 +114,6 @@ def understand(args: list[str]) -> tuple[Any, Any, Mapping[str, Any], Path | Non
     data = make(node, "data", trusted=stored is None)
     assert isinstance(data, DataConfig)
     return config, data, node, own and own_folder(own)
-
-
-def is_list(value: Any) -> bool:
-    """Whether a composed value is a list."""
-    return isinstance(value, list)
 
 
 def data_words(words: list[str]) -> tuple[list[str], Path | None]:

@@ -1,4 +1,18 @@
-"""`mbrl pretrain`: begin to pre-train a world model, or continue the run that lives in run_dir."""
+"""Pre-train or fine-tune a world model on data sets; continue an interrupted run.
+
+usage: mbrl pretrain data.folders=[DIR,...] [key=value ...] [group=variant ...] [--config-dir DIR]
+
+  mbrl pretrain stage=tokenizer data.folders=[data/mine] run_dir=runs/eyes       frames to codes
+  mbrl pretrain stage=dynamics data.folders=[data/mine] init=runs/eyes run_dir=runs/wm    codes, told actions, to codes
+  mbrl pretrain stage=dynamics actions=false ...       videos alone
+  mbrl pretrain stage=adaptation init=runs/wm ...      the tokenizer alone, codebooks frozen, for a new scene
+  mbrl pretrain stage=both init=runs/wm ...            full fine-tuning
+  mbrl pretrain recipe=oxe64_dynamics data.root=/data  a recipe of the paper (configs/recipe)
+  torchrun --nproc-per-node=4 -m mbrl pretrain ... compute=gpu      4 processes on one batch
+
+The run's folder holds the weights in the published layout (model/), for mbrl train init=DIR and mbrl predict.
+The same line again continues the run. Ctrl-C saves and leaves (exit code 75).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""`mbrl tasks`: the names that `task.name` takes."""
+"""List the 50 Meta-World tasks.
+
+usage: mbrl tasks
+
+One name a line, for task.name=NAME.
+"""
 
 from __future__ import annotations
 

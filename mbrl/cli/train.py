@@ -1,4 +1,16 @@
-"""`mbrl train`: begin a run, or continue the one that lives in run_dir."""
+"""Train an agent inside a world model that it learns itself; continue an interrupted run.
+
+usage: mbrl train [key=value ...] [group=variant ...] [--config-dir DIR]
+
+  mbrl train                                     door-close-v3 with the CPU presets
+  mbrl train task.name=plate-slide-v3 seed=2     another task (mbrl tasks lists them), another seed
+  mbrl train run_dir=runs/mine                   a folder of your choice; the same line again continues the run
+  mbrl train agent=mine --config-dir configs.d   your own configs.d/agent/mine.yaml
+
+The classes that your files name as _target_ may lie in configs.d, in the folder that holds configs.d, or be installed.
+A run that is continued keeps its configuration; words that would make it another run are refused.
+Groups and their variants are the folders and files under configs/. Ctrl-C saves and leaves (exit code 75).
+"""
 
 from __future__ import annotations
 
@@ -96,7 +108,7 @@ def run(args: list[str]) -> int:
         again = f"{program()} train run_dir={shlex.quote(str(folder))}"
         log.info("stopped and saved at env step %d; continue with: %s", state.clock.env_steps, again)
         return SAVED_PLEASE_REQUEUE
-    log.info("%s", summary(state.scores, folder))
+    log.info("%s", summary(state.result(), folder))
     return DONE
 
 
@@ -133,7 +145,7 @@ def begun_from(settled: Settled) -> dict[str, Any] | None:
     from mbrl.rundir.folder import read_info, world_model
     from mbrl.rundir.origin import record_of
 
-    init = settled.plain.get("init")  # runs that began before there was such a key say nothing of it
+    init = settled.plain["init"]
     if init is None:
         return None
     if not isinstance(init, str):
@@ -141,8 +153,10 @@ def begun_from(settled: Settled) -> dict[str, Any] | None:
     if world_model(settled.plain) == "oracle":
         raise ValueError(f"init={init} needs a world model that has weights; leave init out, or worldmodel=oracle")
     if settled.stored is not None:
-        recorded: dict[str, Any] | None = read_info(settled.folder).get("init")
-        return recorded
+        recorded: Mapping[str, Any] = read_info(settled.folder)
+        if "init" not in recorded:
+            raise ValueError(f"{settled.folder / 'run.json'} does not say which files init={init} were: bring it back")
+        return recorded["init"]
     try:
         return record_of(Path(init))
     except ValueError as error:
@@ -210,10 +224,9 @@ def talk(path: Path) -> None:
 def describe(state: Any, info: Mapping[str, Any], resumed: int | None) -> str:
     """What is about to run, in a few lines."""
     from mbrl.program import clock_time
+    from mbrl.run.run import parameter_counts
 
-    sizes = {
-        part: sum(p.numel() for p in state.model.parameters_of(part).values()) for part in ("tokenizer", "dynamics")
-    }
+    sizes = parameter_counts(state.model)
     begun = (
         "new run"
         if resumed is None
@@ -243,19 +256,18 @@ def told_by_the_simulator(reads: Sequence[str]) -> str:
     )
 
 
-def summary(scores: Mapping[str, Mapping[str, float]], folder: Path) -> str:
+def summary(result: Mapping[str, Any], folder: Path) -> str:
     """What was learned and where to look."""
+    from mbrl.rundir.result import RESULT, Episodes
+
     lines = ["", "what was learned (same starts and goals for both):"]
     for name, title in (("random", "random policy"), ("final", "trained agent")):
-        s = scores[name]
-        half = 1.96 * s["return_std"] / s["episodes"] ** 0.5
-        lines.append(
-            f"  {title}: success {s['success']:.2f} [{s['success_low']:.2f}, {s['success_high']:.2f}], "
-            f"at the last decision {s['success_last']:.2f}, "
-            f"return {s['return']:.1f} +- {half:.1f} ({s['episodes']:.0f} episodes, 95 % intervals)"
-        )
+        episodes = Episodes.of(result[name])
+        last = episodes.metrics().get("success_last")
+        lines.append(f"  {title}: {episodes}" + ("" if last is None else f"; at the last decision {last:.2f}"))
     lines += [
         "where to look:",
+        f"  result   {folder / RESULT}",
         f"  curves   {folder / 'eval.csv'}  {folder / 'metrics.csv'}",
         f"  videos   {folder / 'videos'} (eval-*: the agent; openloop-*: truth | imagined | difference)",
         f"  again    {program()} eval run={shlex.quote(str(folder))} episodes=20",

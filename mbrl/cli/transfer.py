@@ -1,4 +1,13 @@
-"""`mbrl transfer`: what pre-trained weights are worth on a few episodes of a new task."""
+"""Judge what pre-trained weights are worth on a few episodes of new data.
+
+usage: mbrl transfer init=DIR data.folders=[DIR] [episodes=5] [modes=[zero,full,...]] [key=value ...]
+
+  mbrl transfer init=runs/wm data.folders=[data/new] episodes=5 seeds=[0,1,2] updates=600 out=runs/transfer/new
+
+zero: as pre-trained; tokenizer: that part adapted, codebooks frozen; transformer: that part; full: both; scratch: both
+from fresh weights. All modes of a seed learn from the same episodes and are judged on the same held-out clips.
+Writes transfer.md, .csv and .json (with the protocol); the same line again goes on where it stopped.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +25,7 @@ def run(args: list[str]) -> int:
     """Adapts, judges and writes the table."""
     plain, sizes = begun("transfer", args)
 
+    from mbrl.files import check_plain
     from mbrl.io.lock import RunLock
     from mbrl.pretrain.transfer import Transfer, markdown, protocol_of
     from mbrl.pretrain.transfer import run as compare
@@ -23,6 +33,7 @@ def run(args: list[str]) -> int:
     transfer = Transfer.of(plain)
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = Path(plain["out"] or f"runs/transfer/{stamp}").expanduser().resolve()
+    check_plain(folder)
     with RunLock(folder):
         talk(folder / "console.log")
         if sizes:

@@ -1,4 +1,19 @@
-"""`mbrl weights inspect|export|import`: look into weights, and bring them into and out of the published layout."""
+"""Look into weights; bring them into and out of the published iVideoGPT layout.
+
+usage: mbrl weights inspect DIR|FILE.safetensors
+       mbrl weights inspect [tokenizer=PRESET] [transformer=PRESET]
+       mbrl weights export run=DIR to=NEW
+       mbrl weights import from=DIR to=NEW [context=N] [action_dim=A] [reward=true] [transformer=FOLDER]
+
+  mbrl weights inspect runs/mine                  parameters of each module, sizes, heads, which published model it is
+  mbrl weights inspect tokenizer=res64 transformer=base138m       the same of presets, without any file
+  mbrl weights export run=runs/mine to=exported   the newest checkpoint's world model in the published layout
+  mbrl weights import from=ivideogpt-bair to=mine context=1 action_dim=4 reward=true
+
+A folder in the published layout holds tokenizer/ and transformer/, each with config.json and a .safetensors file. It is
+what `mbrl train init=DIR` and worldmodel.load(DIR) take. import writes a checked copy in float32: with fewer context
+frames, and with an action embedding or a reward head where the file has none. Nothing that is opened executes code.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +22,27 @@ from pathlib import Path
 from typing import Any
 
 from mbrl.cli.errors import DONE, BadInput, did_you_mean
+from mbrl.cli.words import Word, choice, path, whole, words
 
-INSPECT = {"tokenizer": "a preset", "transformer": "a preset"}
-EXPORT = {"run": "a training or pre-training run", "to": "a new folder"}
+
+def new_folder(text: str) -> Path:
+    """Raises: BadInput if something is there already."""
+    folder = Path(text).expanduser().resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInput(f"to={text} is there already and not empty; name a new folder")
+    return folder
+
+
+INSPECT = {"tokenizer": Word("a preset"), "transformer": Word("a preset")}
+NEW = Word("a new folder", new_folder, needed=True)
+EXPORT = {"run": path("a training or pre-training run", needed=True), "to": NEW}
 IMPORT = {
-    "from": "a folder in the published layout",
-    "to": "a new folder",
-    "transformer": "the transformer's folder, where there are several",
-    "context": "context frames, at most those of the file",
-    "action_dim": "width of the actions of an action-free file",
-    "reward": "true or false",
+    "from": path("a folder in the published layout", needed=True),
+    "to": NEW,
+    "transformer": Word("the transformer's folder, where there are several"),
+    "context": whole(None),
+    "action_dim": whole(None),
+    "reward": choice("true", "false", default="false"),
 }
 VOCABULARY = 16386
 """Ids of every published model, for a transformer that is looked at without a tokenizer."""
@@ -35,44 +61,21 @@ def run(args: list[str]) -> int:
     return DONE
 
 
-def read(words: list[str], keys: Mapping[str, str], needed: tuple[str, ...]) -> dict[str, str]:
-    """`key=value` words. Raises: BadInput naming key, value and the mend."""
-    given: dict[str, str] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or key not in keys:
-            usage = ", ".join(f"{name}={what}" for name, what in keys.items())
-            raise BadInput(f"{word} is not understood{did_you_mean(key, keys)}; it takes {usage}")
-        given[key] = value
-    for key in needed:
-        if not given.get(key):
-            raise BadInput(f"{key}= is missing: {keys[key]}")
-    return given
-
-
-def new_folder(value: str) -> Path:
-    """Raises: BadInput if something is there already."""
-    folder = Path(value).expanduser().resolve()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BadInput(f"to={value} is there already and not empty; name a new folder")
-    return folder
-
-
 # inspect --------------------------------------------------------------------------------------------------------------
 
 
-def look(words: list[str]) -> None:
+def look(args: list[str]) -> None:
     """Prints what a folder, a file or presets hold."""
-    if not words:
+    if not args:
         raise BadInput("inspect what? A folder, a .safetensors file, or tokenizer=res64 transformer=base138m")
-    places = [word for word in words if word.partition("=")[0] not in INSPECT]
+    places = [word for word in args if word.partition("=")[0] not in INSPECT]
     if places:
-        if len(words) > 1:
-            raise BadInput(f"inspect takes one folder or file, or presets (got {' '.join(words)})")
+        if len(args) > 1:
+            raise BadInput(f"inspect takes one folder or file, or presets (got {' '.join(args)})")
         for title, shapes, more in _on_disk(Path(places[0]).expanduser()):
             _show(title, shapes, more)
         return
-    for title, shapes, more in _presets(read(words, INSPECT, ())):
+    for title, shapes, more in _presets(words("mbrl weights inspect", args, INSPECT)):
         _show(title, shapes, more)
 
 
@@ -150,7 +153,7 @@ def _presets(given: Mapping[str, str]) -> Found:
 
     found: Found = []
     vocabulary = VOCABULARY
-    for group in [group for group in INSPECT if group in given]:
+    for group in [group for group in INSPECT if given[group]]:
         path = packaged_configs() / group / f"{given[group]}.yaml"
         if not path.is_file() or path.parent.name != group:
             names = sorted(file.stem for file in path.parent.glob("*.yaml"))
@@ -183,33 +186,30 @@ def _show(title: str, shapes: Shapes, more: Mapping[str, Any]) -> None:
 # export and import ----------------------------------------------------------------------------------------------------
 
 
-def export(words: list[str]) -> None:
+def export(args: list[str]) -> None:
     """Writes the world model of a run in the published layout."""
-    given = read(words, EXPORT, ("run", "to"))
-    to = new_folder(given["to"])
+    given = words("mbrl weights export", args, EXPORT)
+    to = given["to"]
 
     from mbrl.rundir.origin import read_weights
     from worldmodel.published.folder import assembled, save_published
 
-    found = read_weights(Path(given["run"]).expanduser().resolve())
+    found = read_weights(given["run"].resolve())
     save_published(assembled(found.tokenizer, found.transformer), to)
     print(f"weights of {found.transformer.source}\nwritten to {to}")
 
 
-def bring(words: list[str]) -> None:
+def bring(args: list[str]) -> None:
     """Writes a checked float32 copy of a published model, changed as asked."""
-    given = read(words, IMPORT, ("from", "to"))
-    to = new_folder(given["to"])
-    sizes = {key: _whole(key, given[key]) for key in ("context", "action_dim") if key in given}
-    if given.get("reward", "false") not in ("true", "false"):
-        raise BadInput(f"reward must be true or false (got {given['reward']})")
+    given = words("mbrl weights import", args, IMPORT)
+    sizes = {key: given[key] for key in ("context", "action_dim") if given[key] is not None}
+    source, to = given["from"].resolve(), given["to"]
 
     import worldmodel
     from worldmodel.published.folder import save_published
 
-    source = Path(given["from"]).expanduser().resolve()
-    reward = given.get("reward") == "true"
-    model = worldmodel.load(source, transformer=given.get("transformer"), reward=reward, **sizes)
+    reward = given["reward"] == "true"
+    model = worldmodel.load(source, transformer=given["transformer"], reward=reward, **sizes)
     save_published(model, to)
     head = model.transformer.heads.reward
     print(
@@ -217,9 +217,3 @@ def bring(words: list[str]) -> None:
         f"{f'actions of {model.action_dim}' if model.action_dim else 'action-free'}, reward head {head}\n"
         f"written to {to} in float32"
     )
-
-
-def _whole(key: str, value: str) -> int:
-    if not value.isdigit() or int(value) < 1:
-        raise BadInput(f"{key} must be a whole number >= 1 (got {value})")
-    return int(value)

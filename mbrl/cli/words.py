@@ -5,31 +5,108 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from mbrl.cli.errors import BadInput, did_you_mean
 
 
-def words(verb: str, args: Sequence[str], keys: Mapping[str, str], *, needed: Sequence[str]) -> dict[str, str]:
-    """`key=value` words as a dictionary. Raises: BadInput naming what is unknown or missing."""
+@dataclass(frozen=True)
+class Word:
+    """One key that a verb takes.
+
+    Attributes:
+        what: what its value must be, in words.
+        read: makes the value of its text; a ValueError of it is told with `what` and `example`.
+        default: the value where it is not given.
+        needed: whether it must be given.
+        example: a text that is right.
+    """
+
+    what: str
+    read: Callable[[str], Any] = str
+    default: Any = None
+    needed: bool = False
+    example: str = ""
+
+
+def words(verb: str, args: Sequence[str], keys: Mapping[str, Word]) -> dict[str, Any]:
+    """The value of every key. Raises: BadInput naming what is unknown, given twice, missing or wrong, and the mend."""
     given: dict[str, str] = {}
     for word in args:
         key, equals, value = word.partition("=")
         if not equals or key not in keys:
             hint = did_you_mean(key, keys) or f"; {verb} takes {', '.join(f'{name}=' for name in keys)}"
             raise BadInput(f"{word} is not understood{hint}")
+        if key in given:
+            raise BadInput(f"{key} is given twice ({key}={given[key]} and {word}); write the one that you mean")
         given[key] = value
-    for key in needed:
-        if not given.get(key):
-            raise BadInput(f"{key}= is missing: {keys[key]}")
-    return given
+    if lacking := next((key for key, kind in keys.items() if kind.needed and not given.get(key)), None):
+        raise BadInput(f"{lacking}= is missing: {keys[lacking].what}")
+    return {key: valued(key, given[key], kind) if key in given else kind.default for key, kind in keys.items()}
 
 
-def whole(given: Mapping[str, str], key: str, default: int, *, least: int = 1) -> int:
-    """A whole number. Raises: BadInput."""
-    text = given.get(key, str(default))
-    if not text.isdigit() or not least <= int(text) < 2**31:
-        raise BadInput(f"{key} must be a whole number >= {least} (got {text}); for example {key}={max(default, least)}")
-    return int(text)
+def valued(key: str, text: str, kind: Word) -> Any:
+    """The value of one word. Raises: BadInput."""
+    try:
+        return kind.read(text)
+    except BadInput:
+        raise
+    except ValueError as error:
+        example = f"; for example {key}={kind.example}" if kind.example else did_you_mean(text, kind.what.split())
+        raise BadInput(f"{key} must be {kind.what} (got {text}){example}") from error
+
+
+def whole(default: int | None, *, least: int = 1) -> Word:
+    """A whole number."""
+
+    def read(text: str) -> int:
+        if not text.isdigit() or not least <= int(text) < 2**31:
+            raise ValueError(text)
+        return int(text)
+
+    return Word(f"a whole number >= {least}", read, default, example=str(max(default or 0, least)))
+
+
+def number(default: float | None, *, most: float, example: str) -> Word:
+    """A number > 0."""
+
+    def read(text: str) -> float:
+        if not 0 < (value := float(text)) <= most:
+            raise ValueError(text)
+        return value
+
+    return Word(f"a number > 0 and <= {most:g}", read, default, example=example)
+
+
+def choice(*names: str, default: str | None = None, needed: bool = False) -> Word:
+    """One of these."""
+
+    def read(text: str) -> str:
+        if text not in names:
+            raise ValueError(text)
+        return text
+
+    said = " or ".join(names) if len(names) < 3 else f"one of {', '.join(names)}"
+    return Word(said, read, default, needed)
+
+
+def path(what: str, *, needed: bool = False) -> Word:
+    """A path, there or not."""
+    return Word(what, lambda text: Path(text).expanduser(), needed=needed)
+
+
+def there(key: str, what: str, *, needed: bool = True) -> Word:
+    """A folder that is there; where it is not needed a file will do."""
+
+    def read(text: str) -> Path:
+        found = Path(text).expanduser()
+        if not (found.is_dir() or (found.exists() and not needed)):
+            raise BadInput(f"{key}={text} is not {'a folder' if needed else 'there'}; give {what}")
+        return found
+
+    return Word(what, read, needed=needed)
 
 
 def listed(text: str) -> list[str]:

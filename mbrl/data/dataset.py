@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mbrl.files import DamagedFile, write_atomically
+from mbrl.files import DamagedFile, read_plain, write_atomically
 from mbrl.replay.episode import NAME, Episode, OtherFormat, read_episode
 
 CARD = "dataset.json"
 FORMAT = 1
-MAX_CARD_BYTES = 1 << 20
 
 
 class DamagedSet(DamagedFile):
@@ -96,9 +95,7 @@ def read_card(folder: Path) -> Card:
     """
     path = folder / CARD
     try:
-        if path.stat().st_size > MAX_CARD_BYTES:
-            raise DamagedSet(f"{path} is larger than {MAX_CARD_BYTES} bytes")
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = json.loads(read_plain(path))
     except OSError as error:
         raise DamagedSet(f"{path} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
@@ -186,7 +183,7 @@ class DataSet:
             raise ValueError(f"{self.folder} holds no episode and no {CARD}: it is no data set")
         newest = self._cache.get(self.folder / self.names[-1])
         record = self.folder.parent / "run.json"
-        told = json.loads(record.read_text()) if record.is_file() and record.stat().st_size < MAX_CARD_BYTES else {}
+        told = json.loads(read_plain(record)) if record.is_file() else {}
         task = told.get("task") if isinstance(told, dict) else None
         return Card(
             name=self.folder.parent.name or "replay",

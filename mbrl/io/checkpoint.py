@@ -24,7 +24,17 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from mbrl.files import TEMPORARY, DamagedFile, clear_temporaries, fsync_folder, set_aside, sha256, write_durably
+from mbrl.files import (
+    TEMPORARY,
+    DamagedFile,
+    NotPlain,
+    clear_temporaries,
+    fsync_folder,
+    read_plain,
+    set_aside,
+    sha256,
+    write_durably,
+)
 from mbrl.io.tree import join, split
 
 log = logging.getLogger(__name__)
@@ -328,9 +338,9 @@ def _read_verified(path: Path, entry: Mapping[str, Any]) -> bytes:
 
 def _read(path: Path, limit: int) -> bytes:
     try:
-        if path.stat().st_size > limit:
-            raise DamagedCheckpoint(f"{path}: has {path.stat().st_size} bytes, at most {limit} are right")
-        return path.read_bytes()
+        return read_plain(path, most=limit)
+    except NotPlain as error:
+        raise DamagedCheckpoint(str(error)) from error
     except PermissionError:
         raise  # the user's to mend, and no reason to move anything
     except OSError as error:

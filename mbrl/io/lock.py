@@ -10,6 +10,8 @@ import socket
 from pathlib import Path
 from types import TracebackType
 
+from mbrl.files import NotPlain
+
 log = logging.getLogger(__name__)
 
 
@@ -22,13 +24,15 @@ class RunLock:
 
     Also a context manager. On a file system without locks it warns and goes on.
 
-    Raises: RunInUse with process id and host of the holder.
+    Raises: RunInUse with process id and host of the holder; NotPlain where the lock is none.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "run.lock"
-        self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        if self._path.is_symlink() or (self._path.exists() and not self._path.is_file()):
+            raise NotPlain(f"{self._path} is a link, a pipe or a folder; a lock is a plain file: remove it")
+        self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mbrl.files import set_aside, write_atomically
+from mbrl.files import MOST_ROWS, read_plain, set_aside, write_atomically
 from mbrl.io.backends import Background, Sink, TensorBoardSink, WandbSink
 
 log = logging.getLogger(__name__)
@@ -200,7 +200,7 @@ class Table:
 
     def _read(self) -> tuple[list[str], list[list[str]]]:
         """Header and whole rows; what a power cut left of a last row is not one."""
-        text = self.path.read_text(encoding="utf-8")
+        text = read_plain(self.path, most=MOST_ROWS).decode()
         header, *rows = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))) or [[]]
         return header, [row for row in rows if len(row) == len(header)]
 

@@ -32,6 +32,8 @@ WINDOWS = 10
 """Windows of an episode at most."""
 REST = 0.2
 """A start counts for value against return if at most this share of its discounted future lies behind the end."""
+COUNTED = 10
+"""Episodes, the newest, over which codes are counted."""
 PROBED = 1500
 """Frames for the probe at most."""
 PROBED_ANEW = 256
@@ -210,10 +212,13 @@ class Instruments:
         own = [episode.reward for episode in held if episode.number >= self.demos]
         return float(np.concatenate(own).var())
 
-    # -- the whole replay ---------------------------------------------------------------------------------------------
+    # -- many episodes -----------------------------------------------------------------------------------------------
 
     def codes_alive(self, draw: int) -> int | None:
-        """Different codes of future frames: over the whole replay, or, where every clip has its own, over 128 clips.
+        """Different codes of future frames: over the newest episodes, or, where every clip has its own, over 128 clips.
+
+        Not over the whole replay, which would be encoded anew whenever the tokenizer has moved; nor over what happens
+        to be memoised, which a resumed run does not know.
 
         Args:
             draw: names those clips.
@@ -222,7 +227,8 @@ class Instruments:
         if not self._has_codes:
             return None
         if self.model.spec.context == "first_frame":
-            held = [self._codes_at(index)[1].flatten() for index in range(len(self.replay.store.stored))]
+            newest = range(len(self.replay.store.stored))[-COUNTED:]
+            held = [self._codes_at(index)[1].flatten() for index in newest]
             return len(torch.cat(held).unique())
         clip = self.replay.clips(128, max(1, self.model.spec.burn_in), stream="measure", draw=draw, codes=True)
         return len(clip["codes"].unique())

@@ -68,7 +68,7 @@ def assemble(
 def ready(configs: Configs) -> None:
     """Threads and matrix products as in `mbrl train`."""
     torch.set_num_threads(configs.compute.threads)
-    set_matmul_precision()
+    set_matmul_precision(configs.compute.matmul)
 
 
 def built_model(configs: Configs, seeds: Seeds) -> IVideoGPT:

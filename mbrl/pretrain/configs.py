@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mbrl.rundir.build import make
-from mbrl.rundir.machine import check_device
+from mbrl.rundir.machine import check_device, check_matmul
 from worldmodel.spec import Part
 from worldmodel.training.processes import Sharding
 
@@ -48,12 +48,14 @@ class ComputeConfig:
     Attributes:
         device: `cpu`, `cuda` (with torchrun: the GPU of each process) or `cuda:<n>`.
         threads: torch threads of each process; results are exact for a fixed number of threads only.
+        matmul: products of float32 matrices on a CPU: `ieee`, or `bf16`, faster (mbrl/rundir/machine.py).
         sharding: `ddp`: each process holds the whole model; `fsdp2`: a share of the transformer's weights, gradients
             and moments (stage=dynamics), for sizes that one GPU cannot hold.
     """
 
     device: str
     threads: int
+    matmul: str
     sharding: Sharding
 
     def __post_init__(self) -> None:
@@ -62,6 +64,7 @@ class ComputeConfig:
         if self.sharding not in ("ddp", "fsdp2"):
             raise ValueError(f"sharding must be ddp or fsdp2 (got {self.sharding})")
         check_device(self.device)
+        check_matmul(self.matmul)
 
 
 @dataclass(frozen=True, kw_only=True)

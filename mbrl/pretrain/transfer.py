@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mbrl.data.source import DataConfig
-from mbrl.files import write_atomically
+from mbrl.files import MOST_ROWS, read_plain, write_atomically
 from mbrl.pretrain.assemble import begin_from, ready, training_source
 from mbrl.pretrain.assemble import built_model as build_model
 from mbrl.pretrain.configs import Configs, models, pieces
@@ -205,7 +205,7 @@ def stored(folder: Path, protocol: Mapping[str, Any]) -> list[dict[str, Any]]:
     path = folder / "transfer.json"
     if not path.is_file():
         return []
-    held = json.loads(path.read_text())
+    held = json.loads(read_plain(path, most=MOST_ROWS))
     if protocol_of(held["protocol"]) != json.loads(json.dumps(protocol)):
         raise ValueError(f"{path} holds results of other settings: they are not comparable; choose another out=DIR")
     return list(held["rows"])

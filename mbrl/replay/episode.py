@@ -17,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mbrl.files import DamagedFile, sha256, write_atomically
+from mbrl.files import DamagedFile, NotPlain, read_plain, sha256, write_atomically
 
 FORMATS = (2, 3)
 """What is read: 2 is an episode with actions and rewards, 3 one that lacks either; the members are the same.
@@ -196,11 +196,11 @@ def read_episode(path: Path, *, digest: str = "") -> Episode:
     Raises: DamagedEpisode where the file is missing, changed, or not an episode; OtherFormat.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DamagedEpisode(f"{path}: is larger than {MAX_BYTES} bytes")
-        content = path.read_bytes()
+        content = read_plain(path, most=MAX_BYTES)
     except OSError as error:
         raise DamagedEpisode(f"{path}: cannot be read ({error.strerror})") from error
+    except NotPlain as error:
+        raise DamagedEpisode(str(error)) from error
     named = NAME.fullmatch(path.name)
     found = sha256(content)
     if not found.startswith(named[4] if named else "") or (digest and found != digest):

@@ -30,7 +30,7 @@ PANELS: tuple[Panel, ...] = (
         unit="codes",
         gate="codes_alive",
         floor=0.0,
-        lines=(Line(column="replay/codes_alive", label="over the replay"),),
+        lines=(Line(column="replay/codes_alive", label="in the newest episodes"),),
     ),
     Lines(
         title="6  What the codes know (probe)",

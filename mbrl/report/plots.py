@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 
 from mbrl.report.record import Record, Row
 from mbrl.run.progress import PHASES
+from mbrl.rundir.result import half_interval
 
 BLUE, ORANGE, GREEN, PURPLE, RED, SKY, OCHRE, BLACK = COLOURS = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C6D1F", "#000000",
@@ -271,7 +272,7 @@ def interval(row: Row, column: str) -> tuple[float, float]:
     """How far the 95 % interval of a score reaches down and up; (0, 0) where the row does not say."""
     if {f"{column}_low", f"{column}_high"} <= row.keys():
         return max(0.0, row[column] - row[f"{column}_low"]), max(0.0, row[f"{column}_high"] - row[column])
-    half = 1.96 * row.get(f"{column}_std", 0.0) / math.sqrt(max(1.0, row.get("episodes", 1.0)))
+    half = half_interval(row.get(f"{column}_std", 0.0), row.get("episodes", 1.0))
     return half, half
 
 

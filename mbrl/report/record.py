@@ -1,4 +1,4 @@
-"""What a run has written about itself, read as data: config.yaml, run.json, metrics.csv, eval.csv.
+"""What a run has written about itself, read as data: config.yaml, run.json, metrics.csv, eval.csv, result.json.
 
 For a run that goes on as well as for a finished one; older runs may lack columns. Builds nothing of the run.
 """
@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mbrl.files import DamagedFile
-from mbrl.rundir.folder import leaves, read_config, world_model
+from mbrl.files import MOST_ROWS, DamagedFile, read_plain
+from mbrl.rundir.folder import leaves, read_config, read_info, world_model
+from mbrl.rundir.result import Episodes, read_result
 
 Row = dict[str, float]
 """The filled cells of one row, by column."""
@@ -31,6 +31,7 @@ class Record:
         info: run.json; empty where there is none.
         training: rows of metrics.csv.
         scores: rows of eval.csv; the first is the random policy's.
+        result: result.json; empty where the run is not at its end.
     """
 
     folder: Path
@@ -38,6 +39,7 @@ class Record:
     info: Mapping[str, Any]
     training: Sequence[Row]
     scores: Sequence[Row]
+    result: Mapping[str, Any]
 
     def points(self, column: str) -> tuple[list[float], list[float]]:
         """Env steps and values of every row in which `column` is filled, whichever file it is in."""
@@ -66,8 +68,10 @@ class Record:
     @property
     def final(self) -> Row | None:
         """The score that counts: that of the weights of `weights_step`, on the random policy's starts and goals."""
-        told = [row for row in self.scores if "weights_step" in row]
-        return told[-1] if told else None
+        if not self.result:
+            return None
+        places = {"env_step": float(self.result["env_steps"]), "weights_step": float(self.result["weights_step"])}
+        return {**places, "wall_s": self.result["wall_s"], **Episodes.of(self.result["final"]).metrics()}
 
     @property
     def prefill(self) -> float | None:
@@ -119,9 +123,10 @@ def read_record(folder: Path) -> Record:
     return Record(
         folder=folder,
         config=config,
-        info=read_info(folder / "run.json"),
+        info=read_info(folder),
         training=training,
         scores=read_table(scores) if scores.is_file() else [],
+        result=read_result(folder),
     )
 
 
@@ -131,8 +136,8 @@ def read_table(path: Path) -> list[Row]:
     Raises: DamagedFile for a cell that is no number, and without the column env_step.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
+        text = read_plain(path, most=MOST_ROWS).decode()
+    except ValueError as error:
         raise DamagedFile(f"{path} is no text: {error}") from error
     header, *lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))) or [[]]
     rows = []
@@ -154,19 +159,6 @@ def numbers(cells: Iterator[tuple[str, str]], where: str) -> Iterator[tuple[str,
                 yield name, float(cell)
             except ValueError as error:
                 raise DamagedFile(f"{where}: {name} is no number (got {cell})") from error
-
-
-def read_info(path: Path) -> dict[str, Any]:
-    """run.json; empty where there is none. Raises: DamagedFile."""
-    if not path.is_file():
-        return {}
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DamagedFile(f"{path} is not JSON: {error}") from error
-    if not isinstance(info, dict):
-        raise DamagedFile(f"{path} is not what a run writes: it holds no names")
-    return info
 
 
 def target_name(node: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ from mbrl.run.progress import Progress
 from mbrl.run.run import Run
 from mbrl.run.validate import check_together
 from mbrl.rundir.build import make
-from mbrl.rundir.machine import check_device, set_matmul_precision
+from mbrl.rundir.machine import check_device, check_matmul, set_matmul_precision
 from mbrl.rundir.stop import Stop
 from worldmodel.dream.imagine import Dream
 from worldmodel.seeds import Seeds
@@ -45,11 +45,13 @@ class ComputeConfig:
     Attributes:
         device: `cpu`, `cuda` or `cuda:<n>`.
         threads: torch threads; results are exact for a fixed number of threads only.
+        matmul: products of float32 matrices on a CPU: `ieee`, or `bf16`, faster (mbrl/rundir/machine.py).
         rows: environments that collect side by side.
     """
 
     device: str
     threads: int
+    matmul: str
     rows: int
 
     def __post_init__(self) -> None:
@@ -57,6 +59,7 @@ class ComputeConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1 (got {getattr(self, name)})")
         check_device(self.device)
+        check_matmul(self.matmul)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +75,7 @@ class Configs:
     def of(cls, plain: Mapping[str, Any], *, trusted: bool) -> Configs:
         """From plain containers. Raises: ValueError naming the key."""
         groups = {name: make(plain[name], name, trusted=trusted) for name in GROUPS}
-        demos = check_demos(plain.get("demos", 0))  # runs that began before there were any say nothing of them
+        demos = check_demos(plain["demos"])
         check_together(groups, demos=demos)
         if not 0 <= plain["seed"] < 2**31:
             raise ValueError(f"seed must be in [0, 2^31) (got {plain['seed']})")
@@ -105,7 +108,7 @@ def assemble_eval(configs: Configs, collecting: RowsEnv | None) -> EvalSetup:
         collecting: the environments of training, where there are any: an expert must know in which worlds it acts.
     """
     torch.set_num_threads(configs.compute.threads)
-    set_matmul_precision()
+    set_matmul_precision(configs.compute.matmul)
     seeds, device = Seeds(configs.seed), configs.compute.device
     judging = worlds_of(configs, stream="evaluate", rows=configs.evaluation.rows)
     env_spec = judging.env_spec
@@ -182,6 +185,7 @@ def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: S
         videos=Videos(folder / "videos", keep=VIDEOS),
         checkpoints=Checkpoints(folder / "checkpoints", keep=configs.keep, info=info),
         stop=stop,
+        info=info,
     )
 
 

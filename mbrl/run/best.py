@@ -16,8 +16,8 @@ from mbrl.run.evaluate import Score
 class Best:
     """A copy of everything that acts, as it was at the best interim evaluation so far.
 
-    Better is: more successes, then a higher return, then later. Evaluations of different sizes are not compared: the
-    first of a new size replaces what there was.
+    Better is: more successes (where the world knows any), then a higher return, then later. Evaluations of different
+    sizes are not compared: the first of a new size replaces what there was.
     """
 
     def __init__(self, acting: Mapping[str, Any]) -> None:
@@ -39,7 +39,7 @@ class Best:
     def offer(self, score: Score, *, env_step: int) -> None:
         """Keeps the weights of now if `score`, an interim evaluation, is the best so far."""
         told = score.metrics()
-        mark, size = [told["success"], told["return"]], int(told["episodes"])
+        mark, size = [told.get("success", 0.0), told["return"]], int(told["episodes"])
         self.offered = env_step
         if not self._found or size != self._found["size"] or mark >= self._found["mark"]:
             states = {name: copied(part.state_dict()) for name, part in self._acting.items()}

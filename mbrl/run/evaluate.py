@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from tensordict import TensorDict
 
@@ -14,6 +13,7 @@ from agents.api import Agent
 from mbrl.envs.rows import RowsEnv
 from mbrl.replay.cut import KEPT, episode_of
 from mbrl.replay.episode import Episode
+from mbrl.rundir.result import Episodes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,47 +39,11 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
-class Score:
-    """What n episodes gave. `success` follows the protocol's rule, `success_last` looks at the last decision."""
+class Score(Episodes):
+    """What an evaluation gave."""
 
-    returns: tuple[float, ...]
-    success: tuple[bool, ...]
-    success_last: tuple[bool, ...]
     first: Episode
-    """The first of them, whole."""
-
-    def metrics(self) -> dict[str, float]:
-        """The row of eval.csv."""
-        low, high = wilson(sum(self.success), len(self.success))
-        return {
-            "episodes": float(len(self.returns)),
-            "return": float(np.mean(self.returns)),
-            "return_std": float(np.std(self.returns)),
-            "success": float(np.mean(self.success)),
-            "success_low": low,
-            "success_high": high,
-            "success_last": float(np.mean(self.success_last)),
-        }
-
-    def __str__(self) -> str:
-        m, n = self.metrics(), len(self.returns)
-        half = 1.96 * m["return_std"] / math.sqrt(n)
-        return (
-            f"success {m['success']:.2f} [{m['success_low']:.2f}, {m['success_high']:.2f}], "
-            f"return {m['return']:.1f} +- {half:.1f} ({n} episodes, 95 % intervals)"
-        )
-
-
-def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval of a success rate: it stays inside [0, 1] and is honest at 0 and 1 too.
-
-    >>> tuple(round(x, 2) for x in wilson(10, 20))
-    (0.3, 0.7)
-    """
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    """The first of its episodes, whole."""
 
 
 class Evaluator:

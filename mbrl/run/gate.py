@@ -19,7 +19,7 @@ class GateConfig:
     Attributes:
         episodes: over how many held-out episodes in a row `reward_r2` is averaged; 0: there is no gate.
         reward_r2: least R2 of the reward at 5 imagined frames (`heldout/reward_r2_5`).
-        codes_alive: least number of codes in use over the replay (`replay/codes_alive`).
+        codes_alive: least number of codes in use in the newest episodes (`replay/codes_alive`).
     """
 
     episodes: int

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from agents.api import DreamMetrics
 from mbrl.program import clock_time
 
 PHASES = ("collect", "measure", "fit", "imagine", "learn", "evaluate")
@@ -38,17 +39,15 @@ class Progress:
         self.total_seconds[phase] += seconds
 
     def note(self, values: Mapping[str, Any]) -> None:
-        """Adds one update's scalars; `time/imagine_s` inside learning is moved from `learn` to `imagine`."""
+        """Adds one update's scalars; the time of dreams inside learning is moved from `learn` to `imagine`."""
         for name, value in values.items():
-            if name == "time/imagine_s":
-                self._spend("imagine", float(value))
-                self._spend("learn", -float(value))
-            elif name == "imagined_frames":
-                self.imagined_frames += int(value)
-            else:
-                pair = self.sums.setdefault(name, [0.0, 0.0])
-                pair[0] += float(value)
-                pair[1] += 1.0
+            pair = self.sums.setdefault(name, [0.0, 0.0])
+            pair[0] += float(value)
+            pair[1] += 1.0
+        if isinstance(values, DreamMetrics):
+            self._spend("imagine", values.imagine_s)
+            self._spend("learn", -values.imagine_s)
+            self.imagined_frames += values.imagined_frames
 
     def episode(self, total_reward: float, success: bool) -> None:
         """Adds one finished training episode."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from mbrl.io.checkpoint import give, read_newest
 from mbrl.run.assemble import Configs, EvalSetup, assemble_eval
 from mbrl.rundir.folder import allowed_classes, read_config
+from mbrl.rundir.result import Episodes
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,17 @@ class Trained:
         player: agent, world model and the evaluator with its environments.
         step: the number of the checkpoint that it comes from.
         env_step: when it had these weights: `evaluation.weights` says whether the best so far are meant or the last.
+        env_steps: how far the run had come.
+        wall_s: seconds worked until then.
+        random: the random policy's episodes, where it was played.
     """
 
     player: EvalSetup
     step: int
     env_step: int
+    env_steps: int
+    wall_s: float
+    random: Episodes | None
 
 
 def configs_of(folder: Path, *, own: Path | None = None, device: str | None = None) -> Configs:
@@ -52,5 +59,12 @@ def read_trained(folder: Path, configs: Configs) -> Trained:
     player = assemble_eval(configs, None)
     give(player.model, states["model"], origin=folder)
     give(player.agent, states["agent"], origin=folder)
-    env_step = best["env_step"] if best else checkpoint.states["run"]["clock"]["env_steps"]
-    return Trained(player=player, step=checkpoint.step, env_step=int(env_step))
+    env_steps, scores = checkpoint.states["run"]["clock"]["env_steps"], checkpoint.states["run"]["scores"]
+    return Trained(
+        player=player,
+        step=checkpoint.step,
+        env_step=int(best["env_step"] if best else env_steps),
+        env_steps=int(env_steps),
+        wall_s=float(checkpoint.states["logger"]["wall_s"]),
+        random=Episodes.of(scores["random"]) if "random" in scores else None,
+    )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,17 @@ from mbrl.run.evaluate import EvaluationConfig, Evaluator, Score
 from mbrl.run.gate import Gate, GateConfig
 from mbrl.run.pictures import draw_episode, draw_open_loop
 from mbrl.run.progress import Progress
+from mbrl.rundir.result import RESULT, Episodes, result_of, write_result
 from mbrl.rundir.stop import Stop
 from worldmodel.api import WorldModel
+from worldmodel.spec import Part
 from worldmodel.training.fitter import Fitter
 
 log = logging.getLogger("mbrl")
 
 OWED = ("tokenizer", "dynamics", "learn", "evaluate", "log", "save")
 """What the schedule owes, in the order of the loop."""
+FITTED: tuple[Part, ...] = ("tokenizer", "dynamics")
 MANY = 50
 """Updates owed at once that take long enough to be announced: the first fits are minutes of silence otherwise."""
 PATIENCE = 3
@@ -104,10 +107,12 @@ class Run:
     videos: Videos
     checkpoints: Checkpoints
     stop: Stop
+    info: Mapping[str, Any]
+    """What run.json says of this run and machine."""
     unsaved: int = 0
     """Checkpoints in a row that the disk refused."""
-    scores: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Evaluations to be told at the end: `random`, `final`."""
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Episodes of the evaluations that count: of the `random` policy, and the `final` one with what it is `of`."""
 
     def going(self) -> bool:
         """Whether the loop goes on."""
@@ -197,17 +202,29 @@ class Run:
         log.info("final evaluation of the weights of env step %d", step)
         with self.best.in_place() if chosen else nullcontext():
             self._show("final", self.evaluator.score(self.agent, self.evaluation.episodes), {"weights_step": step})
-        self.scores["final"] |= self._asked()
+        self.scores["final"] |= {"of": self._of(), "weights_step": step, "wall_s": self.logger.wall_s}
 
-    def _asked(self) -> dict[str, float]:
-        """What a final score belongs to; a finished run that is asked for another one is scored again."""
-        judged = self.evaluation
-        return {
-            "env_step": float(self.clock.env_steps),
-            "asked_best": float(judged.weights == "best"),
-            "asked_episodes": float(judged.episodes),
-            "asked_rows": float(judged.rows),
-        }
+    def _of(self) -> dict[str, Any]:
+        """What a final score is of; a finished run that is asked for another one is scored again."""
+        return {"env_steps": self.clock.env_steps, "evaluation": asdict(self.evaluation)}
+
+    def _scored(self) -> bool:
+        """Whether there is the final score that is asked for."""
+        return bool(self.scores.get("final", {}).get("of") == self._of())
+
+    def result(self) -> dict[str, Any]:
+        """The run's result (mbrl/rundir/result.py), once it is scored."""
+        final = self.scores["final"]
+        return result_of(
+            self.info,
+            parameters=parameter_counts(self.model),
+            env_steps=final["of"]["env_steps"],
+            weights=final["of"]["evaluation"]["weights"],
+            weights_step=final["weights_step"],
+            final=Episodes.of(final),
+            random=Episodes.of(self.scores["random"]),
+            wall_s=final["wall_s"],
+        )
 
     def _show(self, name: str, score: Score, more: dict[str, float] | None = None) -> None:
         """Writes eval.csv, an episode's video and an open-loop clip of the model."""
@@ -222,8 +239,7 @@ class Run:
             self.logger.video(path.stem.split("-")[0], path, self.x())
 
     def _tell(self, name: str, score: Score, more: dict[str, float] | None = None) -> None:
-        self.scores[name] = score.metrics()
-        self.scores[name]["env_step"] = self.clock.env_steps
+        self.scores[name] = score.plain()
         self.logger.evaluation({**score.metrics(), **(more or {})}, self.x())
         log.info(
             "%s policy at env step %d: %s", "random" if name == "random" else "greedy", self.clock.env_steps, score
@@ -288,8 +304,8 @@ class Run:
         self.replay.prune(self.checkpoints.kept("replay"))
 
     def finish(self) -> None:
-        """The last evaluation (unless a stop was asked for) and the last checkpoint."""
-        if not self.stop and not self._asked().items() <= self.scores.get("final", {}).items():
+        """The last evaluation (unless a stop was asked for), the last checkpoint, and behind it result.json."""
+        if not self.stop and not self._scored():
             with self.timed("evaluate"):
                 self._evaluate_finally()
             self.report()
@@ -299,6 +315,13 @@ class Run:
                 "WARNING: the actor never started learning: the world model fell short of schedule.gate: %s", short
             )
         self.save(owed=False)
+        if self._scored():
+            write_result(self.folder / RESULT, self.result())
+
+
+def parameter_counts(model: WorldModel) -> dict[str, int]:
+    """How many numbers each part of a world model learns."""
+    return {part: sum(p.numel() for p in model.parameters_of(part).values()) for part in FITTED}
 
 
 class RunState:

@@ -107,7 +107,8 @@ def nothing_to_fit(groups: Mapping[str, Any]) -> Iterator[str]:
                 f"(got {cadence.initial} and {cadence.updates}); use experiment=oracle"
             )
     if groups["fit"].random_shift:
-        yield f"fit.random_shift must be 0 with worldmodel=oracle, which sees no pixels (got {groups['fit'].random_shift})"
+        shift = groups["fit"].random_shift
+        yield f"fit.random_shift must be 0 with worldmodel=oracle, which sees no pixels (got {shift})"
     if groups["schedule"].gate.episodes:
         yield (
             f"schedule.gate.episodes must be 0 with worldmodel=oracle, which has nothing to pass "

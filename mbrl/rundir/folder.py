@@ -2,6 +2,7 @@
 
 config.yaml   the whole composed configuration        run.json     versions, protocol, camera, threads, device, commit
 metrics.csv   training, one row per log interval      eval.csv     every evaluation
+result.json   the final score, episode by episode
 checkpoints/  step-*: verified before they are read   replay/      one file per finished episode
 videos/       evaluation episodes, open-loop clips    console.log  what was printed
 """
@@ -19,11 +20,10 @@ from typing import Any
 
 import yaml
 
-from mbrl.files import TEMPORARY, write_atomically
+from mbrl.files import TEMPORARY, DamagedFile, check_plain, read_plain, sha256, write_atomically
 from mbrl.program import program
 from mbrl.rundir.build import OURS
 from mbrl.rundir.machine import machine_info
-from worldmodel.weights.files import read_json
 
 MAY_CHANGE = (
     "schedule.total",
@@ -37,8 +37,10 @@ MAY_CHANGE = (
     "run_dir",
 )
 """Keys (or beginnings of keys, with a dot) that a continued run may be given anew; what was learned so far stays."""
-LATER = {("worldmodel", "losses", "lpips"): 0.0, ("replay", "return_prioritised_fraction"): 0.0, ("data", "ahead"): 0}
-"""Keys that came when there were runs already, with the value at which they do nothing: these runs mean it."""
+FORMAT = 2
+"""Of run folders. It grows when a stored configuration changes its meaning; older folders are not translated."""
+READ_BY = {1: "tokendream 0.1"}
+"""Which version reads a folder of another format; the first one had no number in it."""
 LEFT_BEHIND = ("run.lock", "console.log")
 """What a start that was killed before it wrote config.yaml may leave, beside temporary files."""
 
@@ -65,9 +67,13 @@ def holds_run(folder: Path) -> bool:
 
 
 def is_free(folder: Path) -> bool:
-    """Whether a run may begin in `folder`: it is not there, or holds nothing but what a killed start leaves."""
+    """Whether a run may begin in `folder`: it is not there, or holds nothing but what a killed start leaves.
+
+    Raises: NotPlain where that is a link, which would lead what is written elsewhere.
+    """
     if not folder.is_dir():
         return not folder.exists()
+    check_plain(folder)
     return all(path.name in LEFT_BEHIND or path.name.startswith(TEMPORARY) for path in folder.iterdir())
 
 
@@ -91,12 +97,12 @@ def emptied_on_failure(folder: Path) -> Iterator[None]:
 
 
 def read_config(folder: Path, *, verb: str = "train", marks: tuple[str, ...] = ("task", "seed")) -> dict[str, Any]:
-    """The stored configuration, as data: no reference in it is followed and no tag is obeyed.
+    """The stored configuration, as data: no tag is obeyed, no alias followed, no reference resolved.
 
     Args:
         verb: what begins such a folder.
         marks: keys that its configuration has.
-    Raises: ValueError where there is none, or it is not one.
+    Raises: ValueError where there is none, it is not one, or the folder is of another format or holds a link or a pipe.
     """
     path = folder / "config.yaml"
     if not path.is_file():
@@ -104,29 +110,50 @@ def read_config(folder: Path, *, verb: str = "train", marks: tuple[str, ...] = (
             f"{folder} is not a run folder: it has no config.yaml; "
             f"`{program()} {verb} run_dir={shlex.quote(str(folder))}` makes one"
         )
+    check_plain(folder)
     try:
-        plain = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        plain = PlainLoader(read_plain(path)).get_single_data()
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not a configuration: {' '.join(str(error).split())}") from error
     if not isinstance(plain, dict) or any(mark not in plain for mark in marks):
         raise ValueError(f"{path} is not a configuration of `mbrl {verb}`: {' and '.join(marks)} are missing")
+    if (found := plain.pop("format", 1)) != FORMAT:
+        reader = READ_BY.get(found, "a newer tokendream") if isinstance(found, int) else "nobody"
+        raise ValueError(
+            f"{folder} is of format {found}, which {reader} reads, and this version reads format {FORMAT}: "
+            "go on with that version, or begin a new run"
+        )
     for key, value in leaves(plain):
         if isinstance(value, str) and "${" in value:
             raise ValueError(
                 f"{path}: {key} holds a reference ({value}); a stored configuration holds plain values only"
             )
-    for (*groups, key), value in LATER.items():
-        node: Any = plain
-        for group in groups:
-            node = node.get(group) if isinstance(node, dict) else None
-        if isinstance(node, dict):
-            node.setdefault(key, value)
     return plain
 
 
-def read_info(folder: Path) -> dict[str, Any]:
-    """The stored run.json. Raises: ValueError where there is none, or it is not one."""
-    return read_json(folder / "run.json")
+class PlainLoader(yaml.SafeLoader):
+    """YAML without aliases: nothing in a stored configuration stands for something else, or for itself."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Raises: ComposerError for an alias."""
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "it holds an alias (*name); write the value itself", mark)
+        return super().compose_node(parent, index)
+
+
+def read_info(folder: Path, name: str = "run.json") -> dict[str, Any]:
+    """The JSON object in one of the folder's files; empty where there is none. Raises: DamagedFile."""
+    path = folder / name
+    if not path.is_file():
+        return {}
+    try:
+        info = json.loads(read_plain(path))
+    except (ValueError, RecursionError) as error:
+        raise DamagedFile(f"{path} is not JSON: {error}") from error
+    if not isinstance(info, dict):
+        raise DamagedFile(f"{path} is not what a run writes: it holds no names")
+    return info
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -198,7 +225,8 @@ def check_resumed(
 def write_run(folder: Path, plain: Mapping[str, Any], info: Mapping[str, Any]) -> None:
     """Begins (or goes on with) a run folder: config.yaml and run.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "config.yaml", yaml.safe_dump(dict(plain), sort_keys=False).encode())
+    stored = json.loads(json.dumps({"format": FORMAT, **plain}))  # whatever two keys share becomes two: no aliases
+    write_atomically(folder / "config.yaml", yaml.safe_dump(stored, sort_keys=False).encode())
     write_atomically(folder / "run.json", (json.dumps(info, indent=2) + "\n").encode())
 
 
@@ -207,9 +235,12 @@ def run_info(plain: Mapping[str, Any], *, argv: list[str]) -> dict[str, Any]:
     return {
         "task": plain["task"]["name"],
         "protocol": plain["protocol"]["name"],
+        "protocol_sha256": sha256(json.dumps(plain["protocol"], sort_keys=True).encode()),
         "camera": plain["protocol"]["camera"],
-        "demos": plain.get("demos", 0),
+        "demos": plain["demos"],
         "world_model": world_model(plain),
+        "agent": plain["agent"]["_target_"],
+        "model": plain["worldmodel"]["_target_"],
         "seed": plain["seed"],
         **machine_info(plain["compute"]),
         "argv": argv,

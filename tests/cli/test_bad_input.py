@@ -37,17 +37,18 @@ worldmodel.horizon=3                             | unknown key worldmodel.horizo
 init=/nowhere/at/all                             | init: /nowhere/at/all is not a folder | pre-training run
 init=EMPTY                                       | init: | empty has no folder tokenizer | nor a pre-training
 init=3                                           | init must be a folder, or null for fresh weights (got 3)
-init=EMPTY experiment=oracle task=toy protocol=toy | init= | needs a world model that has weights
+experiment=[toy,oracle] init=EMPTY               | init= | needs a world model that has weights
 agent=dreamr                                     | agent must be one of | (got dreamr) | did you mean dreamer
 transformer=base138                              | transformer must be one of | (got base138) | did you mean base138m
 prefill=random_walk                              | must be one of | (got random_walk)
 protocol=mw                                      | protocol must be one of | (got mw)
-experiment=toyy                                  | experiment must be one of | (got toyy) | did you mean toy
+experiment=[toy,toyy]                            | experiment must be one of | (got toyy) | did you mean toy
 seed=-1                                          | seed must be in [0, 2^31) (got -1)
 seed=1e3                                         | seed must be a whole number (got 1000.0) | seed=1000
 seed=one                                         | seed must be a whole number (got one) | seed=0
 keep=1                                           | keep must be >= 2 | (got 1)
 compute.threads=0                                | compute.threads must be >= 1 (got 0)
+compute.matmul=float32                           | compute.matmul must be ieee or bf16 (got float32)
 compute.rows=0                                   | compute.rows must be >= 1 (got 0)
 schedule.gate.episodes=3 schedule.dynamics.initial=0 schedule.dynamics.updates=0 | episodes=3 waits for a world model
 compute.device=cuda:99                           | compute.device must be one that is there | (got cuda:99)
@@ -120,19 +121,19 @@ task=metaworld protocol=mwm protocol.camera.name=corner5 | protocol.camera.name 
 worldmodel.heads={reward:none,bins:0,low:0,high:0,width:0} | worldmodel.heads.reward=none | imagined rewards | twohot
 worldmodel.losses.future_frames=1                | worldmodel.losses.future_frames must be >= 2 | got 1 | aux_coef
 worldmodel=oracle  | schedule.tokenizer.initial and updates must be 0 | nothing to fit | 600
-experiment=oracle fit.random_shift=4 | fit.random_shift | must be 0 with worldmodel=oracle
+experiment=[toy,oracle] fit.random_shift=4 | fit.random_shift | must be 0 with worldmodel=oracle
 worldmodel=oracle schedule.tokenizer.initial=0  | schedule.dynamics.initial | (got 500 and 30) | experiment=oracle
 fit.dynamics.length=9                            | length=9 | horizon to 7 or raise fit.dynamics.length to 10
 """
 
 EVAL = """
-                                                 | run=DIR is missing
+                                                 | run= is missing
 run=/nowhere/at/all                              | run=/nowhere/at/all is not a folder
 run=EMPTY                                        | empty is not a run folder | mbrl train run_dir=
 run=EMPTY episodes=0                             | episodes must be a whole number >= 1 (got 0) | episodes=20
 run=EMPTY episodes=some                          | episodes must be a whole number >= 1 (got some)
 run=EMPTY episode=3                              | episode=3 is not understood | did you mean episodes?
-run=EMPTY extra                                  | extra is not understood | run=DIR
+run=EMPTY extra                                  | extra is not understood | eval takes run=, episodes=, device=
 run=EMPTY --config-dir=/nowhere                  | --config-dir /nowhere is not a folder
 """
 
@@ -156,7 +157,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str], *, code: int =
 def test_training_refuses(
     words: list[str], parts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    world = [] if words[0].startswith("task.name") else ["experiment=toy"]
+    world = [] if words[0].startswith(("task.name", "experiment=")) else ["experiment=toy"]
     folder = tmp_path / "run"
     (tmp_path / "empty").mkdir()
     words = [word.replace("EMPTY", str(tmp_path / "empty")) for word in words]

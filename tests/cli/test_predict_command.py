@@ -17,6 +17,7 @@ from mbrl.io.checkpoint import Checkpoints
 from mbrl.predict.clips import learned_from
 from mbrl.pretrain.assemble import built_model
 from mbrl.pretrain.configs import Configs
+from mbrl.rundir.folder import FORMAT
 from tests.pretrain.sets import SIDE, dataset
 from worldmodel.published.folder import save_published
 from worldmodel.published.model import VideoGPT
@@ -55,7 +56,7 @@ def pretrained(folder: Path, data: Path, *words: str) -> Path:
     plain: Any = OmegaConf.to_container(compose("pretrain", [*base, f"run_dir={folder}", *words]))
     model = built_model(Configs.of(plain, trusted=True), Seeds(1))
     folder.mkdir()
-    (folder / "config.yaml").write_text(yaml.safe_dump(plain))
+    (folder / "config.yaml").write_text(yaml.safe_dump({"format": FORMAT, **plain}))
     save_model(model, folder / MODEL)
     return folder
 
@@ -138,7 +139,7 @@ def test_a_training_run_is_judged_by_its_newest_weights(data: Path, tmp_path: Pa
     plain: Any = OmegaConf.to_container(compose("train", ["experiment=toy", "tokenizer=micro", "transformer=micro"]))
     run = tmp_path / "trained"
     run.mkdir()
-    (run / "config.yaml").write_text(yaml.safe_dump(plain))
+    (run / "config.yaml").write_text(yaml.safe_dump({"format": FORMAT, **plain}))
     settings: Any = OmegaConf.to_container(compose("pretrain", [*SMALL, f"data.folders=[{data}]"]))
     settings["worldmodel"] = plain["worldmodel"]
     model = built_model(Configs.of(settings, trusted=True), Seeds(4))

@@ -17,8 +17,12 @@ from mbrl.cli.main import main
 from mbrl.report.page import draw, heading
 from mbrl.report.panels import PANELS
 from mbrl.report.record import differences, read_record, read_table
+from mbrl.rundir.folder import FORMAT
+from mbrl.rundir.result import RESULT, write_result
+from tests.rundir.test_result import GOOD
 
 CONFIG: dict[str, Any] = {
+    "format": FORMAT,
     "task": {"_target_": "mbrl.envs.metaworld.MetaWorldTask", "name": "door-close-v3"},
     "protocol": {"name": "default", "image": 64, "camera": {"distance": 1.15}, "deviations": []},
     "transformer": {"layers": 3, "hidden": 128},
@@ -33,6 +37,8 @@ EVAL = """env_step,decision,update,wall_s,episodes,return,return_std,success,suc
 0,0,0,5,20,32,22,0.05,0.01,0.24,
 3000,1500,40,61,10,121,25,0.6,0.31,0.83,
 """
+SUCCESS = [True] * 16 + [False] * 4
+DONE = GOOD | {"final": {"returns": [140.0] * 20, "success": SUCCESS, "success_last": SUCCESS}}
 FINAL = "3000,1500,40,70,20,140,20,0.8,0.58,0.92,2500\n"
 NEW = {
     "heldout/reward_r2_1": "0.9",
@@ -156,6 +162,8 @@ def test_the_title_tells_what_was_run_and_how_it_went(make: Make) -> None:
     folder = make("done", schedule={"total": 3000}, worldmodel={"proprio": True})
     with (folder / "eval.csv").open("a") as table:
         table.write(FINAL)
+    assert read_record(folder).final is None, "a row of eval.csv is no result"
+    write_result(folder / RESULT, DONE)
     done = read_record(folder)
     assert done.finished and [row["success"] for row in done.greedy] == [0.6], "the final score is of other starts"
     told = "\n".join(heading([done]))
@@ -238,15 +246,15 @@ def refused(args: Sequence[str], capsys: pytest.CaptureFixture[str], code: int =
 def test_what_is_typed_wrongly_is_refused_in_one_line(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make()
     for args, wanted in (
-        ([], "run=DIR is missing"),
+        ([], "run= is missing: the folder of a run"),
         (["run=/nowhere/at/all"], "run=/nowhere/at/all is not a folder"),
         ([f"run={folder},"], "run= is not a folder"),
         ([f"run={folder},{folder}"], "twice"),
         ([f"runs={folder}"], "did you mean run?"),
         ([f"run={folder}", "outt=x.png"], "did you mean out?"),
         ([f"run={folder}", "out=page.pdf"], "out must be a file that ends in .png (got page.pdf)"),
-        ([f"run={folder}", "out="], "out must be a file that ends in .png (got )"),
-        ([str(folder)], "write run=DIR"),
+        ([f"run={folder}", "out="], "out must be a file that ends in .png (got .)"),
+        ([str(folder)], "report takes run=, out="),
     ):
         assert wanted in refused(args, capsys)
     assert not (folder / "report.png").exists()

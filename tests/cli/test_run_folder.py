@@ -16,7 +16,7 @@ import mbrl.rundir.folder
 from mbrl.cli.main import main
 from mbrl.cli.train import settle
 from mbrl.run.run import OWED
-from mbrl.rundir.folder import run_info, write_run
+from mbrl.rundir.folder import read_config, run_info, write_run
 from mbrl.rundir.stop import Stop
 
 
@@ -219,7 +219,7 @@ def test_what_may_change_is_applied_even_where_it_is_the_default(folder: Path) -
 
 
 def test_the_same_line_again_and_a_bare_run_dir_continue_the_run_as_it_is(folder: Path) -> None:
-    stored = yaml.safe_load((folder / "config.yaml").read_text()) | {"run_dir": str(folder)}
+    stored = read_config(folder) | {"run_dir": str(folder)}
     same = ["experiment=toy", "evaluation.rows=1", "compute.threads=1", "schedule.total=12000"]
     assert settle([f"run_dir={folder}", *same]).plain == stored
     assert settle([f"run_dir={folder}"]).plain == stored
@@ -302,3 +302,22 @@ def test_a_denser_cadence_owes_no_backlog_even_after_a_kill(
         *[dict.fromkeys(OWED, 0)] * 2,
     ]
     assert "continue with: mbrl train run_dir=" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["train run_dir", "eval run", "report run", "train init", "predict init"])
+@pytest.mark.parametrize("name", ["run.lock", "console.log", "replay/orphans", "checkpoints/quarantine"])
+def test_a_link_out_of_a_run_folder_is_refused_by_every_verb_and_nothing_is_written_through_it(
+    verb: str, name: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "file").write_text("precious")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).symlink_to(tmp_path / "outside" / ("file" if "." in name else ""))
+    word, key = verb.split()
+    (tmp_path / "x.npz").touch()
+    more = [f"data={tmp_path / 'x.npz'}"] if word == "predict" else ["experiment=toy"] if key == "init" else []
+    said = refused([word, f"{key}={folder}", *more], capsys)
+    assert "symbolic link" in said and name in said
+    assert [path.name for path in (tmp_path / "outside").iterdir()] == ["file"]
+    assert (tmp_path / "outside" / "file").read_text() == "precious"

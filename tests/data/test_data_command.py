@@ -101,7 +101,10 @@ def test_a_published_archive_is_converted_and_checked(tmp_path: Path, capsys: py
         (["convert", "from=gone", "to=x", "format=video"], "from=gone is not a folder"),
         (["convert", "from=.", "to=x", "format=video"], "holds no video"),
         (["convert", "from=.", "to=x", "format=bair"], "holds no file with tfrecord"),
-        (["convert", "from=.", "to=x", "format=video", "rate=fast"], "rate must be a number > 0 (got fast)"),
+        (
+            ["convert", "from=.", "to=x", "format=video", "rate=fast"],
+            "rate must be a number > 0 and <= 1e+06 (got fast)",
+        ),
         (["check"], "takes folders of data sets"),
         (["check", "gone"], "gone is not a folder"),
         (["preview"], "needs the folder of a data set"),

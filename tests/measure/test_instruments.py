@@ -15,7 +15,7 @@ from agents.api import ModelBasedAgent
 from mbrl.cli.compose import compose
 from mbrl.cli.train import as_plain
 from mbrl.io.checkpoint import read_newest
-from mbrl.measure.instruments import Instruments, compared, gated, r_squared
+from mbrl.measure.instruments import COUNTED, Instruments, compared, gated, r_squared
 from mbrl.measure.probe import probe
 from mbrl.replay.clips import ClipReplay
 from mbrl.replay.cut import clips_of, longest_horizon, windows
@@ -24,6 +24,7 @@ from mbrl.run.assemble import Configs, assemble
 from mbrl.run.run import Run
 from mbrl.run.train import train
 from mbrl.run.validate import check_recorded
+from mbrl.rundir.folder import run_info
 from mbrl.rundir.stop import Stop
 from tests.run.test_resume import leaves, rows
 from worldmodel.spec import ModelSpec
@@ -34,7 +35,7 @@ IMAGE = 8
 
 def assembled(folder: Path, *words: str) -> Run:
     plain = as_plain(compose("train", ["experiment=debug", f"run_dir={folder}", *words]))
-    return assemble(Configs.of(plain, trusted=True), folder, info={}, stop=Stop())
+    return assemble(Configs.of(plain, trusted=True), folder, info=run_info(plain, argv=[]), stop=Stop())
 
 
 def played(run: Run) -> Episode:
@@ -212,7 +213,24 @@ def test_a_replay_of_a_task_that_told_other_numbers_is_refused(tmp_path: Path) -
     run.logger.close()
 
 
-def test_codes_alive_are_counted_over_the_whole_replay(tmp_path: Path) -> None:
+def test_after_a_move_of_the_tokenizer_the_newest_episodes_alone_are_encoded_to_count_their_codes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = assembled(tmp_path / "run")
+    while len(run.replay.store.stored) < COUNTED + 3:
+        played(run)
+    encoded: list[int] = []
+    real = run.replay.episode_codes
+    monkeypatch.setattr(run.replay, "episode_codes", lambda index: encoded.append(index) or real(index))
+    run.model.updated("tokenizer")
+    counted = run.instruments.codes_alive(0)
+    stored = len(run.replay.store.stored)
+    assert encoded == list(range(stored - COUNTED, stored))
+    assert counted == len(torch.cat([real(index).frames.flatten() for index in encoded]).unique())
+    run.logger.close()
+
+
+def test_codes_alive_are_those_of_the_tokenizer_as_it_is(tmp_path: Path) -> None:
     run = assembled(tmp_path / "run")
     played(run)
     seen = set()

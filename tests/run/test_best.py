@@ -17,6 +17,7 @@ from mbrl.run.best import Best
 from mbrl.run.evaluate import EvaluationConfig, Evaluator, Score
 from mbrl.run.run import Run
 from mbrl.run.train import train
+from mbrl.rundir.folder import run_info
 from mbrl.rundir.stop import Stop
 
 
@@ -77,7 +78,7 @@ def test_weights_that_are_no_choice_are_refused() -> None:
 
 def assembled(folder: Path, *words: str) -> Run:
     plain = as_plain(compose("train", ["experiment=debug", f"run_dir={folder}", *words]))
-    return assemble(Configs.of(plain, trusted=True), folder, info={}, stop=Stop())
+    return assemble(Configs.of(plain, trusted=True), folder, info=run_info(plain, argv=[]), stop=Stop())
 
 
 @pytest.mark.parametrize(("weights", "scored"), [("best", 200), ("last", 300)])

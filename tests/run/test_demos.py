@@ -25,7 +25,7 @@ from mbrl.replay.episode import Episode
 from mbrl.replay.store import expected_bytes
 from mbrl.run.assemble import Configs, assemble
 from mbrl.run.run import Run
-from mbrl.rundir.folder import default_folder
+from mbrl.rundir.folder import default_folder, run_info
 from mbrl.rundir.stop import Stop
 from tests.run.test_resume import assert_same_run
 from worldmodel.seeds import Seeds
@@ -42,7 +42,7 @@ def configured(folder: Path, *words: str) -> dict[str, Any]:
 def assembled(folder: Path, *words: str) -> Run:
     """A run as it is before its first step."""
     plain = configured(folder, *words)
-    return assemble(Configs.of(plain, trusted=True), folder, info={}, stop=Stop())
+    return assemble(Configs.of(plain, trusted=True), folder, info=run_info(plain, argv=[]), stop=Stop())
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from mbrl.run.assemble import Configs, assemble
 from mbrl.run.gate import Gate, GateConfig
 from mbrl.run.run import Run
 from mbrl.run.train import train
+from mbrl.rundir.folder import run_info
 from mbrl.rundir.stop import Stop
 from tests.run.test_resume import assert_same_run
 
@@ -31,7 +32,7 @@ R2 = {4: 0.1, 5: 0.4, 6: 0.5}
 
 def assembled(folder: Path, *words: str) -> Run:
     plain = as_plain(compose("train", ["experiment=debug", f"run_dir={folder}", *SHORT, *words]))
-    return assemble(Configs.of(plain, trusted=True), folder, info={}, stop=Stop())
+    return assemble(Configs.of(plain, trusted=True), folder, info=run_info(plain, argv=[]), stop=Stop())
 
 
 @pytest.fixture

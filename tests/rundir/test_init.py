@@ -15,7 +15,7 @@ import mbrl.run.train
 from mbrl.cli.main import main
 from mbrl.cli.train import run, settle
 from mbrl.run.run import Run
-from mbrl.rundir.folder import run_info, write_run
+from mbrl.rundir.folder import FORMAT, run_info, write_run
 from mbrl.rundir.origin import read_weights
 from mbrl.rundir.stop import Stop
 from worldmodel.published.folder import assembled
@@ -37,7 +37,7 @@ def origins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         state.save()
     save_model(state.model, place / "published")
     (place / "pretrained").mkdir()
-    (place / "pretrained" / "config.yaml").write_text("stage: dynamics\n")
+    (place / "pretrained" / "config.yaml").write_text(f"format: {FORMAT}\nstage: dynamics\n")
     shutil.copytree(place / "published", place / "pretrained" / MODEL)
     return {name: place / name for name in ("trained", "published", "pretrained")}
 
@@ -129,7 +129,7 @@ def test_sizes_come_with_the_weights_unless_they_are_typed(
 
 
 def test_a_run_in_the_perfect_model_has_no_weights_to_begin_from(tmp_path: Path) -> None:
-    perfect = settle([*TOY, "experiment=oracle", "task=toy", "protocol=toy", f"run_dir={tmp_path / 'oracle'}"])
+    perfect = settle([*TOY[1:], "experiment=[toy,oracle]", f"run_dir={tmp_path / 'oracle'}"])
     write_run(perfect.folder, perfect.plain, {})
     (perfect.folder / "checkpoints" / "step-000000001").mkdir(parents=True)
     with pytest.raises(ValueError, match="has no weights to start from: its world model is oracle"):

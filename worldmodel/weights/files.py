@@ -24,14 +24,17 @@ METADATA = {"format": "pt"}
 """What every published tensor file carries."""
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 """Endings of files that would execute code on opening."""
+MOST_JSON = 2**24
 TEMPORARY = ".tmp-"
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises ValueError if there is none."""
     try:
+        if path.exists() and (not path.is_file() or path.stat().st_size > MOST_JSON):
+            raise ValueError(f"it must be a plain file of at most {MOST_JSON} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold one JSON object (got {type(content).__name__})")
@@ -72,6 +75,8 @@ def read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     refuse_pickle(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"cannot read {path}: it is no plain file")
     try:
         with safe_open(path, framework="pt") as file:
             yield file

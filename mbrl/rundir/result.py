@@ -1,0 +1,193 @@
+"""`result.json`: what a run was worth, for benchmarks, reports and importers; its schema stands here and nowhere else.
+
+A score is its episodes, one by one: whoever reads a result computes what is needed of them with `Episodes`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+from mbrl.files import DamagedFile, write_atomically
+from mbrl.rundir.folder import read_info
+
+RESULT, EVALUATION = "result.json", "evaluation.json"
+"""The file of a run's own final score, and that of the newest `mbrl eval`; both have the same schema."""
+FLAGS = (None, [bool])
+EPISODES = {"returns": [float], "success": FLAGS, "success_last": FLAGS}
+SCHEMA: Mapping[str, Any] = {
+    "schema": 1,
+    "task": str,
+    "protocol": {"name": str, "sha256": str},
+    "demos": int,
+    "seed": int,
+    "agent": str,
+    "model": {"class": str, "parameters": {"*": int}},
+    "env_steps": int,
+    "weights": str,
+    "weights_step": int,
+    "final": EPISODES,
+    "random": (None, EPISODES),
+    "wall_s": float,
+    "device": str,
+    "threads": int,
+    "matmul": str,
+    "versions": {"*": str},
+    "commit": str,
+}
+"""Field -> its kind: a type, a constant, a list of a kind, several to choose from, or fields (`*`: of any name).
+
+env_steps: how far the run had come. weights: whose score `final` is, the `last` or the `best` by the interim
+evaluations, which are of `weights_step`. random: the random policy on the same starts and goals, null where it was not
+played. success: by the protocol's rule, success_last: at the last decision; null in a world without success. wall_s:
+seconds worked until then. protocol.sha256: of its keys and values, sorted, as JSON.
+"""
+Z = 1.96
+"""Half the width of a 95 % interval in standard errors."""
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """What n episodes gave. `success` follows the protocol's rule, `success_last` looks at the last decision.
+
+    Both are None in a world that knows no success.
+    """
+
+    returns: tuple[float, ...]
+    success: tuple[bool, ...] | None
+    success_last: tuple[bool, ...] | None
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Sequence[Any] | None]) -> Episodes:
+        """From a result's `final` or `random`."""
+        held = {name: None if (values := plain[name]) is None else tuple(values) for name in EPISODES}
+        return cls(held["returns"] or (), held["success"], held["success_last"])
+
+    def plain(self) -> dict[str, Any]:
+        """Plain JSON; inverse of `of`."""
+        return {name: None if (held := getattr(self, name)) is None else list(held) for name in EPISODES}
+
+    def metrics(self) -> dict[str, float]:
+        """The row of eval.csv; success is left out where there is none."""
+        found = {
+            "episodes": float(len(self.returns)),
+            "return": float(np.mean(self.returns)),
+            "return_std": float(np.std(self.returns)),
+        }
+        if self.success is not None and self.success_last is not None:
+            low, high = success_interval(sum(self.success), len(self.success))
+            found |= {"success": float(np.mean(self.success)), "success_low": low, "success_high": high}
+            found["success_last"] = float(np.mean(self.success_last))
+        return found
+
+    def __str__(self) -> str:
+        m, n = self.metrics(), len(self.returns)
+        success = "success {success:.2f} [{success_low:.2f}, {success_high:.2f}], ".format(**m) if self.success else ""
+        half = half_interval(m["return_std"], n)
+        return f"{success}return {m['return']:.1f} +- {half:.1f} ({n} episodes, 95 % intervals)"
+
+
+def success_interval(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a success rate: it stays inside [0, 1] and is honest at 0 and 1 too.
+
+    >>> tuple(round(x, 2) for x in success_interval(10, 20))
+    (0.3, 0.7)
+    """
+    interval = binomtest(successes, n).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def half_interval(std: float, n: float) -> float:
+    """Half the 95 % interval of a mean of `n` values that deviate by `std`."""
+    return Z * std / math.sqrt(max(1.0, n))
+
+
+def result_of(
+    info: Mapping[str, Any],
+    *,
+    parameters: Mapping[str, int],
+    env_steps: int,
+    weights: str,
+    weights_step: int,
+    final: Episodes,
+    random: Episodes | None,
+    wall_s: float,
+) -> dict[str, Any]:
+    """A result; `info` is what run.json says (`run_info`). Raises: ValueError if it is not one by the schema."""
+    result: dict[str, Any] = {
+        "schema": SCHEMA["schema"],
+        "protocol": {"name": info["protocol"], "sha256": info["protocol_sha256"]},
+        "model": {"class": info["model"], "parameters": dict(parameters)},
+        "env_steps": env_steps,
+        "weights": weights,
+        "weights_step": weights_step,
+        "final": final.plain(),
+        "random": None if random is None else random.plain(),
+        "wall_s": float(wall_s),
+    }
+    ordered = {name: result[name] if name in result else info[name] for name in SCHEMA}
+    check_result(ordered)
+    return ordered
+
+
+def write_result(path: Path, result: Mapping[str, Any]) -> None:
+    """Writes or replaces the file. Raises: OSError."""
+    write_atomically(path, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_result(folder: Path, name: str = RESULT) -> dict[str, Any]:
+    """The result in `folder`; empty where there is none. Raises: DamagedFile where it is not by the schema."""
+    result = read_info(folder, name)
+    try:
+        if result:
+            check_result(result)
+    except ValueError as error:
+        raise DamagedFile(f"{folder / name}: {error}") from error
+    return result
+
+
+def check_result(result: Mapping[str, Any]) -> None:
+    """Raises: ValueError, one line, that names the first field that is missing, unknown or of another kind."""
+    if (found := next(complaints(result, SCHEMA, ""), None)) is not None:
+        raise ValueError(found)
+    for name in ("final", "random"):
+        counts = {len(values) for values in (result[name] or {"returns": [0]}).values() if values is not None}
+        if len(counts) > 1 or 0 in counts:
+            raise ValueError(f"{name} must hold one value for each of its episodes (got {sorted(counts)} values)")
+
+
+def complaints(value: Any, kind: Any, key: str) -> Iterator[str]:
+    """What of `value` is not of the `kind` (see `SCHEMA`), as lines that begin with the key."""
+    if isinstance(kind, Mapping):
+        if not isinstance(value, Mapping):
+            yield f"{key or 'a result'} must hold fields (got {value!r:.40})"
+            return
+        kinds = dict.fromkeys(value, kind["*"]) if "*" in kind else kind
+        for name in sorted(kinds.keys() ^ value.keys()):
+            yield f"{key}{name} is {'missing' if name in kinds else 'unknown'} by schema {SCHEMA['schema']}"
+        for name in kinds:
+            yield from complaints(value[name], kinds[name], f"{key}{name}.")
+    elif isinstance(kind, tuple):
+        if value is not None:
+            yield from complaints(value, kind[1], key)
+    elif isinstance(kind, list):
+        if not isinstance(value, list):
+            yield f"{key[:-1]} must be a list (got {value!r:.40})"
+            return
+        for place, item in enumerate(value):
+            yield from complaints(item, kind[0], f"{key}{place}.")
+    elif kind is float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            yield f"{key[:-1]} must be a finite number (got {value!r:.40})"
+    elif isinstance(kind, type):
+        if type(value) is not kind:
+            yield f"{key[:-1]} must be of type {kind.__name__} (got {value!r:.40})"
+    elif value != kind or type(value) is not type(kind):
+        yield f"{key[:-1]} must be {kind} (got {value!r:.40})"

@@ -1,0 +1,26 @@
+"""Where the time goes: what an update says of its dreams is booked by declared fields, never by a name."""
+
+from __future__ import annotations
+
+import pytest
+
+from agents.api import DreamMetrics
+from mbrl.run.progress import Progress
+
+
+def test_the_time_of_dreams_is_taken_from_learning_and_their_frames_give_the_pace() -> None:
+    progress = Progress()
+    progress._spend("learn", 5.0)
+    for loss in (1.0, 3.0):
+        progress.note(DreamMetrics({"agent/loss": loss}, imagined_frames=300, imagine_s=2.0))
+    row = progress.row()
+    assert (row["agent/loss"], row["time/imagine_s"], row["time/learn_s"]) == (2.0, 4.0, 1.0)
+    assert row["perf/imagined_frames_per_s"] == pytest.approx(150.0)
+
+
+def test_no_name_of_a_metric_means_more_than_a_column() -> None:
+    progress = Progress()
+    progress.note({"imagined_frames": 7.0, "time/dream_s": 1.0})
+    row = progress.row()
+    assert (row["imagined_frames"], row["time/dream_s"]) == (7.0, 1.0)
+    assert row["perf/imagined_frames_per_s"] == 0.0 and row["time/imagine_s"] == 0.0
