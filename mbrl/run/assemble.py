@@ -15,7 +15,6 @@ from mbrl.envs.rows import RowsEnv
 from mbrl.io.checkpoint import Checkpoints
 from mbrl.io.video import Videos
 from mbrl.measure.instruments import Instruments
-from mbrl.replay.store import expected_bytes
 from mbrl.run.best import Best
 from mbrl.run.clock import Clock
 from mbrl.run.collect import Collector
@@ -23,7 +22,7 @@ from mbrl.run.demos import Demos, check_demos
 from mbrl.run.evaluate import Evaluator
 from mbrl.run.progress import Progress
 from mbrl.run.run import Run
-from mbrl.run.validate import check_together
+from mbrl.run.validate import check_together, footprint
 from mbrl.rundir.build import make
 from mbrl.rundir.machine import check_device, check_matmul, set_matmul_precision
 from mbrl.rundir.stop import Stop
@@ -47,17 +46,21 @@ class ComputeConfig:
         threads: torch threads; results are exact for a fixed number of threads only.
         matmul: products of float32 matrices on a CPU: `ieee`, or `bf16`, faster (mbrl/rundir/machine.py).
         rows: environments that collect side by side.
+        workers: processes in which environments live, at most one for each; 0: in the run's own. The bits are the same.
     """
 
     device: str
     threads: int
     matmul: str
     rows: int
+    workers: int
 
     def __post_init__(self) -> None:
         for name in ("threads", "rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1 (got {getattr(self, name)})")
+        if self.workers < 0:
+            raise ValueError(f"workers must be >= 0 (got {self.workers}); 0 steps all environments in one process")
         check_device(self.device)
         check_matmul(self.matmul)
 
@@ -134,14 +137,8 @@ def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: S
     envs = worlds_of(configs, stream="env", rows=configs.compute.rows)
     player = assemble_eval(configs, envs)
     seeds, model = player.seeds, player.model
-    stored = min(configs.replay.capacity, configs.schedule.total // configs.protocol.action_repeat)
-    expected_bytes(
-        stored + configs.demos * configs.protocol.decisions,
-        image=configs.protocol.image,
-        action_dim=envs.env_spec.action_dim,
-        known=envs.known,
-        episode_decisions=configs.protocol.decisions,
-    ).require_room(folder)
+    kept = min(configs.replay.capacity, configs.schedule.total // configs.protocol.action_repeat)
+    footprint(configs.groups, kept + configs.demos * configs.protocol.decisions).require_room(folder)
     clock, progress, gate = Clock(), Progress(), configs.schedule.gate.build()
     replay = configs.replay.build(
         folder=folder / "replay",
@@ -177,7 +174,7 @@ def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: S
         evaluator=player.evaluator,
         best=Best({"model": model, "agent": player.agent}),
         instruments=Instruments(
-            model=model, agent=player.agent, replay=replay, seeds=seeds, parts=envs.parts, demos=configs.demos
+            model=model, agent=player.agent, replay=replay, seeds=seeds, parts=envs.facts.parts, demos=configs.demos
         ),
         gate=gate,
         progress=progress,
@@ -198,6 +195,7 @@ def worlds_of(configs: Configs, *, stream: str, rows: int) -> RowsEnv:
         stream=stream,
         rows=rows,
         snapshots="snapshot" in configs.worldmodel.reads,
+        workers=configs.compute.workers,
     )
 
 
