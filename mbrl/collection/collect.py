@@ -105,7 +105,7 @@ def episode(env: RowsEnv, acting: Acting, *, number: int, row: int) -> Episode:
     steps: list[TensorDict] = []
     while True:
         wanted = acting.act(now, number=number, decision=len(steps))
-        stepped, now = env.step_and_maybe_reset(now.set("action", env.executed(wanted)))
+        stepped, now = env.step_and_maybe_reset(now.set("action", wanted))
         steps.append(stepped[0].select(*KEPT, strict=False).clone())
         if bool(stepped["next", "done"][0]):
             return episode_of(steps, env=row, number=number)

@@ -32,6 +32,7 @@ class RowsEnv(EnvBase):
     * The time limit gives `truncated`, never `terminated`. So does a breakdown of the physics: the broken simulator
       step gives no reward and no success, the frame before the decision is repeated, and `breakdowns` counts it.
     * Actions that are not finite or not [E, A] never reach a simulator (EnvDataError); others are clipped to [-1, 1].
+      The step that comes back holds the action that was executed.
     * What a world does wrong never leaves its row (EnvDataError with the place).
     """
 
@@ -128,6 +129,7 @@ class RowsEnv(EnvBase):
 
     def _step(self, tensordict: TensorDictBase) -> TensorDict:
         action_EA = self.executed(tensordict["action"])
+        tensordict.set("action", action_EA)  # whoever remembers this step remembers what was done
         answers = self._home.ask({row: ("decide", action_A) for row, action_A in enumerate(action_EA.numpy())})
         self._seen = [answers[row] for row in range(len(self._seen))]
         self.breakdowns += sum(seen.unstable for seen in self._seen)

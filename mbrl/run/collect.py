@@ -21,8 +21,16 @@ from mbrl.run.progress import Progress
 def acted(
     agent: Agent, env: RowsEnv, now: TensorDict, memory: Memory, mode: Mode, *, step: int, reads: tuple[str, ...]
 ) -> tuple[Tensor, Memory]:
-    """The actions f32 [E, A] of `agent` where it sees `now`, and its memory."""
-    return agent.act(now.select("pixels", "is_init", *reads), memory, mode, step=step)
+    """The actions f32 [E, A] that `env` will execute where `agent` sees `now`, and the agent's memory.
+
+    What an agent keeps under `action` (agents/memory.py: what leads into the next frame) is made the executed action:
+    it is what replay holds, and so what the world model is told in training.
+    """
+    said_EA, memory = agent.act(now.select("pixels", "is_init", *reads), memory, mode, step=step)
+    action_EA = env.executed(said_EA)
+    if memory is not None and "action" in memory.keys() and memory["action"].shape == action_EA.shape:  # noqa: SIM118
+        memory = memory.copy().set("action", action_EA.to(memory["action"]))
+    return action_EA, memory
 
 
 class Collector:

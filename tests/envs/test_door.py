@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from mbrl.envs.simulator import EnvDataError, SimStep
-from tests.envs.worlds import Recorder, recorded
+from tests.envs.worlds import COUNTING, Recorder, recorded
 
 
 @dataclass
@@ -139,3 +140,14 @@ def test_a_fault_in_a_reset_is_told_too() -> None:
 
     with pytest.raises(EnvDataError, match=r"reset\(\) raised SystemExit: no licence in row 0 of recorder, episode 0"):
         recorded([Broken()]).reset()
+
+
+def test_the_step_that_comes_back_holds_the_action_that_was_executed() -> None:
+    world = Recorder()
+    env = recorded([world])
+    stepped = env.step(env.reset().set("action", torch.tensor([[7.0, -7.0, 0.25]])))
+    assert stepped["action"].tolist() == [[1.0, -1.0, 0.25]] == [world.actions[0].tolist()]
+    discrete = recorded([Recorder(facts=dataclasses.replace(COUNTING, discrete=True))])
+    assert discrete.step(discrete.reset().set("action", torch.tensor([[0.1, 0.7, 0.2]])))["action"].tolist() == [
+        [0.0, 1.0, 0.0]
+    ]
