@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 from mbrl.cli.compose import packaged_configs
@@ -265,6 +267,10 @@ def test_no_text_names_a_place_on_somebody_s_machine() -> None:
 
 
 CONFIGS = packaged_configs()
+INHERITED = 0.85
+"""Share of a file's keys that may say what a neighbour says."""
+WHOLE = ("protocol", "tokenizer")
+"""Groups whose files stand for something published each, and are read one by one."""
 
 
 def targets(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -284,10 +290,23 @@ def variants() -> list[Path]:
     return sorted(CONFIGS.glob("*/**/*.yaml"))
 
 
+def whole(path: Path) -> dict[str, Any]:
+    """A variant with what it inherits (`defaults:`); of a file for the whole configuration what it says itself."""
+    if path.parent.name in ("experiment", "recipe"):
+        plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    else:
+        name = str(path.relative_to(CONFIGS).with_suffix(""))
+        with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
+            plain = OmegaConf.to_container(hydra_compose(config_name=name), resolve=False)
+        for part in path.parent.relative_to(CONFIGS).parts:
+            plain = plain[part]  # type: ignore[index, call-overload]
+    assert isinstance(plain, dict)
+    return plain  # type: ignore[return-value]
+
+
 @pytest.mark.parametrize("path", variants(), ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_a_variant_file_has_exactly_the_fields_of_its_classes(path: Path) -> None:
-    plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    assert isinstance(plain, dict)
+    plain = whole(path)
     nodes = list(targets(plain, path.stem))
     assert nodes or path.parent.name in ("experiment", "recipe"), "a variant file names the class it is for"
     for key, node in nodes:
@@ -297,12 +316,29 @@ def test_a_variant_file_has_exactly_the_fields_of_its_classes(path: Path) -> Non
 
 
 def test_config_classes_have_no_defaults_in_python() -> None:
-    named = {
-        node["_target_"] for path in variants() for _, node in targets(OmegaConf.to_container(OmegaConf.load(path)), "")
-    }
+    named = {node["_target_"] for path in variants() for _, node in targets(whole(path), "")}
     assert named
     for target in sorted(named):
         module, _, name = target.rpartition(".")
         for field in dataclasses.fields(getattr(importlib.import_module(module), name)):
             nothing = dataclasses.MISSING
             assert (field.default, field.default_factory) == (nothing, nothing), f"{target}.{field.name}"
+
+
+def test_no_variant_repeats_what_it_could_inherit() -> None:
+    """A file that says what a neighbour says, but for a few values, begins with that neighbour instead."""
+    said = {path: dict(flat(OmegaConf.to_container(OmegaConf.load(path)))) for path in variants()}
+    copies = []
+    for path, keys in said.items():
+        for other, others in said.items():
+            same = {key for key, value in keys.items() if others.get(key) == value}
+            neighbour = path > other and path.parent == other.parent and path.parent.name not in WHOLE
+            if neighbour and len(keys) > 8 and len(same) > INHERITED * len(keys):
+                copies.append((str(path.relative_to(CONFIGS)), other.stem, len(same), len(keys)))
+    assert copies == []
+
+
+def flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every (dotted key, value)."""
+    for name, value in node.items():
+        yield from flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
