@@ -243,10 +243,11 @@ def test_a_planted_danger_is_found(line: str) -> None:
 
 def tracked_texts() -> dict[str, str]:
     """Every text file that git tracks, or, without git, every file that is no product of a tool."""
+    names: list[str] = []
     if shutil.which("git") and (ROOT / ".git").exists():
-        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
-        names = listed.stdout.splitlines()
-    else:
+        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+        names = listed.stdout.splitlines()  # none where git refuses a checkout that another user owns
+    if not names:
         folders = (*PACKAGES, "tests", "configs", "docs")
         found = [path for folder in folders for path in (ROOT / folder).rglob("*") if "__pycache__" not in path.parts]
         names = [str(path.relative_to(ROOT)) for path in (*found, *ROOT.glob("*.*"))]

@@ -40,9 +40,9 @@ def assemble(
     model = built_model(configs, seeds).to(processes.device)
     sources = {part: training_source(configs, model.spec, seeds, part, processes) for part in configs.stage.parts}
     validation = {part: source(configs, model.spec, seeds, part, "validation", None) for part in configs.stage.parts}
+    began_with: list[str] = []
     if configs.init is not None and not checkpoint_paths(folder / "checkpoints"):  # a continued run has its own
-        for line in begin_from(model, Path(configs.init).expanduser(), configs.load):
-            log.info("%s", line)
+        began_with = begin_from(model, Path(configs.init).expanduser(), configs.load)
     pretrainer = configs.stage.build(
         model=model, seeds=seeds, processes=processes, sharding=configs.compute.sharding, sources=sources
     )
@@ -62,6 +62,7 @@ def assemble(
         stop=stop,
         writer=writer,
         batch=sum(part.batch for part in configs.stage.parts.values()),
+        began_with=began_with,
     )
 
 

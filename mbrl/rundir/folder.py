@@ -185,7 +185,7 @@ def allowed_classes(plain: Mapping[str, Any], own: Path | None) -> bool:
     named: set[str] = set()
     for path in sorted(own.rglob("*.yaml")) if own else []:
         try:
-            named |= {target for _, target in targets(yaml.safe_load(path.read_text()))}
+            named |= {target for _, target in targets(yaml.safe_load(path.read_text(encoding="utf-8")))}
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}; mend it") from error
     for key, target in targets(plain):
