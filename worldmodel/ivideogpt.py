@@ -18,6 +18,7 @@ from worldmodel.losses.parts import AuxiliaryHeads, LossConfig, reward_targets
 from worldmodel.losses.tokenizer import TokenizerObjective, evaluating, unit
 from worldmodel.microbatch import MicroBatch, uniform
 from worldmodel.rollout.engine import Frame, TokenEngine
+from worldmodel.rollout.pool import EnginePool
 from worldmodel.rollout.sampling import SamplingConfig
 from worldmodel.seeds import Seeds, moved, seeded_globally
 from worldmodel.spec import ContextMode, EnvSpec, ModelSpec, Part, Reads
@@ -28,7 +29,6 @@ from worldmodel.transformer.token_model import HeadConfig, TokenModel
 # B rows, t context frames, N codes of a context frame, F future frames, K codes of a future frame, A action, D latent
 
 LATENT_PARTS = ("context", "codes", "hidden")
-ENGINES = 8  # row counts (acting, evaluating, dreaming, measuring, ...) whose caches are kept
 CONTEXT_POOL = 4  # the context's code vectors are averaged to a 4x4 grid before an agent reads them
 
 
@@ -156,7 +156,7 @@ class IVideoGPT(nn.Module):
             reads=config.reads,
         )
         self.version = self.tokenizer_version = 0
-        self._engines: dict[int, TokenEngine] = {}
+        self._pool = EnginePool(self.tokens, frames=config.max_frames, sampling=config.sampling)
 
     # -- what an agent and the dream ask ------------------------------------------------------------------------------
 
@@ -177,7 +177,7 @@ class IVideoGPT(nn.Module):
         if self.config.proprio:
             wm["actions"] = torch.cat([clip["action"], proprio.known(clip["proprio"])], -1)
             wm["proprio"] = clip["proprio"][:, -2:]  # f32 [B, 2, Q], or 1 if there is no more
-        frame = self._engine(len(clip)).prefill(self._per_frame(context_BN), self._ids(codes_BFK), wm["actions"])
+        frame = self._pool.engine(len(clip)).prefill(self._per_frame(context_BN), self._ids(codes_BFK), wm["actions"])
         if "context" in clip.keys():  # noqa: SIM118 - a TensorDict has no `in`
             wm["frames"] = clip["context"]  # u8 [B, t, 3, H, W]: only `observe` reads them
         return self._state(wm, frame)
@@ -186,7 +186,8 @@ class IVideoGPT(nn.Module):
     def imagine(self, state: TensorDict, action_BA: Tensor, generator: torch.Generator | None) -> TensorDict:
         """Next state; codes sampled from `generator`, or the argmax where it is None."""
         action_BA = self._told(state, action_BA)
-        return self._next(state, action_BA, self._resume(state).sample_frame(action_BA, generator))
+        engine = self._resume(state)
+        return self._next(state, action_BA, engine.sample_frame(action_BA, engine.uniform(generator)))
 
     @torch.no_grad()
     def observe(
@@ -295,8 +296,7 @@ class IVideoGPT(nn.Module):
         self.version += 1
         if part == "tokenizer":
             self.tokenizer_version += 1
-        for engine in self._engines.values():
-            engine.forget()
+        self._pool.forget()
 
     # -- helpers ------------------------------------------------------------------------------------------------------
 
@@ -336,18 +336,9 @@ class IVideoGPT(nn.Module):
         told = [] if proprio_BFQ is None else [proprio_BFQ]
         return torch.cat([pooled_BC[:, None].expand(-1, vectors_BFE.shape[1], -1), vectors_BFE, *told], -1)
 
-    def _engine(self, rows: int) -> TokenEngine:
-        if rows not in self._engines:
-            if len(self._engines) >= ENGINES:
-                del self._engines[next(iter(self._engines))]  # each holds a cache; a state that comes back is rebuilt
-            self._engines[rows] = TokenEngine(
-                self.tokens, rows=rows, frames=self.spec.max_frames, sampling=self.config.sampling
-            )
-        return self._engines[rows]
-
     def _resume(self, state: TensorDict) -> TokenEngine:
         """The engine, holding exactly `state`: a rewind if it is resident, else one prefill from its own codes."""
-        engine, wm = self._engine(len(state)), state["wm"]
+        engine, wm = self._pool.engine(len(state)), state["wm"]
         frames = wm["codes"].shape[1]
         if engine.resident(wm["ticket"], frames):
             engine.rewind(frames)
