@@ -35,6 +35,7 @@ WORLDMODEL_RANKS = (
     ("rollout", "dream"),
     ("evaluation",),
     ("losses",),
+    ("imagination",),
     ("ivideogpt",),
     ("weights",),
     ("published",),

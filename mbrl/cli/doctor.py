@@ -148,7 +148,7 @@ def rollout(plain: Mapping[str, Any]) -> Iterator[Finding]:
     model = TokenModel(
         parts["transformer"],
         layout,
-        action_dim=ACTION_DIM,
+        condition_dim=ACTION_DIM,
         heads=parts["worldmodel"].heads,
         feature_dim=1,  # the heads are not used here
         continues=False,

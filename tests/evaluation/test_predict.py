@@ -21,7 +21,7 @@ from worldmodel.seeds import Seeds
 from worldmodel.spec import ModelSpec
 
 C, T, A, SIDE, S = 5, 4, 2, 16, 3
-SPEC = ModelSpec(image=SIDE, context_frames=2, action_dim=A, latent_dim=1, max_frames=T, context="sliding", burn_in=1)
+SPEC = ModelSpec(image=SIDE, context_frames=2, action_dim=A, max_frames=T, context="sliding", burn_in=1)
 SET_A = Path(__file__).resolve().parents[1] / "golden" / "data" / "set_a_ctx2"
 
 
@@ -194,9 +194,7 @@ def test_lpips_and_fvd_see_what_the_others_see() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         lpips = LPIPS("vgg")
-    spec = ModelSpec(
-        image=SIDE, context_frames=2, action_dim=A, latent_dim=1, max_frames=8, context="sliding", burn_in=1
-    )
+    spec = ModelSpec(image=SIDE, context_frames=2, action_dim=A, max_frames=8, context="sliding", burn_in=1)
     judge = Judge(("lpips", "fvd"), lpips=lpips, i3d=Features())  # type: ignore[arg-type]
     found = judged(Gray(spec, noise=2), clips=clips(frames=8), judge=judge, samples=2).scores
     values = {way: scores.fvd for way, scores in found.items()}

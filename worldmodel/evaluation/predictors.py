@@ -107,7 +107,6 @@ class Generating(Predictor):
             image=model.tokenizer.config.image,
             context_frames=model.context,
             action_dim=model.action_dim,
-            latent_dim=1,
             max_frames=horizon,
             context=context,
             burn_in=0,

@@ -76,7 +76,7 @@ class VideoGPT(nn.Module):
     @property
     def action_dim(self) -> int:
         """Width A of the actions; 0 for an action-free model."""
-        return self.transformer.action_dim
+        return self.transformer.condition_dim
 
     @property
     def device(self) -> torch.device:

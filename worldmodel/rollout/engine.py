@@ -262,10 +262,10 @@ class TokenEngine:
 
     def _action(self, action_BA: Tensor | None) -> Tensor:
         """What the action into a frame adds, [B, 1, D]; 0 for an action-free model."""
-        if action_BA is None or (self._model.action_dim == 0 and action_BA.shape[-1] == 0):
+        if action_BA is None or (self._model.condition_dim == 0 and action_BA.shape[-1] == 0):
             return self._model.llm.lm_head.weight.new_zeros(self._held_rows, 1, 1)
-        if action_BA.shape != (self._held_rows, self._model.action_dim):
-            raise ValueError(f"action {tuple(action_BA.shape)} must be {(self._held_rows, self._model.action_dim)}")
+        if action_BA.shape != (self._held_rows, self._model.condition_dim):
+            raise ValueError(f"action {tuple(action_BA.shape)} must be {(self._held_rows, self._model.condition_dim)}")
         return self._model.action_linear(action_BA).unsqueeze(1)
 
     def _named(self, ids_BK: Tensor, hidden_BD: Tensor, tickets_B1: Tensor | None) -> Frame:

@@ -8,6 +8,7 @@ mode the modules are in.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple, cast
 
 import torch
@@ -22,8 +23,8 @@ from worldmodel.transformer.token_model import TokenModel
 def pack(weight_OI: Tensor) -> Tensor:
     """A weight in the form that `product` reads fastest.
 
-    On a CPU that is oneDNN's own blocked form, one for any number of rows: F.linear goes to MKL, which was measured 2 to 4 times slower
-    on an AMD processor with AVX-512 and never faster.
+    On a CPU that is oneDNN's own blocked form, one for any number of rows: F.linear goes to MKL, which was measured 2
+    to 4 times slower on an AMD processor with AVX-512 and never faster.
     """
     if weight_OI.device.type == "cpu" and weight_OI.dtype == torch.float32 and torch.backends.mkldnn.is_available():
         return torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous())
@@ -35,6 +36,11 @@ def product(x: Tensor, packed: Tensor) -> Tensor:
     if packed.is_mkldnn:
         return torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
     return F.linear(x, packed)
+
+
+def stamp(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
+    """What moves with every change of a tensor in place, and with the place itself. No host sync."""
+    return tuple((tensor.untyped_storage()._cdata, tensor._version) for tensor in tensors)
 
 
 class FusedBlock(NamedTuple):
@@ -84,23 +90,19 @@ class FusedTransformer:
 
     def refresh(self) -> int:
         """Lays the weights out anew where they have changed; the version."""
-        stamp = self._weights()
-        if stamp != self._stamp:
+        now = stamp(self._model.parameters())
+        if now != self._stamp:
             self._lay()
-            self._stamp, self.version = stamp, self.version + 1
+            self._stamp, self.version = now, self.version + 1
         return self.version
 
     def holds(self, version: int) -> bool:
         """Whether the weights are still those of `version`; changes made in place are noticed. No host sync."""
-        return version == self.version and self._stamp == self._weights()
+        return version == self.version and self._stamp == stamp(self._model.parameters())
 
     def forget(self) -> None:
         """The weights have changed."""
         self._stamp, self.version = None, self.version + 1
-
-    def _weights(self) -> tuple[tuple[int, int], ...]:
-        """A stamp that moves with every change of a weight in place, and with the place itself."""
-        return tuple((weight.untyped_storage()._cdata, weight._version) for weight in self._model.parameters())
 
     def _lay(self) -> None:
         llm = self._model.llm
