@@ -137,6 +137,24 @@ def test_most_likely_frames_draw_nothing(dream: Dream) -> None:
     assert torch.equal(one.state["latent"], state["latent"])
 
 
+def test_a_rollout_in_two_halves_is_one_of_the_whole_length_bit_for_bit(dream: Dream) -> None:
+    def policy(td: TensorDict, held: Tensor) -> tuple[Tensor, Tensor]:
+        held = held + td["latent"][:, :A]
+        return held.sin(), held
+
+    root, keys = dream.encode(start(dream)), ("latent", "reward")
+    how = {"stream": "x", "draw": 3, "keys": keys}
+    whole = dream.rollout(policy, root, torch.zeros(B, A), 5, **how)
+    half = dream.rollout(policy, root, torch.zeros(B, A), 2, **how)
+    rest = dream.rollout(policy, half.state, half.memory, 3, **how)
+    for key in ("latent", "action", "reward", ("next", "latent"), ("next", "reward"), ("next", "continue")):
+        assert torch.equal(torch.cat([half.path[key], rest.path[key]], 1), whole.path[key]), key
+    assert torch.equal(rest.memory, whole.memory)
+    assert torch.equal(rest.state["wm", "codes"], whole.state["wm", "codes"])
+    other = dream.rollout(policy, root, torch.zeros(B, A), 5, stream="x", draw=4)
+    assert not torch.equal(other.path["next", "latent"], whole.path["next", "latent"])
+
+
 # -- forks and memos ---------------------------------------------------------------------------------------------------
 
 

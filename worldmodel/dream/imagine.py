@@ -68,18 +68,19 @@ class Dream:
         Args:
             policy: td [B] of `keys`, and memory -> action f32 [B, A] in [-1, 1] and memory.
             state: dream state [B].
-            stream: with `draw`, names the random numbers the frames are sampled with.
+            stream: with `draw` and the state's number of frames, names the random numbers a frame is sampled with.
             keys: what the policy sees and the trajectory holds of each state: `latent`, a part of it by its name in
                 `spec.latent`, `pixels`, or any key of the state.
             sample: False takes the most likely frames and draws nothing.
         Returns: the trajectory [B, horizon] (worldmodel.spec) and where it ended; no gradient enters the model.
         """
-        device = state["latent"].device
-        generator = self.seeds.torch(stream, draw, device=device) if sample else None
+        device, first = state["latent"].device, self.model.depth(state)
         seen, steps = self._view(state, keys), []
-        for _ in range(horizon):
+        for frame in range(first, first + horizon):
             action_BA, memory = policy(TensorDict(seen, batch_size=state.batch_size), memory)
             action_BA = action_BA.to(device)
+            # counted by the state's own frames: a rollout that is continued draws what a longer one would have drawn
+            generator = self.seeds.torch(stream, draw, frame, device=device) if sample else None
             state = self.step(state, action_BA, generator)
             arrived = self._view(state, keys)
             earned = {key: state[key] for key in ("reward", "continue")}
