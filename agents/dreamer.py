@@ -259,7 +259,7 @@ class Dreamer:
         clip = replay.clips(self._batch_size, self._burn_in, stream="learn", draw=update, codes=True).to(self._device)
         policy = self.dream_policy(self._seeds.torch("imagine/policy", update, device=self._device))
         state = self._dream.encode(clip)
-        path = self._dream.rollout(policy, state, None, self._horizon, stream="imagine", draw=update)
+        path = self._dream.rollout(policy, state, None, self._horizon, stream="imagine", draw=update).path
         latent_BSD = torch.cat([path["latent"][:, :1], path["next", "latent"]], 1)
         reward_BH, continue_BH = path["next", "reward"][..., 0], path["next", "continue"][..., 0]
         # a start in which the real episode terminated counts for nothing

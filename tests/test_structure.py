@@ -37,6 +37,7 @@ WORLDMODEL_RANKS = (
     ("rollout", "dream"),
     ("evaluation",),
     ("losses",),
+    ("imagination",),
     ("ivideogpt",),
     ("weights",),
     ("published",),
@@ -198,6 +199,28 @@ def test_the_rollout_engine_needs_torch_only() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+STEPS = {  # who may call what leads one imagined frame further
+    "imagine": {"worldmodel.dream.imagine"},
+    # the model itself; the published facade, whose protocols count ids and stack frames; clocks for the engine alone
+    "sample_frame": {"worldmodel.imagination", "worldmodel.published.model", "mbrl.cli.doctor", "benchmarks.rollout"},
+}
+
+
+def steppers(text: str) -> set[str]:
+    """Which of `STEPS` a source calls."""
+    calls = (node.func for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call))
+    return {call.attr for call in calls if isinstance(call, ast.Attribute) and call.attr in STEPS}
+
+
+def test_there_is_one_loop_over_imagined_steps() -> None:
+    found: dict[str, set[str]] = {name: set() for name in STEPS}
+    for module, text in sources().items():
+        for name in steppers(text):
+            found[name].add(module)
+    assert found == STEPS
+    assert steppers("for a in actions:\n    state = self.model.imagine(state, a, None)") == {"imagine"}
 
 
 def dangers(text: str) -> list[str]:

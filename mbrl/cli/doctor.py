@@ -163,7 +163,7 @@ def rollout(plain: Mapping[str, Any]) -> Iterator[Finding]:
     model = TokenModel(
         parts["transformer"],
         layout,
-        action_dim=ACTION_DIM,
+        condition_dim=ACTION_DIM,
         heads=parts["worldmodel"].heads,
         feature_dim=1,  # the heads are not used here
         continues=False,
@@ -175,10 +175,10 @@ def rollout(plain: Mapping[str, Any]) -> Iterator[Finding]:
     engine.prefill(
         context, context.new_zeros(ROWS, 0, layout.codes_future), torch.zeros(ROWS, 0, ACTION_DIM, device=device)
     )
-    engine.sample_frame(action, draws)  # the first frame allocates
+    engine.sample_frame(action, engine.uniform(draws))  # the first frame allocates
     frames, begin = parts["worldmodel"].max_frames - 1, time.perf_counter()
     for _ in range(frames):
-        last = engine.sample_frame(action, draws)
+        last = engine.sample_frame(action, engine.uniform(draws))
     finite = bool(torch.isfinite(last.hidden_BD).all())  # sync
     rate = ROWS * frames / (time.perf_counter() - begin)
     yield Finding(

@@ -108,9 +108,7 @@ def begin_from(model: IVideoGPT, folder: Path, parts: Sequence[Part]) -> list[st
 
 def action_dim(data: DataConfig, seeds: Seeds, *, image: int) -> int:
     """A of all data sets; 0 if none has actions. Raises: ValueError where they differ."""
-    spec = ModelSpec(
-        image=image, context_frames=1, action_dim=0, latent_dim=1, max_frames=1, context="sliding", burn_in=0
-    )
+    spec = ModelSpec(image=image, context_frames=1, action_dim=0, max_frames=1, context="sliding", burn_in=0)
     dims = {part.data.card.action_dim for part in data.build(spec=spec, seeds=seeds, split="train").parts}
     if len(dims) > 1:
         raise ValueError(

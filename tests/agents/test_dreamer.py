@@ -13,6 +13,7 @@ from torch import Tensor
 from agents.distributions import ScheduledStdConfig
 from agents.dreamer import DreamerConfig
 from worldmodel.optim import OptimConfig
+from worldmodel.spec import Rollout
 
 SMALL = {"batch_size": 6, "horizon": 5, "units": 8, "layers": 1, "bins": 11}
 FASTER = OptimConfig(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-5, weight_decay=0.0, max_grad_norm=100.0, warmup_steps=0)
@@ -216,10 +217,10 @@ def test_what_lies_behind_a_predicted_end_counts_for_nothing() -> None:
         driver._dream.end = 2
         rollout = driver._dream.rollout
 
-        def spoiled(*args: Any, rollout=rollout, behind=behind, **kwargs: Any) -> TensorDict:
-            path = rollout(*args, **kwargs)
-            path["next", "reward"][:, 3:] += behind
-            return path
+        def spoiled(*args: Any, rollout=rollout, behind=behind, **kwargs: Any) -> Rollout:
+            found = rollout(*args, **kwargs)
+            found.path["next", "reward"][:, 3:] += behind
+            return found
 
         driver._dream.rollout = spoiled
         imagined = driver._imagined(replay(), 0)

@@ -24,7 +24,6 @@ SPEC = ModelSpec(
     image=8,
     context_frames=2,
     action_dim=3,
-    latent_dim=4,
     max_frames=20,
     context="sliding",
     burn_in=0,

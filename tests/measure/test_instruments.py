@@ -67,7 +67,7 @@ def numbered(decisions: int = 11, *, terminated: bool = False) -> Episode:
 
 
 def spec(**changes: Any) -> ModelSpec:
-    given: dict[str, Any] = {"image": IMAGE, "context": 2, "action_dim": 2, "latent_dim": 3, "max_frames": 5}
+    given: dict[str, Any] = {"image": IMAGE, "context_frames": 2, "action_dim": 2, "max_frames": 5}
     return ModelSpec(**{**given, "context": "first_frame", "burn_in": 2, "reads": ("pixels", "proprio"), **changes})
 
 

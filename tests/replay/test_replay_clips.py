@@ -65,7 +65,6 @@ def build(tmp_path: Path, make_episode):
                 image=5,
                 context_frames=context_frames,
                 action_dim=4,
-                latent_dim=1,
                 max_frames=9,
                 context=mode,
                 burn_in=1,  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ def make(heads: HeadConfig = SCALAR, *, continues: bool = False, dropout: float 
     return TokenModel(
         dataclasses.replace(TRANSFORMER, dropout=dropout),
         LAYOUT,
-        action_dim=ACTIONS,
+        condition_dim=ACTIONS,
         heads=heads,
         feature_dim=FEATURE if heads.reward == "twohot" else 0,
         continues=continues,

@@ -255,8 +255,8 @@ def versions(
     for drawn in range(0, samples, rows):
         copies = min(rows, samples - drawn)
         many = read.apply(lambda value: value.repeat_interleave(copies, 0), batch_size=[len(read) * copies])  # noqa: B023
-        generator = seeds.torch("predict", first, drawn, device=predictor.device) if sampled else None
-        codes = predictor.dream(many, action_CTA.repeat_interleave(copies, 0), generator)
+        draw = first * samples + drawn
+        codes = predictor.dream(many, action_CTA.repeat_interleave(copies, 0), seeds if sampled else None, draw)
         parts.append(predictor.frames(many, codes).unflatten(0, (len(read), copies)))
     yield from torch.cat(parts, 1)
 
