@@ -179,7 +179,4 @@ def _windows(path: Path, config: PredictConfig, spec: ModelSpec, length: int) ->
     if not len(first_W):
         raise ValueError(f"data={path} has {len(episode) + 1} frames, a clip needs {lead + length}; lower horizon")
     first_W = first_W[: config.clips]
-    clips = clips_of(episode, spec, first_W, length=length)
-    if not spec.action_dim:
-        clips["action"] = clips["action"][..., :0]
-    return clips, [f"{path.name}/{first}" for first in first_W]
+    return clips_of(episode, spec, first_W, length=length), [f"{path.name}/{first}" for first in first_W]
