@@ -170,14 +170,9 @@ class ClipReplay:
         """
         stored, first_W = self._draw(n, length, stream=stream, draw=draw, subset=subset)
         codes, sliding = codes and "pixels" in self._spec.reads, self._spec.context == "sliding"
-        memoised = [self._encoded(one) for one in stored] if codes and not sliding else None
-        clip = clips_of(
-            [one.episode for one in stored],
-            self._spec,
-            first_W,
-            length=length,
-            codes=memoised and [(made.context, made.frames) for made in memoised],
-        )
+        made = map(self._encoded, stored) if codes and not sliding else None
+        memoised = None if made is None else [(one.context, one.frames) for one in made]
+        clip = clips_of([one.episode for one in stored], self._spec, first_W, length=length, codes=memoised)
         if codes and sliding:  # every clip has a context of its own
             context, ids = self._tokenized(clip.pop("context"), clip.pop("pixels"))
             clip["context_codes"], clip["codes"] = context.cpu(), ids.cpu()
@@ -228,9 +223,7 @@ class ClipReplay:
             return self.store.stored[-self.config.recent_episodes :]
         return self.store.lasting() if subset == "demos" else self.store.stored
 
-    def _draw(
-        self, n: int, length: int, *, stream: str, draw: int, subset: Subset
-    ) -> tuple[list[Stored], Indices]:
+    def _draw(self, n: int, length: int, *, stream: str, draw: int, subset: Subset) -> tuple[list[Stored], Indices]:
         """The episode of each clip, and the index in it of the clip's first frame."""
         context = self._spec.context_frames if self._spec.context == "sliding" else 0
         least = 0 if context else 1  # none behind a context, one where the clip itself is the start
@@ -243,7 +236,8 @@ class ClipReplay:
             longest = max((len(one.episode) + 1 for one in pool), default=0)
             raise ValueError(
                 f"no {NOUNS[subset]} has the {frames} frames that a clip of {length} needs: there are {len(pool)} "
-                f"finished episodes, the longest of {longest} frames. Collect more before this draw, or draw shorter clips"
+                f"finished episodes, the longest of {longest} frames. Collect more before this draw, or draw shorter "
+                "clips"
             )
         generator = self._seeds.numpy(f"replay/{stream}", draw)
         # by chance row by row: right on average for every n

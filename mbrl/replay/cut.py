@@ -1,7 +1,7 @@
 """How episodes are cut: real steps into an episode, an episode into clips, transitions and windows.
 
-THE rule, `led_into`: decision i leads from frame i into frame i + 1, and nothing leads into frame 0. Replay, data sets and
-windows all cut by it. Knows episodes and the clip's keys; nothing of models, files or random numbers.
+THE rule, `led_into`: decision i leads from frame i into frame i + 1, and nothing leads into frame 0. Replay, data sets
+and windows all cut by it. Knows episodes and the clip's keys; nothing of models, files or random numbers.
 """
 
 from __future__ import annotations
