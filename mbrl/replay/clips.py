@@ -75,13 +75,16 @@ class ReplayConfig:
         tokenize: Tokenize | None = None,
         version: Callable[[], int] = lambda: 0,
         demos: int = 0,
+        lent: Sequence[Stored] = (),
     ) -> ClipReplay:
         """The replay whose files lie in `folder`; `tokenize` gives codes, valid as long as `version()` stays.
 
         `demos`: the run's first episodes are demonstrations, so many: kept for ever, on top of `capacity`.
+        `lent`: episodes of data sets, likewise, which are read where they lie.
         Without `tokenize` there are no codes to draw.
         """
-        return ClipReplay(self, folder=folder, spec=spec, seeds=seeds, tokenize=tokenize, version=version, demos=demos)
+        store = EpisodeStore(folder, capacity=self.capacity, on_damage=self.on_damage, protected=demos, lent=lent)
+        return ClipReplay(self, store=store, spec=spec, seeds=seeds, tokenize=tokenize, version=version)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,15 +108,14 @@ class ClipReplay:
         self,
         config: ReplayConfig,
         *,
-        folder: Path,
+        store: EpisodeStore,
         spec: ModelSpec,
         seeds: Seeds,
-        tokenize: Tokenize | None = None,
-        version: Callable[[], int] = lambda: 0,
-        demos: int = 0,
+        tokenize: Tokenize | None,
+        version: Callable[[], int],
     ) -> None:
         self.config = config
-        self.store = EpisodeStore(folder, capacity=config.capacity, on_damage=config.on_damage, protected=demos)
+        self.store = store
         self._spec = spec
         self._seeds = seeds
         self._tokenize = tokenize
@@ -221,7 +223,7 @@ class ClipReplay:
             raise ValueError(f"subset must be one of {', '.join(NOUNS)} (got {subset})")
         if subset == "recent":
             return self.store.stored[-self.config.recent_episodes :]
-        return self.store.lasting() if subset == "demos" else self.store.stored
+        return self.store.lasting() if subset == "demos" else self.store.all
 
     def _draw(self, n: int, length: int, *, stream: str, draw: int, subset: Subset) -> tuple[list[Stored], Indices]:
         """The episode of each clip, and the index in it of the clip's first frame."""
@@ -284,8 +286,8 @@ class ClipReplay:
 
     def _forget_evicted(self) -> None:
         """Codes live no longer than their episode."""
-        if len(self._codes) > len(self.store.stored):
-            there = {stored.name for stored in self.store.stored}
+        if len(self._codes) > len(self.store.all):
+            there = {stored.name for stored in self.store.all}
             self._codes = {name: codes for name, codes in self._codes.items() if name in there}
 
     def prune(self, kept: Iterable[Mapping[str, Any]]) -> int:

@@ -14,7 +14,7 @@ from mbrl.data.ahead import Ahead
 from mbrl.data.mixture import PartConfig, split_of, survey
 from mbrl.data.segments import frame_step
 from mbrl.data.source import ClipSource, DataConfig
-from mbrl.replay.clips import ClipReplay, ReplayConfig
+from mbrl.replay.clips import ReplayConfig
 from mbrl.rundir.build import make
 from tests.data.numbered import numbered
 from worldmodel.seeds import Seeds
@@ -58,9 +58,7 @@ def test_a_clip_has_the_keys_dtypes_and_shapes_of_replay(make_set, config, tmp_p
     settings = ReplayConfig(
         capacity=100, recent_fraction=0.0, recent_episodes=1, return_prioritised_fraction=0.0, on_damage="stop"
     )
-    replay = ClipReplay(
-        settings, folder=tmp_path / "r", spec=EPISODIC, seeds=Seeds(1), tokenize=lambda c, f: (c, f), version=lambda: 0
-    )
+    replay = settings.build(folder=tmp_path / "r", spec=EPISODIC, seeds=Seeds(1))
     replay.append(numbered(0, 9))
     ours = source.clips(3, 5, stream="x", draw=0)
     theirs = replay.clips(3, 5, stream="x", draw=0)
