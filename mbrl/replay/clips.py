@@ -245,7 +245,7 @@ class ClipReplay:
         # by chance row by row: right on average for every n
         recent = generator.random(n) < (self.config.recent_fraction if subset == "all" else 0)
         # the newest episodes whose starts count; all of them where the newest are too short
-        older = max(0, len(starts) - self.config.recent_episodes)
+        older = max(len(self.store.lent), len(starts) - self.config.recent_episodes)
         lowest = starts[:older].sum() if starts[older:].sum() else 0
         index, start = _located(generator.integers(np.where(recent, lowest, 0), starts.sum()), ends)
         if subset == "all" and self.config.return_prioritised_fraction:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from mbrl.cli.compose import compose
 from mbrl.cli.main import main
@@ -45,7 +46,8 @@ def assembled(folder: Path, *words: str) -> Run:
 
 
 def test_they_are_drawn_but_are_neither_demonstrations_nor_recent_nor_dropped(tmp_path: Path, data: Path) -> None:
-    run = assembled(tmp_path / "run", f"rehearsal=[{data}]", "demos=1", "replay.capacity=60")
+    words = ("replay.recent_fraction=1.0", "replay.recent_episodes=100", "replay.return_prioritised_fraction=0.0")
+    run = assembled(tmp_path / "run", f"rehearsal=[{data}]", "demos=1", "replay.capacity=60", *words)
     run.demonstrate()
     store = run.replay.store
     assert (len(store.lent), len(store.stored), len(run.replay)) == (4, 1, 125)
@@ -54,15 +56,15 @@ def test_they_are_drawn_but_are_neither_demonstrations_nor_recent_nor_dropped(tm
     assert [one.episode.number for one in store.stored] == [0, 5, 6], "one demonstration, 50 of 60 decisions"
     assert len(store.lent) == 4 and run.clock.episodes == 7
 
-    def own(subset: str) -> set[bool]:
-        frames = {one.episode.pixels.tobytes() for one in store.stored}
-        pixels = {frame.tobytes() for one in store.stored for frame in one.episode.pixels}
-        assert len(frames) == 3
-        rows = run.replay.transitions(300, n_step=1, stack=1, stream="q", draw=0, subset=subset)  # type: ignore[arg-type]
-        return {frame.numpy().tobytes() in pixels for frame in rows["pixels"]}
+    ours = {frame.tobytes() for one in store.stored for frame in one.episode.pixels}
 
-    assert own("all") == {True, False} and own("demos") == {True}
-    assert own("recent") == {True}
+    def own(pixels: Tensor) -> set[bool]:
+        return {frame.numpy().tobytes() in ours for frame in pixels}
+
+    for subset, expected in {"all": {True, False}, "demos": {True}, "recent": {True}}.items():
+        rows = run.replay.transitions(300, n_step=1, stack=1, stream="q", draw=0, subset=subset)  # type: ignore[arg-type]
+        assert own(rows["pixels"]) == expected, subset
+    assert own(run.replay.clips(100, 3, stream="fit", draw=0)["pixels"][:, 0]) == {True}, "recent_fraction"
     rewards = np.concatenate([one.episode.reward for one in store.stored[1:]])
     assert run.instruments._reward_variance() == pytest.approx(float(rewards.var())), "of the run's own experience"
 
