@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from worldmodel.spec import ModelSpec, Rollout
+from worldmodel.spec import ModelSpec, Reads, Rollout, Subset
 
 Memory: TypeAlias = TensorDict | None
 """The agent's own; None at the start. The loop carries and saves it and never looks inside. Tensors only."""
@@ -37,12 +37,30 @@ class Replay(Protocol):
     """What an agent may ask of replay. Draws are numbered: the same `draw` gives the same rows."""
 
     def clips(
-        self, n: int, length: int, *, stream: str, draw: int, codes: bool = False, demonstrated: bool = False
+        self, n: int, length: int, *, stream: str, draw: int, codes: bool = False, subset: Subset = "all"
     ) -> TensorDict:
         """`n` random clips (worldmodel.spec) of `length` frames, never across episodes; batch [n].
 
-        `codes=True` gives `context_codes` and `codes` instead of pixels; `demonstrated=True` draws from the run's
-        demonstrations alone.
+        `codes=True` gives `context_codes` and `codes` instead of pixels; `subset` says which episodes to draw from:
+        all, the run's demonstrations, or the newest.
+        """
+        ...
+
+    def transitions(
+        self,
+        n: int,
+        *,
+        n_step: int,
+        stack: int,
+        stream: str,
+        draw: int,
+        subset: Subset = "all",
+        keys: Sequence[Reads] = ("pixels",),
+    ) -> TensorDict:
+        """`n` random transitions (worldmodel.spec) of `n_step` decisions at most; batch [n].
+
+        Every decision of every finished episode of the subset is equally likely. `keys` of `stack` frames stand behind
+        each other; none of them has to be read by a world model.
         """
         ...
 

@@ -286,7 +286,7 @@ class Dreamer:
     def _demo_batch(self, replay: Replay, update: int) -> DemoBatch:
         """Real states of demonstrations, as many as dreams begin, and what the expert did next in each."""
         clip = replay.clips(
-            self._batch_size, self._burn_in + 1, stream="imitate", draw=update, codes=True, demonstrated=True
+            self._batch_size, self._burn_in + 1, stream="imitate", draw=update, codes=True, subset="demos"
         ).to(self._device)
         return DemoBatch(self._dream.encode(without_last(clip))["latent"], clip["action"][:, -1])
 

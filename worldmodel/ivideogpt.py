@@ -193,7 +193,7 @@ class IVideoGPT(Imagination):
             strange_B1 = uniform(context_BN[:, :1].shape, noise, device=self.device) < cfg.context_swap_prob
             before_BN = torch.where(strange_B1, clip.get("other_codes", context_BN.roll(1, 0)), context_BN)
         given = 1 if self.config.context == "first_frame" else 0  # the clip's first frame is observed, not predicted
-        reward_BF, known_BF = reward_targets(clip["reward"], clip["first"], cfg.reward_target)
+        reward_BF, known_BF = reward_targets(clip["reward"], clip["reward_mask"], cfg.reward_target)
         action_BFA, proprio_BFQ, push_BFQ = clip["action"], None, None
         if self.config.proprio:
             known_BFX = proprio.disturbed(proprio.known(clip["proprio"]), generator)
@@ -209,7 +209,7 @@ class IVideoGPT(Imagination):
             push_BFQ=push_BFQ,
             burn_in=self.config.burn_in,
             reward_BF=reward_BF,
-            reward_known_BF=known_BF,
+            reward_mask_BF=known_BF,
             continue_BF=clip["continue"],
             given=given,
             generator=dropout,
@@ -222,7 +222,7 @@ class IVideoGPT(Imagination):
     def _known_scale(self, known_BF: Tensor, share: MicroBatch | None) -> Tensor | float:
         if share is None:
             return 1.0
-        whole = reward_targets(share.whole["reward"], share.whole["first"], self.config.losses.reward_target)[1]
+        whole = reward_targets(share.whole["reward"], share.whole["reward_mask"], self.config.losses.reward_target)[1]
         return share.scale(known_BF, whole.to(self.device))
 
     def parameters_of(self, part: Part) -> dict[str, nn.Parameter]:

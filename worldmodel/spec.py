@@ -13,8 +13,18 @@ Frames are uint8 [3, H, W] everywhere outside a network.
   `context` u8 [t,3,H,W] and `pixels` u8 [T,3,H,W], or their ids `context_codes` i64 [t*N] and `codes` i64 [T,K];
   `proprio` f32 [T,Q], `state` f32 [T,S], `snapshot` f64 [T,P], those that the model reads;
   `action` f32 [T,A], the action that led INTO frame j (zero where the episode begins); for training also
-  `reward` f32 [T] received on arriving in frame j, `continue` f32 [T] (0 where the episode terminated in frame j),
-  `first` bool [T] (frame j opens the episode: nothing led into it).
+  `reward` f32 [T] received on arriving in frame j, always finite; `reward_mask` bool [T], where it is known (not in the
+  frame that opens an episode, nor where nobody recorded it); `continue` f32 [T] (0 where the episode terminated in
+  frame j).
+* transition, batch [B]: what an off-policy agent learns from, n decisions at most and what was seen before and after.
+  `pixels` u8 [3*S,H,W], the S newest frames, oldest first (before an episode its first frame repeats); `action` f32
+  [A], the first decision; under `next`: `pixels` as it ends; `reward` f32 [n] and `continue` f32 [n] on arriving in
+  each frame; `steps` i64 [], how many decisions there are. `steps` < n where the episode ends before n: then `reward`
+  is padded with 0, and `continue` with its last value, 0 where the episode terminated, 1 where it was truncated. The
+  n-step return bootstraps from the last real frame, which is `next`'s, and not where the episode terminated:
+  sum_k gamma^k (prod_{j<k} continue_j) reward_k + gamma^steps (prod_j continue_j) value(next). (DrQ-v2 leaves out
+  starts whose n steps do not fit; here every decision is drawn alike, with a shorter return.)
+  Other keys of a frame (`proprio` f32 [S*Q], `state`, `snapshot`) are stacked likewise where they are asked for.
 * dream state, batch [B], of fixed shapes (`ModelSpec.state` has all of them): `latent` f32 [D]; `proprio` f32 [Q] of a
   model that reads it; `reward` f32 [1] (environment units) and `continue` f32 [1] in [0, 1]; `wm`, the model's own, and
   in it `frame` i64 [1], how many frames the state knows behind its context, the same in all rows.
@@ -39,6 +49,8 @@ ContextMode = Literal["sliding", "first_frame"]
 Part = Literal["tokenizer", "dynamics"]
 Reads = Literal["pixels", "proprio", "state", "snapshot"]
 StateKey = str | tuple[str, ...]
+Subset = Literal["all", "demos", "recent"]
+"""Of the episodes of a replay."""
 
 
 @dataclass(frozen=True, kw_only=True)

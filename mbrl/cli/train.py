@@ -61,8 +61,10 @@ def run(args: list[str]) -> int:
     folder = settled.folder
 
     from mbrl.run.assemble import Configs, assemble
+    from mbrl.run.rehearsal import rehearsed
 
     configs = Configs.of(settled.plain, trusted=settled.trusted)
+    rehearsed(configs.rehearsal, configs.protocol)  # before there is a folder
 
     from mbrl.files import clear_temporaries
     from mbrl.io.checkpoint import checkpoint_paths
@@ -205,6 +207,8 @@ def as_plain(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(plain, dict)
     if isinstance(plain.get("init"), str):
         plain["init"] = str(Path(plain["init"]).expanduser().resolve())
+    if isinstance(plain.get("rehearsal"), list):
+        plain["rehearsal"] = [str(Path(str(folder)).expanduser().resolve()) for folder in plain["rehearsal"]]
     return {str(key): value for key, value in plain.items()}
 
 

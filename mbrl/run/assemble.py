@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from mbrl.run.collect import Collector
 from mbrl.run.demos import Demos, check_demos
 from mbrl.run.evaluate import Evaluator
 from mbrl.run.progress import Progress
+from mbrl.run.rehearsal import check_rehearsal, lent, rehearsed
 from mbrl.run.run import Run
 from mbrl.run.validate import check_together
 from mbrl.rundir.build import make
@@ -69,6 +70,7 @@ class Configs:
     seed: int
     keep: int
     demos: int
+    rehearsal: tuple[str, ...]
     groups: Mapping[str, Any]
 
     @classmethod
@@ -81,7 +83,8 @@ class Configs:
             raise ValueError(f"seed must be in [0, 2^31) (got {plain['seed']})")
         if plain["keep"] < 2:
             raise ValueError(f"keep must be >= 2: the newest checkpoint may be the damaged one (got {plain['keep']})")
-        return cls(seed=plain["seed"], keep=plain["keep"], demos=demos, groups=groups)
+        rehearsal = check_rehearsal(plain.get("rehearsal", ()))
+        return cls(seed=plain["seed"], keep=plain["keep"], demos=demos, rehearsal=rehearsal, groups=groups)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -131,17 +134,12 @@ def assemble_eval(configs: Configs, collecting: RowsEnv | None) -> EvalSetup:
 
 def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: Stop) -> Run:
     """The whole run; reading this function top to bottom is reading the object graph."""
+    sets = rehearsed(configs.rehearsal, configs.protocol)
     envs = worlds_of(configs, stream="env", rows=configs.compute.rows)
+    require_room(configs, envs, folder, rehearsed=sum(sum(data.frames) - len(data) for data in sets))
+    old = lent(sets, envs, configs.worldmodel.reads)
     player = assemble_eval(configs, envs)
     seeds, model = player.seeds, player.model
-    stored = min(configs.replay.capacity, configs.schedule.total // configs.protocol.action_repeat)
-    expected_bytes(
-        stored + configs.demos * configs.protocol.decisions,
-        image=configs.protocol.image,
-        action_dim=envs.env_spec.action_dim,
-        known=envs.known,
-        episode_decisions=configs.protocol.decisions,
-    ).require_room(folder)
     clock, progress, gate = Clock(), Progress(), configs.schedule.gate.build()
     replay = configs.replay.build(
         folder=folder / "replay",
@@ -150,6 +148,7 @@ def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: S
         tokenize=model.tokenize,
         version=lambda: model.tokenizer_version,
         demos=configs.demos,
+        lent=old,
     )
     teaching = worlds_of(configs, stream="demos", rows=1) if configs.demos else None
     collector = Collector(
@@ -187,6 +186,25 @@ def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: S
         stop=stop,
         info=info,
     )
+
+
+def require_room(configs: Configs, envs: RowsEnv, folder: Path, *, rehearsed: int) -> None:
+    """Refuses a replay that memory or disk could not hold; of data sets (`rehearsed` decisions) memory holds a copy.
+
+    Raises: ValueError.
+    """
+    stored = min(configs.replay.capacity, configs.schedule.total // configs.protocol.action_repeat)
+    own, old = (
+        expected_bytes(
+            decisions,
+            image=configs.protocol.image,
+            action_dim=envs.env_spec.action_dim,
+            known=envs.known,
+            episode_decisions=configs.protocol.decisions,
+        )
+        for decisions in (stored + configs.demos * configs.protocol.decisions, rehearsed)
+    )
+    replace(own, ram=own.ram + old.ram).require_room(folder)
 
 
 def worlds_of(configs: Configs, *, stream: str, rows: int) -> RowsEnv:

@@ -46,12 +46,17 @@ LEFT_BEHIND = ("run.lock", "console.log")
 
 
 def default_folder(plain: Mapping[str, Any], variants: Mapping[str, str]) -> Path:
-    """runs/<task>/<agent>-<transformer>[-demos<n>]/seed-<n>/<date-time>; `oracle` where no transformer has a part."""
+    """runs/<task>/<agent>-<transformer>[-demos<n>][-rehearsal]/seed-<n>/<date-time>.
+
+    `oracle` stands where no transformer has a part.
+    """
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     model = "oracle" if world_model(plain) == "oracle" else variants["transformer"]
     method = f"{variants['agent']}-{model}"
     if plain["demos"]:  # never averaged with runs that had none
         method += f"-demos{plain['demos']}"
+    if plain["rehearsal"]:
+        method += "-rehearsal"
     return Path("runs") / plain["task"]["name"] / method / f"seed-{plain['seed']}" / stamp
 
 
@@ -238,6 +243,7 @@ def run_info(plain: Mapping[str, Any], *, argv: list[str]) -> dict[str, Any]:
         "protocol_sha256": sha256(json.dumps(plain["protocol"], sort_keys=True).encode()),
         "camera": plain["protocol"]["camera"],
         "demos": plain["demos"],
+        "rehearsal": plain["rehearsal"],
         "world_model": world_model(plain),
         "agent": plain["agent"]["_target_"],
         "model": plain["worldmodel"]["_target_"],

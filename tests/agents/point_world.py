@@ -19,7 +19,7 @@ from agents.dreamer import Dreamer, DreamerConfig
 from agents.returns import PercentileNormConfig, StdNormConfig
 from worldmodel.optim import OptimConfig
 from worldmodel.seeds import Seeds
-from worldmodel.spec import ContextMode, EnvSpec, ModelSpec, Rollout
+from worldmodel.spec import ContextMode, EnvSpec, ModelSpec, Rollout, Subset
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "agent"
 CLASSES = {
@@ -147,9 +147,10 @@ class PointReplay:
     alive: float = 1.0
 
     def clips(
-        self, n: int, length: int, *, stream: str, draw: int, codes: bool = False, demonstrated: bool = False
+        self, n: int, length: int, *, stream: str, draw: int, codes: bool = False, subset: Subset = "all"
     ) -> TensorDict:
         assert codes
+        demonstrated = subset == "demos"
         assert length == self.burn_in + demonstrated
         state = states(n, Seeds(11).torch(stream, draw))
         clip = {

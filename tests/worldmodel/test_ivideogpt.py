@@ -77,7 +77,7 @@ def clip(model: IVideoGPT, frames: int) -> TensorDict:
             "proprio": torch.randn(B, frames, Q, generator=generator),
             "reward": torch.rand(B, frames, generator=generator),
             "continue": torch.ones(B, frames),
-            "first": torch.zeros(B, frames, dtype=torch.bool),
+            "reward_mask": torch.ones(B, frames, dtype=torch.bool),
         },
         batch_size=[B],
     )
@@ -238,7 +238,7 @@ class Acted:
                 "action": action,
                 "reward": action[..., 0],
                 "continue": torch.ones(n, length),
-                "first": torch.zeros(n, length, dtype=torch.bool),
+                "reward_mask": torch.ones(n, length, dtype=torch.bool),
             },
             batch_size=[n],
         )

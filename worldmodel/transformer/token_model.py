@@ -261,7 +261,7 @@ class TokenModel(nn.Module):
         actions_BFA: Tensor | None,
         features_BFE: Tensor | None,
         reward_BF: Tensor,
-        reward_known_BF: Tensor,
+        reward_mask_BF: Tensor,
         continue_BF: Tensor,
         given: int,
         generator: torch.Generator,
@@ -275,8 +275,8 @@ class TokenModel(nn.Module):
             codes_BFK: what is to be predicted.
             read_BFK: what the model reads instead, a disturbed form of `codes_BFK`.
             push_BFQ: [B, F, Q] target of `push`; not supervised in the `burn_in` frames, which no dream predicts.
-            reward_BF: [B, F] reward received on arriving in frame j, environment units.
-            reward_known_BF: bool [B, F]; the reward loss is the mean over these.
+            reward_BF: [B, F] reward received on arriving in frame j, environment units; finite.
+            reward_mask_BF: bool [B, F], where it is known; the reward loss is the mean over these.
             continue_BF: float [B, F], 0 where the episode terminated in frame j.
             given: leading frames whose codes are not supervised.
             generator: source of dropout.
@@ -287,10 +287,8 @@ class TokenModel(nn.Module):
         hidden_BFD = self.frame_hidden(hidden_BND)
         losses = {"codes": self.code_loss(hidden_BND, layout_labels(targets_BN, self.layout, given=given))}
         if self.heads.reward != "none":
-            # an unknown reward may be NaN, which would survive a product with 0
-            known_BF = reward_BF.masked_fill(~reward_known_BF, 0)
-            each_BF = self.reward_loss(hidden_BFD, known_BF, features_BFE) * reward_known_BF
-            losses["reward"] = each_BF.sum() / reward_known_BF.sum().clamp(min=1)
+            each_BF = self.reward_loss(hidden_BFD, reward_BF, features_BFE) * reward_mask_BF
+            losses["reward"] = each_BF.sum() / reward_mask_BF.sum().clamp(min=1)
         if self.has_continue:
             losses["continue"] = self.continue_loss(hidden_BFD, continue_BF).mean()
         if push_BFQ is not None and actions_BFA is not None:
