@@ -44,10 +44,11 @@ class DreamerConfig:
         bins: two-hot bins of the critic, odd.
         limit: the outermost bins are at symexp(+-limit), in environment units.
         zero_init_value: the critic starts narrowly at value 0; else uniform over its bins (whose mean is 0 too).
-        tau: share of the critic that its slow copy takes over after each update, in (0, 1].
+        tau: share of the critic that its slow copy takes over after each update, in (0, 1]; null without `target_reg`.
         target_reg: weight of the loss that keeps the critic near its slow copy; 0 does without.
         epochs: optimizer steps on each imagined batch.
-        ratio_clip: how far the probability ratio may leave 1 before its gradient ends (PPO); with one epoch it is 1.
+        ratio_clip: how far the probability ratio may leave 1 before its gradient ends (PPO); null with one epoch, where
+            the ratio is 1.
         entropy_coef: weight of the entropy bonus per nat.
         logit_reg: weight of the squared output before the squashing tanh of continuous policies; 0 in DreamerV3. Where
             advantages are mostly noise the output drifts outwards, and beyond 2 its gradient is gone: the policy then
@@ -72,10 +73,10 @@ class DreamerConfig:
     bins: int
     limit: float
     zero_init_value: bool
-    tau: float
+    tau: float | None
     target_reg: float
     epochs: int
-    ratio_clip: float
+    ratio_clip: float | None
     entropy_coef: float
     logit_reg: float
     bc_coef: float
@@ -96,9 +97,11 @@ class DreamerConfig:
             ("lambda_", 0 <= self.lambda_ <= 1, "in [0, 1]"),
             ("bins", self.bins >= 3 and self.bins % 2 == 1, "odd and >= 3"),
             ("limit", 0 < self.limit <= 40, "in (0, 40]"),
-            ("tau", 0 < self.tau <= 1, "in (0, 1]"),
             ("target_reg", self.target_reg >= 0, ">= 0"),
-            ("ratio_clip", 0 < self.ratio_clip < 1, "in (0, 1)"),
+            ("tau", self.tau is None or self.target_reg > 0, "null with target_reg=0, where it has no effect"),
+            ("tau", not self.target_reg or 0 < (self.tau or 0) <= 1, f"in (0, 1] with target_reg={self.target_reg}"),
+            ("ratio_clip", self.ratio_clip is None or self.epochs > 1, "null with epochs=1, where it has no effect"),
+            ("ratio_clip", self.epochs == 1 or 0 < (self.ratio_clip or 0) < 1, f"in (0, 1) with epochs={self.epochs}"),
             ("entropy_coef", self.entropy_coef >= 0, ">= 0"),
             ("logit_reg", self.logit_reg >= 0, ">= 0"),
             ("bc_coef", self.bc_coef >= 0, ">= 0"),
@@ -256,7 +259,7 @@ class Dreamer:
         clip = replay.clips(self._batch_size, self._burn_in, stream="learn", draw=update, codes=True).to(self._device)
         policy = self.dream_policy(self._seeds.torch("imagine/policy", update, device=self._device))
         state = self._dream.encode(clip)
-        path = self._dream.rollout(policy, state, None, self._horizon, stream="imagine", draw=update)
+        path = self._dream.rollout(policy, state, None, self._horizon, stream="imagine", draw=update).path
         latent_BSD = torch.cat([path["latent"][:, :1], path["next", "latent"]], 1)
         reward_BH, continue_BH = path["next", "reward"][..., 0], path["next", "continue"][..., 0]
         # a start in which the real episode terminated counts for nothing
@@ -283,7 +286,7 @@ class Dreamer:
     def _demo_batch(self, replay: Replay, update: int) -> DemoBatch:
         """Real states of demonstrations, as many as dreams begin, and what the expert did next in each."""
         clip = replay.clips(
-            self._batch_size, self._burn_in + 1, stream="imitate", draw=update, codes=True, demonstrated=True
+            self._batch_size, self._burn_in + 1, stream="imitate", draw=update, codes=True, subset="demos"
         ).to(self._device)
         return DemoBatch(self._dream.encode(without_last(clip))["latent"], clip["action"][:, -1])
 
@@ -324,6 +327,8 @@ class Dreamer:
     def _surrogate(self, log_ratio_BH: Tensor, advantage_BH: Tensor) -> Tensor:
         """PPO's clipped objective; where the ratio is 1 (the first epoch) its gradient is REINFORCE's."""
         ratio_BH = log_ratio_BH.exp()
+        if self._ratio_clip is None:
+            return ratio_BH * advantage_BH
         clipped_BH = ratio_BH.clamp(1 - self._ratio_clip, 1 + self._ratio_clip)
         return torch.minimum(ratio_BH * advantage_BH, clipped_BH * advantage_BH)
 
@@ -336,7 +341,7 @@ class Dreamer:
 
     @torch.no_grad()
     def _update_target(self) -> None:
-        if self.target_critic is not None:
+        if self.target_critic is not None and self._tau is not None:
             for slow, fast in zip(self.target_critic.parameters(), self.critic.parameters(), strict=True):
                 slow.lerp_(fast, self._tau)
 

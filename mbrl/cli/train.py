@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mbrl.cli.compose import chosen, compose, compose_onto, decided, own_folder, take_config_dir, typed
 from mbrl.cli.errors import DONE
+from mbrl.cli.words import target
 from mbrl.program import program
 
 log = logging.getLogger("mbrl")
@@ -60,8 +61,10 @@ def run(args: list[str]) -> int:
     folder = settled.folder
 
     from mbrl.run.assemble import Configs, assemble
+    from mbrl.run.rehearsal import rehearsed
 
     configs = Configs.of(settled.plain, trusted=settled.trusted)
+    rehearsed(configs.rehearsal, configs.protocol)  # before there is a folder
 
     from mbrl.envs.simulator import EnvDataError
     from mbrl.files import clear_temporaries
@@ -84,14 +87,12 @@ def run(args: list[str]) -> int:
             if new:
                 write_run(folder, settled.plain, info)
             talk(folder / "console.log")
-            log.info("run folder: %s", folder)
-            if settled.sizes:
-                log.info("%s", settled.sizes)
             stop.listen()
-            state = assemble(configs, folder, info=info, stop=stop)
+            state, lines = assemble(configs, folder, info=info, stop=stop), [settled.sizes]
             if info["init"] is not None and not checkpoint_paths(folder / "checkpoints"):
-                for line in start_from(state.model, info["init"]):
-                    log.info("%s", line)
+                lines += start_from(state.model, info["init"])
+        for line in filter(None, (f"run folder: {folder}", *lines)):  # only now can nothing be refused any more
+            log.info("%s", line)
         with state.logger:
             resumed = state.checkpoints.load(state.parts())
             check_recorded(state.replay.store.stored, state.collector.env.known)
@@ -127,7 +128,7 @@ def settle(args: list[str]) -> Settled:
     if named is None or "${" in str(named):  # chosen by a file, by a reference, or by us
         plain = as_plain(compose("train", args))
         named = plain["run_dir"] or default_folder(plain, chosen("train", args))
-    folder = Path(str(named)).expanduser().resolve()
+    folder = target("run_dir", str(named)).resolve()
     if holds_run(folder):
         stored = read_config(folder)
         own = take_config_dir(args)[1]
@@ -210,6 +211,8 @@ def as_plain(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(plain, dict)
     if isinstance(plain.get("init"), str):
         plain["init"] = str(Path(plain["init"]).expanduser().resolve())
+    if isinstance(plain.get("rehearsal"), list):
+        plain["rehearsal"] = [str(Path(str(folder)).expanduser().resolve()) for folder in plain["rehearsal"]]
     return {str(key): value for key, value in plain.items()}
 
 

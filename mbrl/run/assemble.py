@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from mbrl.run.collect import Collector
 from mbrl.run.demos import Demos, check_demos
 from mbrl.run.evaluate import Evaluator
 from mbrl.run.progress import Progress
+from mbrl.run.rehearsal import check_rehearsal, lent, rehearsed
 from mbrl.run.run import Run
 from mbrl.run.validate import check_together, footprint
 from mbrl.rundir.build import make
@@ -72,6 +73,7 @@ class Configs:
     seed: int
     keep: int
     demos: int
+    rehearsal: tuple[str, ...]
     groups: Mapping[str, Any]
 
     @classmethod
@@ -84,7 +86,8 @@ class Configs:
             raise ValueError(f"seed must be in [0, 2^31) (got {plain['seed']})")
         if plain["keep"] < 2:
             raise ValueError(f"keep must be >= 2: the newest checkpoint may be the damaged one (got {plain['keep']})")
-        return cls(seed=plain["seed"], keep=plain["keep"], demos=demos, groups=groups)
+        rehearsal = check_rehearsal(plain.get("rehearsal", ()))
+        return cls(seed=plain["seed"], keep=plain["keep"], demos=demos, rehearsal=rehearsal, groups=groups)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -134,11 +137,12 @@ def assemble_eval(configs: Configs, collecting: RowsEnv | None) -> EvalSetup:
 
 def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: Stop) -> Run:
     """The whole run; reading this function top to bottom is reading the object graph."""
+    sets = rehearsed(configs.rehearsal, configs.protocol)
     envs = worlds_of(configs, stream="env", rows=configs.compute.rows)
+    require_room(configs, folder, rehearsed=sum(sum(data.frames) - len(data) for data in sets))
+    old = lent(sets, envs, configs.worldmodel.reads)
     player = assemble_eval(configs, envs)
     seeds, model = player.seeds, player.model
-    kept = min(configs.replay.capacity, configs.schedule.total // configs.protocol.action_repeat)
-    footprint(configs.groups, kept + configs.demos * configs.protocol.decisions).require_room(folder)
     clock, progress, gate = Clock(), Progress(), configs.schedule.gate.build()
     replay = configs.replay.build(
         folder=folder / "replay",
@@ -147,6 +151,7 @@ def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: S
         tokenize=model.tokenize,
         version=lambda: model.tokenizer_version,
         demos=configs.demos,
+        lent=old,
     )
     teaching = worlds_of(configs, stream="demos", rows=1) if configs.demos else None
     collector = Collector(
@@ -184,6 +189,17 @@ def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: S
         stop=stop,
         info=info,
     )
+
+
+def require_room(configs: Configs, folder: Path, *, rehearsed: int) -> None:
+    """Refuses a replay that memory or disk could not hold; of data sets (`rehearsed` decisions) memory holds a copy.
+
+    Raises: ValueError.
+    """
+    stored = min(configs.replay.capacity, configs.schedule.total // configs.protocol.action_repeat)
+    own = footprint(configs.groups, stored + configs.demos * configs.protocol.decisions)
+    old = footprint(configs.groups, rehearsed)
+    replace(own, ram=own.ram + old.ram).require_room(folder)
 
 
 def worlds_of(configs: Configs, *, stream: str, rows: int) -> RowsEnv:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agents.api import DreamMetrics
 from mbrl.cli.compose import compose
 from mbrl.cli.main import main
 from mbrl.cli.train import as_plain
@@ -131,7 +132,9 @@ def learn(folder: Path, played: Played, *, words: list[str], updates: int, episo
                 played.row(run.fitter.update(run.replay, part, number))
             played.weigh(f"weights/{part}", run.model.parameters_of(part).values())
         for number in range(updates):
-            played.row(run.agent.learn(run.replay, number))
+            learned = run.agent.learn(run.replay, number)
+            assert isinstance(learned, DreamMetrics)
+            played.row({**learned, "imagined_frames": learned.imagined_frames})
         agent = run.agent.state_dict()
         nets = [name for name in agent if name.startswith(("actor.", "critic."))]
         played.weigh("weights/agent", [agent[name] for name in nets])

@@ -94,19 +94,10 @@ class TokenizerObjective:
         self, out: TokenizerOutput, clip: Mapping[str, Tensor], chosen_F: Tensor, share: MicroBatch | None
     ) -> Tensor:
         assert self.auxiliary is not None
-
-        def targets(rows: Mapping[str, Tensor]) -> Tensor:
-            return symlog(rows["reward"]).masked_fill(rows["first"], torch.nan)[:, chosen_F]
-
         pooled_BC = functional.adaptive_avg_pool2d(out.vectors_context[:, -1], self.pooled).flatten(1)
-        scale = None
-        if share is not None:
-            known_whole = ~targets(share.whole).isnan()
-
-            def scale(known: Tensor) -> Tensor:
-                return share.scale(known, known_whole)
-
-        return self.auxiliary(out.vectors_future, pooled_BC, clip["action"][:, 1:], targets(clip), scale)
+        reward_BF, known_BF = symlog(clip["reward"][:, chosen_F]), clip["reward_mask"][:, chosen_F]
+        scale = None if share is None else share.scale(known_BF, share.whole["reward_mask"][:, chosen_F])
+        return self.auxiliary(out.vectors_future, pooled_BC, clip["action"][:, 1:], reward_BF, known_BF, scale)
 
     def _opposed(
         self,
