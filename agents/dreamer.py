@@ -23,7 +23,7 @@ from agents.exploration import Exploration
 from agents.memory import LatentFilter
 from agents.nets import Actor, Critic
 from agents.returns import PercentileNormConfig, StdNormConfig, lambda_returns
-from worldmodel.optim import OptimConfig
+from worldmodel.optim import OptimConfig, to_host
 from worldmodel.seeds import Seeds
 from worldmodel.spec import EnvSpec, ModelSpec
 
@@ -203,6 +203,7 @@ class Dreamer:
         """See `agents.api.Agent.act`; mode `evaluate` takes the policy's mode and draws nothing."""
         before, memory = memory, self._filter.see(td, memory)
         policy = self.actor(self._filter.latent(memory, device=self._device), self._std_at(step))
+        policy.check()
         if mode == "evaluate":
             action_EA = policy.mode.to(memory["action"].device)
             return action_EA, memory.update({"action": action_EA})
@@ -231,8 +232,9 @@ class Dreamer:
                 ) from fault
             return {"agent/skipped": 1.0}
         self._failed = 0
-        values = torch.stack([value.float() for value in scalars.values()]).tolist()  # sync
-        metrics = {f"agent/{name}": value for name, value in zip(scalars, values, strict=True)}
+        there = {name: value.float() for name, value in scalars.items() if isinstance(value, Tensor)}
+        scalars |= zip(there, to_host(torch.stack(list(there.values()))), strict=True)
+        metrics = {f"agent/{name}": value for name, value in scalars.items()}
         metrics |= {"agent/skipped": 0.0, "time/actor_critic_s": time.perf_counter() - imagined_at}
         frames = self._batch_size * self._horizon
         return DreamMetrics(metrics, imagined_frames=frames, imagine_s=imagined_at - begun)
@@ -290,10 +292,10 @@ class Dreamer:
         ).to(self._device)
         return DemoBatch(self._dream.encode(without_last(clip))["latent"], clip["action"][:, -1])
 
-    def _fit(self, imagined: ImaginedBatch, demos: DemoBatch | None) -> dict[str, Tensor]:
+    def _fit(self, imagined: ImaginedBatch, demos: DemoBatch | None) -> dict[str, Tensor | float]:
         """`epochs` steps of actor and critic on one imagined batch; scalars of the first epoch."""
         old_log_prob_BH: Tensor | None = None
-        scalars = imagined.metrics
+        scalars: dict[str, Tensor | float] = dict(imagined.metrics)
         for epoch in range(self._epochs):
             policy = self.actor(imagined.latent, self._std_at(self._explored))
             log_prob_BH = policy.log_prob(imagined.action)
@@ -314,7 +316,7 @@ class Dreamer:
                 raise FloatingPointError(f"losses and gradients must be finite (got {losses})")
             if epoch == 0:
                 scalars = {**scalars, "critic_loss": critic_loss.detach(), "entropy": entropy_BH.detach().mean()}
-                scalars |= {"actor_grad_norm": torch.tensor(actor_norm), "critic_grad_norm": torch.tensor(critic_norm)}
+                scalars |= {"actor_grad_norm": actor_norm, "critic_grad_norm": critic_norm}
                 if demos is not None:
                     scalars["bc_loss"] = expert.detach().mean()
                 if isinstance(policy, BoundedNormal):
@@ -322,7 +324,8 @@ class Dreamer:
                     scalars["saturation"] = policy.mode.detach().abs().mean()
         scalars["actor_loss"] = actor_loss.detach()  # the last epoch's: in the first one every ratio is still 1
         self._update_target()
-        return {name: value.to(imagined.returns.device) for name, value in scalars.items()}
+        device = imagined.returns.device
+        return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in scalars.items()}
 
     def _surrogate(self, log_ratio_BH: Tensor, advantage_BH: Tensor) -> Tensor:
         """PPO's clipped objective; where the ratio is 1 (the first epoch) its gradient is REINFORCE's."""

@@ -153,7 +153,7 @@ def imagine(run: Any, played: Played) -> None:
     start = dream.encode(run.replay.clips(4, spec.burn_in, stream="golden", draw=0))
     path = dream.rollout(
         lambda td, step: (actions_HBA[step], step + 1), start, 0, 6, stream="golden", draw=0, keys=("latent", "pixels")
-    )
+    ).path
     for key in ("latent", "pixels", "reward", "continue"):
         played.weigh(f"dream/{key}", [path["next", key]])
         for step in path["next", key].unbind(1):

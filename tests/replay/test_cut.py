@@ -29,7 +29,6 @@ def test_an_agent_remembers_the_clips_that_replay_cuts(make_episode: Any, mode: 
         image=5,
         context_frames=2,
         action_dim=4,
-        latent_dim=1,
         max_frames=9,
         context=mode,
         burn_in=burn_in,

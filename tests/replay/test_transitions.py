@@ -25,7 +25,7 @@ MakeEpisode = Callable[..., Episode]
 Build = Callable[..., ClipReplay]
 
 SPEC = ModelSpec(
-    image=5, context_frames=2, action_dim=4, latent_dim=1, max_frames=9, context="sliding", burn_in=0, reads=("state",)
+    image=5, context_frames=2, action_dim=4, max_frames=9, context="sliding", burn_in=0, reads=("state",)
 )
 """Of a model that sees no pixels: what a transition shows does not depend on it."""
 KEYS: tuple[Reads, ...] = ("pixels", "proprio", "state")

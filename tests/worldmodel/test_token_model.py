@@ -94,6 +94,7 @@ def test_code_loss_is_the_cross_entropy_of_the_supervised_next_ids():
     hidden = model.hidden_states(ids, actions)
     wanted = F.cross_entropy(model.llm.logits(hidden)[:, :-1].transpose(1, 2), labels[:, 1:], ignore_index=IGNORED)
     torch.testing.assert_close(model.code_loss(hidden, labels), wanted)
+    torch.testing.assert_close(model.code_loss(hidden, labels, first=LAYOUT.sdf_position(1)), wanted)
 
 
 def test_an_action_acts_from_its_own_separator_on_and_a_fresh_model_ignores_it():

@@ -74,7 +74,8 @@ class TokenizerObjective:
         if self.opponent is not None:
             metrics = self._opposed(out, context, future, losses, share)
         metrics |= {f"tokenizer/{name}": value.detach() for name, value in losses.items()}
-        metrics["tokenizer/codes_alive"] = torch.tensor(float(out.codes_future.unique().numel()))
+        seen_V = torch.zeros(self.tokenizer.layout.vocab_future, device=device)
+        metrics["tokenizer/codes_alive"] = seen_V.index_fill_(0, out.codes_future.flatten(), 1).sum()  # different ones
         return {"loss": torch.stack(list(losses.values())).sum(), **metrics}
 
     def _reconstruction(

@@ -211,11 +211,15 @@ class TokenModel(nn.Module):
         """The hidden states at each future frame's last code, [B, F, D]: there reward and feature are read."""
         return hidden_BND[:, self.layout.reward_position(0) :: self.layout.stride]
 
-    def code_loss(self, hidden_BND: Tensor, labels_BN: Tensor) -> Tensor:
-        """Mean cross-entropy (nats) of the supervised next ids; logits are computed at their positions only."""
-        targets_BN = labels_BN[:, 1:]
-        supervised_BN = targets_BN != IGNORED
-        return F.cross_entropy(self.llm.logits(hidden_BND[:, :-1][supervised_BN]), targets_BN[supervised_BN])
+    def code_loss(self, hidden_BND: Tensor, labels_BN: Tensor, *, first: int = 0) -> Tensor:
+        """Mean cross-entropy (nats) of the supervised next ids.
+
+        Args:
+            first: no position before it is supervised, so no logits are computed there. A number of the layout and
+                not of the labels: those are on the device.
+        """
+        logits, targets_BN = self.llm.logits(hidden_BND[:, first:-1]), labels_BN[:, first + 1 :]
+        return F.cross_entropy(logits.flatten(0, 1), targets_BN.flatten(), ignore_index=IGNORED)
 
     def reward_symlog(self, hidden: Tensor, feature: Tensor | None = None) -> Tensor:
         """Predicted symlog reward [...] from hidden [..., D] and, read by the two-hot head only, feature [..., E]."""
@@ -285,7 +289,8 @@ class TokenModel(nn.Module):
         ids_BN = targets_BN if read_BFK is None else layout_ids(context_codes_BtN, read_BFK, self.layout)
         hidden_BND = self.hidden_states(ids_BN, actions_BFA, generator=generator)
         hidden_BFD = self.frame_hidden(hidden_BND)
-        losses = {"codes": self.code_loss(hidden_BND, layout_labels(targets_BN, self.layout, given=given))}
+        labels_BN = layout_labels(targets_BN, self.layout, given=given)
+        losses = {"codes": self.code_loss(hidden_BND, labels_BN, first=self.layout.sdf_position(given))}
         if self.heads.reward != "none":
             each_BF = self.reward_loss(hidden_BFD, reward_BF, features_BFE) * reward_mask_BF
             losses["reward"] = each_BF.sum() / reward_mask_BF.sum().clamp(min=1)
