@@ -70,7 +70,11 @@ class Workers:
             ours, theirs = spawn.Pipe()
             given = (theirs, os.getpid(), task, protocol, numbers, snapshots)
             process = spawn.Process(target=work, args=given, name=f"rows-{numbers[0]}", daemon=True)
-            process.start()
+            masked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a worker that still starts is deaf to them too
+            try:
+                process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, masked)
             theirs.close()  # so that its death is heard
             self._workers.append((process, ours, numbers))
         # before multiprocessing itself ends its daemons, which do not listen
