@@ -27,7 +27,8 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def leaves(node: Any, name: str = "") -> dict[str, Any]:
     if isinstance(node, dict):
-        return {k: v for key, value in node.items() for k, v in leaves(value, f"{name}/{key}").items()}
+        told = {key: value for key, value in node.items() if not str(key).startswith(CLOCKS)}
+        return {k: v for key, value in told.items() for k, v in leaves(value, f"{name}/{key}").items()}
     return {name: node}
 
 
