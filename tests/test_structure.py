@@ -30,7 +30,8 @@ LONG_FUNCTIONS: dict[str, int] = {}
 
 # From lowest to highest; a module may import what stands strictly lower, or its own folder.
 WORLDMODEL_RANKS = (
-    ("spec", "layout", "seeds", "microbatch", "optim", "augment"),
+    ("spec", "seeds", "microbatch", "optim", "augment"),
+    ("layout",),
     ("sequence",),
     ("tokenizer",),
     ("api", "proprio", "transformer"),
@@ -38,7 +39,7 @@ WORLDMODEL_RANKS = (
     ("evaluation",),
     ("losses",),
     ("imagination",),
-    ("ivideogpt",),
+    ("ivideogpt", "none"),
     ("weights",),
     ("published",),
     ("training",),

@@ -6,7 +6,7 @@ The only file that sees all three. Composition only: networks, losses and the ca
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from tensordict import TensorDict
@@ -54,6 +54,7 @@ class ModelConfig:
     losses: LossConfig
     sampling: SamplingConfig
     proprio: bool
+    parts: ClassVar[tuple[Part, ...]] = ("tokenizer", "dynamics")
 
     @property
     def reads(self) -> tuple[Reads, ...]:
@@ -140,6 +141,8 @@ class IVideoGPT(Imagination):
             burn_in=config.burn_in,
             reads=config.reads,
             latent={part: widths[part] for part in config.latent + (("proprio",) if config.proprio else ())},
+            parts=config.parts,
+            codes=layout.codes,
         )
         super().__init__(tokenizer=tokenizer, tokens=tokens, spec=spec, pooled=pooled, sampling=config.sampling)
         self.config, self.auxiliary = config, None
