@@ -129,21 +129,28 @@ def settle(args: list[str]) -> Settled:
         stored = read_config(folder)
         own = take_config_dir(args)[1]
         trusted = allowed_classes(stored, own and own_folder(own))
-        plain = as_plain(compose_onto(stored, "train", args))
+        plain = fitted_to_model(as_plain(compose_onto(stored, "train", args)), args, trusted=trusted)
         check_resumed(stored, plain)
         return Settled(plain={**plain, "run_dir": str(folder)}, folder=folder, trusted=trusted, stored=stored)
     if not is_free(folder):
         raise ValueError(f"run_dir={folder} is not empty and holds no run; give a new or an empty folder")
+    plain, sizes = begun("train", args)
+    plain = fitted_to_model(plain, args, trusted=True)
+    return Settled(plain={**plain, "run_dir": str(folder)}, folder=folder, trusted=True, stored=None, sizes=sizes)
+
+
+def fitted_to_model(plain: dict[str, Any], args: list[str], *, trusted: bool) -> dict[str, Any]:
+    """`plain` with nothing owed to what its world model does without. Raises: BadInput for a word about just that."""
     from mbrl.run.lacking import idle, spared
 
-    plain, sizes = begun("train", args)
     found = merged("train", args, None)
     for word in (*found.variants, *found.values):
-        if idle(plain, word.key):
-            model = found.picked["worldmodel"]
-            raise BadInput(f"{word.text} has no effect: worldmodel={model} is built without it; leave it out")
-    plain = spared(plain, typed=[word.key for word in found.values])
-    return Settled(plain={**plain, "run_dir": str(folder)}, folder=folder, trusted=True, stored=None, sizes=sizes)
+        if idle(plain, word.key, trusted=trusted):
+            raise BadInput(
+                f"{word.text} has no effect: the world model ({plain['worldmodel']['_target_']}) is built without it; "
+                "leave it out"
+            )
+    return spared(plain, typed=[word.key for word in found.values], trusted=trusted)
 
 
 def begun_from(settled: Settled) -> dict[str, Any] | None:

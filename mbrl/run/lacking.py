@@ -23,13 +23,14 @@ def lacks(model: Any, schedule: Mapping[str, Any]) -> list[str]:
     return [name for name in cadences if name not in OWED and name not in model.parts]
 
 
-def spared(plain: Mapping[str, Any], *, typed: Collection[str]) -> dict[str, Any]:
-    """The configuration of a new run with nothing owed to, or asked of, what its world model lacks.
+def spared(plain: Mapping[str, Any], *, typed: Collection[str], trusted: bool) -> dict[str, Any]:
+    """The configuration of a run with nothing owed to, or asked of, what its world model lacks.
 
     Args:
         typed: keys that the user gave a value; they stay, and `mbrl.run.validate` refuses them.
+        trusted: as in `make`.
     """
-    model, spare = make(plain["worldmodel"], "worldmodel", trusted=True), copy.deepcopy(dict(plain))
+    model, spare = make(plain["worldmodel"], "worldmodel", trusted=trusted), copy.deepcopy(dict(plain))
     nothing: dict[str, float] = {}
     for part in lacks(model, plain["schedule"]):
         nothing |= {f"schedule.{part}.initial": 0, f"schedule.{part}.updates": 0}
@@ -47,9 +48,9 @@ def spared(plain: Mapping[str, Any], *, typed: Collection[str]) -> dict[str, Any
     return spare
 
 
-def idle(plain: Mapping[str, Any], key: str) -> bool:
+def idle(plain: Mapping[str, Any], key: str, *, trusted: bool) -> bool:
     """Whether nothing reads `key` with the world model of `plain`: it sizes or fits what the model does without."""
-    model = make(plain["worldmodel"], "worldmodel", trusted=True)
+    model = make(plain["worldmodel"], "worldmodel", trusted=trusted)
     unread = [size for size in SIZES if size not in asked(model)]
     unread += [f"fit.{part}" for part in lacks(model, plain["schedule"])]
     return any(f"{key}.".startswith(f"{name}.") for name in unread)
