@@ -196,9 +196,9 @@ def build(config: Buildable[Built_co], runtime: Mapping[str, Any]) -> Built_co:
 
 
 def asked(config: Any) -> set[str]:
-    """What `build` of a config names, and those of the configs inside it (an agent in an agent)."""
+    """What `build` of a config (or of its class) names, and those of the configs inside it (an agent in an agent)."""
     names = set(inspect.signature(config.build).parameters) if hasattr(config, "build") else set()
-    if dataclasses.is_dataclass(config):
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
         inside = list(vars(config).values())
     elif isinstance(config, Mapping):
         inside = list(config.values())

@@ -272,7 +272,7 @@ def nested_places(places: Mapping[str, str], folders: Sequence[Path]) -> dict[st
 
     Such a file begins with `defaults: [/agent@inner: random, _self_]`; `agent.inner=dreamer_toy` chooses another one.
     """
-    nested = {}
+    nested: dict[str, str] = {}
     for group in sorted(set(places.values())):
         for path in (path for folder in folders for path in (folder / group).glob("*.yaml")):
             for inner, name in re.findall(r"^\s*-\s*/(\w+)@(\w+):", path.read_text(), re.MULTILINE):

@@ -11,14 +11,19 @@ from typing import Any
 
 from agents.api import asked
 from mbrl.run.run import OWED
-from mbrl.rundir.build import make
+from mbrl.rundir.build import find
 
 SIZES = ("tokenizer", "transformer")
 """Groups that only some world models are built of."""
 
 
+def config_class(plain: Mapping[str, Any], *, trusted: bool) -> Any:
+    """The world model's config class, whatever its values are."""
+    return find(str(plain["worldmodel"]["_target_"]), "worldmodel", trusted=trusted)
+
+
 def lacks(model: Any, schedule: Mapping[str, Any]) -> list[str]:
-    """Parts that `schedule` (plain) has cadences for and the world model of this config has not."""
+    """Parts that `schedule` (plain) has cadences for and the world model of this config class has not."""
     cadences = [name for name, value in schedule.items() if isinstance(value, Mapping) and "updates" in value]
     return [name for name in cadences if name not in OWED and name not in model.parts]
 
@@ -28,9 +33,9 @@ def spared(plain: Mapping[str, Any], *, typed: Collection[str], trusted: bool) -
 
     Args:
         typed: keys that the user gave a value; they stay, and `mbrl.run.validate` refuses them.
-        trusted: as in `make`.
+        trusted: as in `mbrl.rundir.build.make`.
     """
-    model, spare = make(plain["worldmodel"], "worldmodel", trusted=trusted), copy.deepcopy(dict(plain))
+    model, spare = config_class(plain, trusted=trusted), copy.deepcopy(dict(plain))
     nothing: dict[str, float] = {}
     for part in lacks(model, plain["schedule"]):
         nothing |= {f"schedule.{part}.initial": 0, f"schedule.{part}.updates": 0}
@@ -50,7 +55,7 @@ def spared(plain: Mapping[str, Any], *, typed: Collection[str], trusted: bool) -
 
 def idle(plain: Mapping[str, Any], key: str, *, trusted: bool) -> bool:
     """Whether nothing reads `key` with the world model of `plain`: it sizes or fits what the model does without."""
-    model = make(plain["worldmodel"], "worldmodel", trusted=trusted)
+    model = config_class(plain, trusted=trusted)
     unread = [size for size in SIZES if size not in asked(model)]
     unread += [f"fit.{part}" for part in lacks(model, plain["schedule"])]
     return any(f"{key}.".startswith(f"{name}.") for name in unread)
