@@ -130,7 +130,6 @@ class OracleModel(nn.Module):
     def updated(self, part: Part) -> None:
         """Nothing moves."""
 
-
     def prepare(self, part: Part) -> None:
         """Nothing is needed."""
 

@@ -30,8 +30,7 @@ LONG_FUNCTIONS: dict[str, int] = {}
 
 # From lowest to highest; a module may import what stands strictly lower, or its own folder.
 WORLDMODEL_RANKS = (
-    ("spec", "seeds", "microbatch", "optim", "augment"),
-    ("layout",),
+    ("spec", "layout", "seeds", "microbatch", "optim", "augment"),
     ("sequence",),
     ("tokenizer",),
     ("api", "proprio", "transformer"),

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from worldmodel.spec import CodeSpec
-
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLayout:
@@ -56,16 +54,6 @@ class TokenLayout:
     def stride(self) -> int:
         """Positions taken by one future frame: its `sdf` and its codes."""
         return self.codes_future + 1
-
-    @property
-    def codes(self) -> CodeSpec:
-        """What others may know of the codes."""
-        return CodeSpec(
-            context=self.codes_context,
-            future=self.codes_future,
-            vocab_context=self.vocab_context,
-            vocab_future=self.vocab_future,
-        )
 
     def sdf_position(self, frame: int) -> int:
         """Position of the `sdf` that opens future frame `frame` (0-based)."""

@@ -37,7 +37,6 @@ class NullModel(nn.Module):
             image=env_spec.image,
             context_frames=1,
             action_dim=env_spec.action_dim,
-            latent_dim=0,
             max_frames=1,
             context="first_frame",
             burn_in=1,
@@ -49,7 +48,7 @@ class NullModel(nn.Module):
         """Raises: TypeError."""
         raise TypeError("worldmodel=none imagines nothing and fits nothing; choose a world model")
 
-    encode = imagine = observe = decode = prepare = losses = updated = _nothing
+    encode = imagine = observe = fork = depth = decode = prepare = losses = updated = _nothing
 
     def parameters_of(self, part: Part) -> dict[str, nn.Parameter]:
         """None."""

@@ -77,7 +77,7 @@ def test_what_a_model_says_of_itself_is_so(rig: Rig) -> None:
     assert sum(map(len, named)) == len({id(p) for part in named for p in part.values()}), "no two parts share any"
     if not spec.dreams:
         assert not spec.parts and not model.state_dict()
-        for asked in (model.encode, model.imagine, model.observe, model.decode, model.losses):
+        for asked in (model.encode, model.imagine, model.observe, model.fork, model.decode, model.losses):
             with pytest.raises(TypeError, match="worldmodel=none"):
                 asked(rig.clip())
 
@@ -97,8 +97,9 @@ def test_a_dream_has_the_promised_shapes_and_is_as_its_generator_says(rig: Rig) 
         state = start
         for step, generator in enumerate(generators):
             state = model.imagine(state, clip["action"][:, step], generator)
-        assert state["latent"].shape == start["latent"].shape
-        assert state["reward"].shape == state["continue"].shape == (B, 1)
+        for one in (start, state, model.fork(state, 2)):
+            assert {key: (one[key].shape[1:], one[key].dtype) for key in spec.state} == dict(spec.state)
+        assert model.depth(state) == spec.burn_in + 2 and len(model.fork(state, 2)) == 2 * B
         assert bool(((state["continue"] >= 0) & (state["continue"] <= 1)).all())
         frame = model.decode(state)
         assert frame.shape == (B, 3, spec.image, spec.image) and frame.dtype == torch.uint8

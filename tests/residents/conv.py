@@ -35,8 +35,11 @@ class ConvModelConfig:
 
 
 class ConvModel(nn.Module):
-    """State: `wm.hidden` f32 [B, W], which is the latent too. A frame is embedded, a GRU takes it in with its action;
-    in a dream the embedding is the expected one, disturbed where it is sampled."""
+    """State: `wm.frame` i64 [B, 1] and the latent f32 [B, W], which is the recurrent state.
+
+    A frame is embedded, a GRU takes it in with its action; in a dream the embedding is the expected one, disturbed
+    where it is sampled.
+    """
 
     def __init__(self, config: ConvModelConfig, env_spec: EnvSpec) -> None:
         super().__init__()
@@ -60,11 +63,17 @@ class ConvModel(nn.Module):
             image=env_spec.image,
             context_frames=1,
             action_dim=actions,
-            latent_dim=width,
             max_frames=config.max_frames,
             context=config.context,
             burn_in=config.burn_in,
             reads=config.reads,
+            latent={"hidden": width},
+            state={
+                ("wm", "frame"): ((1,), torch.int64),
+                "latent": ((width,), torch.float32),
+                "reward": ((1,), torch.float32),
+                "continue": ((1,), torch.float32),
+            },
             parts=config.parts,
         )
 
@@ -80,34 +89,39 @@ class ConvModel(nn.Module):
     def _expected(self, hidden_BW: Tensor, action_BA: Tensor) -> Tensor:
         return self.expect(torch.cat([hidden_BW, action_BA], 1))
 
-    def _state(self, hidden_BW: Tensor) -> TensorDict:
-        known = {"reward": self.reward(hidden_BW), "continue": torch.ones(len(hidden_BW), 1)}
-        return TensorDict({"wm": {"hidden": hidden_BW}, "latent": hidden_BW, **known}, batch_size=[len(hidden_BW)])
+    def _state(self, hidden_BW: Tensor, frame: int) -> TensorDict:
+        rows = len(hidden_BW)
+        known = {"reward": self.reward(hidden_BW), "continue": torch.ones(rows, 1)}
+        return TensorDict({"wm": {"frame": torch.full((rows, 1), frame)}, "latent": hidden_BW, **known}, [rows])
 
     @torch.no_grad()
     def encode(self, clip: TensorDict) -> TensorDict:
-        hidden_BW = self._begun(clip["context"])
-        for frame in range(clip["pixels"].shape[1]):
+        hidden_BW, frames = self._begun(clip["context"]), clip["pixels"].shape[1]
+        for frame in range(frames):
             hidden_BW = self._taken_in(hidden_BW, self._seen(clip["pixels"][:, frame]), clip["action"][:, frame])
-        return self._state(hidden_BW)
+        return self._state(hidden_BW, frames)
 
     @torch.no_grad()
     def imagine(self, state: TensorDict, action_BA: Tensor, generator: torch.Generator | None) -> TensorDict:
-        hidden_BW = state["wm", "hidden"]
-        frame_BW = self._expected(hidden_BW, action_BA)
+        frame_BW = self._expected(state["latent"], action_BA)
         if generator is not None:
             frame_BW = frame_BW + self.noise * torch.randn(frame_BW.shape, generator=generator)
-        return self._state(self._taken_in(hidden_BW, frame_BW, action_BA))
+        return self._state(self._taken_in(state["latent"], frame_BW, action_BA), self.depth(state) + 1)
 
     @torch.no_grad()
-    def observe(
-        self, state: TensorDict, action_BA: Tensor, frame_BCHW: Tensor, proprio_BQ: Tensor | None = None
-    ) -> TensorDict:
-        return self._state(self._taken_in(state["wm", "hidden"], self._seen(frame_BCHW), action_BA))
+    def observe(self, state: TensorDict, action_BA: Tensor, step: TensorDict) -> TensorDict:
+        seen_BW = self._seen(step["pixels"])
+        return self._state(self._taken_in(state["latent"], seen_BW, action_BA), self.depth(state) + 1)
+
+    def fork(self, state: TensorDict, copies: int) -> TensorDict:
+        return state.repeat_interleave(copies, 0)
+
+    def depth(self, state: TensorDict) -> int:
+        return int(state["wm", "frame"][0, 0])
 
     @torch.no_grad()
     def decode(self, state: TensorDict) -> Tensor:
-        return ((self.picture(state["wm", "hidden"]) + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        return ((self.picture(state["latent"]) + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
 
     def prepare(self, part: Part) -> None:
         """Nothing is needed."""

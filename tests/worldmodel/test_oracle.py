@@ -132,7 +132,7 @@ def test_an_agent_reads_decimetres_from_the_first_start() -> None:
 def test_there_is_nothing_to_fit() -> None:
     env = toy("reach", rows=1, snapshots=True)
     model = model_of(env, "toy", "reach")
-    frame = env.reset()["pixels"]
+    env.reset()
     assert not model.parameters_of("tokenizer") and not model.parameters_of("dynamics") and not model.state_dict()
     with pytest.raises(TypeError, match="nothing to fit"):
         model.losses(TensorDict({}, batch_size=[1]), "dynamics", step=0, generator=torch.Generator())
