@@ -28,6 +28,7 @@ class OracleModelConfig:
     """Nothing to set: the simulator is what it is."""
 
     reads: ClassVar[tuple[Reads, ...]] = ("state", "snapshot")
+    parts: ClassVar[tuple[Part, ...]] = ()
 
     def build(self, *, task: Task, protocol: ProtocolConfig, env_spec: EnvSpec) -> OracleModel:
         """A world of its own that goes wherever imagination goes."""
@@ -62,7 +63,7 @@ class OracleModel(nn.Module):
                 "continue": ((1,), torch.float32),
             },
         )
-        self.version = self.tokenizer_version = 0
+        self.version = 0
 
     def encode(self, clip: TensorDict) -> TensorDict:
         """The moment of the clip's last frame."""
@@ -128,10 +129,6 @@ class OracleModel(nn.Module):
 
     def updated(self, part: Part) -> None:
         """Nothing moves."""
-
-    def tokenize(self, context_BtCHW: Tensor, frames_BTCHW: Tensor) -> NoReturn:
-        """Raises: TypeError; there are no codes."""
-        raise TypeError("the oracle model has no codes: it reads the simulator's state, not pixels")
 
     def prepare(self, part: Part) -> None:
         """Nothing is needed."""

@@ -38,7 +38,7 @@ WORLDMODEL_RANKS = (
     ("evaluation",),
     ("losses",),
     ("imagination",),
-    ("ivideogpt",),
+    ("ivideogpt", "none"),
     ("weights",),
     ("published",),
     ("training",),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from agents.api import Agent, build
 from mbrl.envs.make import make_envs
 from mbrl.envs.rows import RowsEnv
 from mbrl.io.checkpoint import Checkpoints
@@ -28,6 +28,7 @@ from mbrl.run.validate import check_together
 from mbrl.rundir.build import make
 from mbrl.rundir.machine import check_device, check_matmul, set_matmul_precision
 from mbrl.rundir.stop import Stop
+from worldmodel.api import Tokenizing, WorldModel
 from worldmodel.dream.imagine import Dream
 from worldmodel.seeds import Seeds
 
@@ -97,9 +98,9 @@ class Configs:
 class EvalSetup:
     """What it takes to act and to be scored: everything of a run but its learning."""
 
-    model: Any
-    agent: Any
-    prefiller: Any
+    model: WorldModel
+    agent: Agent
+    prefiller: Agent
     evaluator: Evaluator
     seeds: Seeds
 
@@ -121,7 +122,7 @@ def assemble_eval(configs: Configs, collecting: RowsEnv | None) -> EvalSetup:
     runtime = {
         "spec": model.spec,
         "env_spec": env_spec,
-        "dream": Dream(model, seeds=seeds),
+        **({"dream": Dream(model, seeds=seeds)} if model.spec.dreams else {}),
         "seeds": seeds,
         "device": device,
         "expert": lambda mode: worlds[mode].expert_actions(),
@@ -145,8 +146,8 @@ def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: S
         folder=folder / "replay",
         spec=model.spec,
         seeds=seeds,
-        tokenize=model.tokenize,
-        version=lambda: model.tokenizer_version,
+        tokenize=model.tokenize if isinstance(model, Tokenizing) else None,
+        version=lambda: model.tokenizer_version if isinstance(model, Tokenizing) else 0,
         demos=configs.demos,
         lent=old,
     )
@@ -217,9 +218,3 @@ def worlds_of(configs: Configs, *, stream: str, rows: int) -> RowsEnv:
         rows=rows,
         snapshots="snapshot" in configs.worldmodel.reads,
     )
-
-
-def build(config: Any, runtime: Mapping[str, Any]) -> Any:
-    """`config.build(...)` with those of the run's objects that its signature names."""
-    asked = inspect.signature(config.build).parameters
-    return config.build(**{name: runtime[name] for name in asked})
