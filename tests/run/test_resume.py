@@ -27,7 +27,8 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def leaves(node: Any, name: str = "") -> dict[str, Any]:
     if isinstance(node, dict):
-        return {k: v for key, value in node.items() for k, v in leaves(value, f"{name}/{key}").items()}
+        kept = {key: value for key, value in node.items() if key not in CLOCKS}
+        return {k: v for key, value in kept.items() for k, v in leaves(value, f"{name}/{key}").items()}
     return {name: node}
 
 
