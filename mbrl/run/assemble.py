@@ -84,7 +84,7 @@ class Configs:
             raise ValueError(f"seed must be in [0, 2^31) (got {plain['seed']})")
         if plain["keep"] < 2:
             raise ValueError(f"keep must be >= 2: the newest checkpoint may be the damaged one (got {plain['keep']})")
-        rehearsal = check_rehearsal(plain.get("rehearsal", ()))
+        rehearsal = check_rehearsal(plain["rehearsal"])
         return cls(seed=plain["seed"], keep=plain["keep"], demos=demos, rehearsal=rehearsal, groups=groups)
 
     def __getattr__(self, name: str) -> Any:

@@ -27,8 +27,8 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def leaves(node: Any, name: str = "") -> dict[str, Any]:
     if isinstance(node, dict):
-        told = {key: value for key, value in node.items() if not str(key).startswith(CLOCKS)}
-        return {k: v for key, value in told.items() for k, v in leaves(value, f"{name}/{key}").items()}
+        kept = {key: value for key, value in node.items() if not str(key).startswith(CLOCKS)}
+        return {k: v for key, value in kept.items() for k, v in leaves(value, f"{name}/{key}").items()}
     return {name: node}
 
 
