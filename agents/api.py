@@ -14,7 +14,10 @@ from torch import Tensor
 from worldmodel.spec import ModelSpec, Reads, Rollout, Subset
 
 Memory: TypeAlias = TensorDict | None
-"""The agent's own; None at the start. The loop carries and saves it and never looks inside. Tensors only."""
+"""The agent's own; None at the start. The loop carries and saves it. Tensors only.
+
+It looks at one key: an `action` f32 [E, A] in it, what leads into the next frame, becomes the action that was executed.
+"""
 Metrics: TypeAlias = Mapping[str, float | Tensor]
 """Scalars of one update, by the name of their column in metrics.csv; an agent that dreams gives `DreamMetrics`."""
 Policy: TypeAlias = Callable[[TensorDict, Memory], tuple[Tensor, Memory]]

@@ -5,8 +5,9 @@ D latent feature, F frames so far, Q proprioception, S state, P snapshot.
 Frames are uint8 [3, H, W] everywhere outside a network.
 
 * real step, batch [E]: `pixels` u8 [3,H,W], `proprio` f32 [Q] (what a robot knows of itself, scaled to be about 1),
-  `is_init` bool [1], `action` f32 [A] in [-1, 1], and under `next`: `pixels`, `proprio`, `reward` f32 [1] (summed over
-  the action repeat, plus the protocol's bonus), `terminated`, `truncated`, `done`, `success` bool [1].
+  `is_init` bool [1], `action` f32 [A] in [-1, 1], the one that was executed, and under `next`: `pixels`, `proprio`,
+  `reward` f32 [1] (summed over the action repeat, plus the protocol's bonus), `terminated`, `truncated`, `done`,
+  `success` bool [1] (False where the world knows none).
   Beside them, for instruments and for models that declare it (`ModelSpec.reads`): `state` f32 [S], the simulator's
   knowledge, and `snapshot` f64 [P], from which a simulator can go on.
 * clip, batch [B]: what a world model reads: t context frames and T frames that follow.

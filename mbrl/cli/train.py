@@ -66,6 +66,7 @@ def run(args: list[str]) -> int:
     configs = Configs.of(settled.plain, trusted=settled.trusted)
     rehearsed(configs.rehearsal, configs.protocol)  # before there is a folder
 
+    from mbrl.envs.simulator import EnvDataError
     from mbrl.files import clear_temporaries
     from mbrl.io.checkpoint import checkpoint_paths
     from mbrl.io.lock import RunLock
@@ -104,7 +105,10 @@ def run(args: list[str]) -> int:
             log.info("%s", describe(state, info, resumed))
             if told := told_by_the_simulator(state.model.spec.reads):
                 log.warning("%s", told)
-            train(state)
+            try:
+                train(state)
+            except EnvDataError as error:
+                raise EnvDataError(f"{error}; {saved(folder)}") from error
     if stop:
         again = f"{program()} train run_dir={shlex.quote(str(folder))}"
         log.info("stopped and saved at env step %d; continue with: %s", state.clock.env_steps, again)
@@ -272,6 +276,16 @@ def told_by_the_simulator(reads: Sequence[str]) -> str:
         f"WARNING: FOR DIAGNOSIS ONLY: this world model reads the simulator's {' and '.join(told)}; "
         "what is learned here is no result from pixels"
     )
+
+
+def saved(folder: Path) -> str:
+    """What a run has on disk when its world fails, and how to go on."""
+    from mbrl.io.checkpoint import checkpoint_paths
+
+    paths = checkpoint_paths(folder / "checkpoints")
+    if not paths:
+        return f"no checkpoint was saved yet in {folder}"
+    return f"saved up to {paths[0].name}; `{program()} train run_dir={shlex.quote(str(folder))}` goes on from there"
 
 
 def summary(result: Mapping[str, Any], folder: Path) -> str:

@@ -9,18 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from agents.api import asked
-from mbrl.envs.metaworld import MetaWorldTask
-from mbrl.envs.protocol import NamedCamera
-from mbrl.envs.toy import ToyTask
-from mbrl.replay.store import Stored, available_ram, expected_bytes
+from mbrl.replay.store import Footprint, Stored, available_ram, expected_bytes
 from worldmodel.none import NullModelConfig
-
-ACTION_DIM = 4  # of a Meta-World task; a few bytes of 12 000 per decision
-KNOWN = {"proprio": 7, "state": 42}  # numbers that a Meta-World task tells with each frame
-SNAPSHOT = {"snapshot": 753}  # numbers of the longest one (basketball-v3), where the world model reads it
-META_WORLD_STEPS = 500  # Meta-World refuses to step beyond
-META_WORLD_CAMERAS = ("corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
-"""As data, so that a config is checked without importing the simulator; a test compares them with its models."""
 
 
 def check_together(groups: Mapping[str, Any], *, demos: int = 0) -> None:
@@ -34,7 +24,7 @@ def check_together(groups: Mapping[str, Any], *, demos: int = 0) -> None:
 
 def complaints(groups: Mapping[str, Any], *, demos: int = 0) -> Iterator[str]:
     """Every disagreement, most basic first."""
-    yield from worlds(groups)
+    yield from worlds(groups, demos)
     yield from owed_to(groups)
     yield from dreams(groups)
     if "tokenizer" in asked(groups["worldmodel"]):
@@ -70,33 +60,23 @@ def imitations(groups: Mapping[str, Any], demos: int) -> Iterator[str]:
         yield f"agent.bc_coef={bc_coef} needs demonstrations; set demos=5, or agent.bc_coef=0"
 
 
-def worlds(groups: Mapping[str, Any]) -> Iterator[str]:
-    """The protocol fits the world."""
-    protocol = groups["protocol"]
-    if isinstance(groups["task"], ToyTask) and (protocol.camera is not None or protocol.flip != "none"):
-        yield (
-            f"protocol.camera must be null and protocol.flip none in the toy world, which has one upright view "
-            f"(got protocol {protocol.name}); use protocol=toy"
-        )
-    if not isinstance(groups["task"], MetaWorldTask):
+def worlds(groups: Mapping[str, Any], demos: int) -> Iterator[str]:
+    """The world can do what the protocol asks of it, and gives what the world model reads and the agents ask."""
+    task, protocol = groups["task"], groups["protocol"]
+    yield from task.complaints(protocol)
+    facts = task.facts(protocol)
+    for key, width in facts.known(snapshots=True).items():
+        if key in groups["worldmodel"].reads and not width:
+            yield f"worldmodel reads {key}, which {task.name} does not tell; choose another worldmodel or task"
+    if protocol.success_bonus and not facts.success:
+        yield f"protocol.success_bonus={protocol.success_bonus} needs a success, which {task.name} knows none of; set 0"
+    if facts.expert:
         return
-    if protocol.camera is None:
-        yield (
-            f"protocol.camera must be a camera in Meta-World (got null in protocol {protocol.name}); "
-            "use another protocol, for example protocol=default"
-        )
-    if isinstance(protocol.camera, NamedCamera) and protocol.camera.name not in META_WORLD_CAMERAS:
-        yield (
-            f"protocol.camera.name must be one of {', '.join(META_WORLD_CAMERAS)} in Meta-World "
-            f"(got {protocol.camera.name})"
-        )
-    steps = protocol.decisions * protocol.action_repeat + protocol.zero_action_first
-    if steps > META_WORLD_STEPS:
-        yield (
-            f"protocol.decisions={protocol.decisions} x protocol.action_repeat={protocol.action_repeat} must be <= "
-            f"{META_WORLD_STEPS} simulator steps in Meta-World (got {steps}); "
-            f"lower protocol.decisions to {META_WORLD_STEPS // protocol.action_repeat - protocol.zero_action_first}"
-        )
+    if demos:
+        yield f"demos={demos} needs a scripted expert, and {task.name} has none; leave demos out"
+    for name in ("agent", "prefill"):
+        if "expert" in asked(groups[name]):
+            yield f"{name} asks a scripted expert, and {task.name} has none; choose another, for example {name}=random"
 
 
 def owed_to(groups: Mapping[str, Any]) -> Iterator[str]:
@@ -255,11 +235,8 @@ def amounts(groups: Mapping[str, Any], demos: int) -> Iterator[str]:
             "one episode; raise it"
         )
     kept = min(replay.capacity, schedule.total // protocol.action_repeat)
-    known = KNOWN | (SNAPSHOT if "snapshot" in groups["worldmodel"].reads else {})
-    size = {"image": protocol.image, "action_dim": ACTION_DIM, "episode_decisions": protocol.decisions}
     shown, free = demos * protocol.decisions, available_ram()
-    needed = expected_bytes(kept + shown, known=known, **size).ram
-    lasting = expected_bytes(shown, known=known, **size).ram
+    needed, lasting = footprint(groups, kept + shown).ram, footprint(groups, shown).ram
     if lasting > free:
         yield (
             f"demos={demos} needs {lasting / 1e9:.2f} GB of memory, {free / 1e9:.2f} GB are free; "
@@ -271,3 +248,15 @@ def amounts(groups: Mapping[str, Any], demos: int) -> Iterator[str]:
             f"schedule.total={schedule.total} env steps, {free / 1e9:.2f} GB are free; "
             f"lower replay.capacity to {kept * (free - lasting) // (needed - lasting)}"
         )
+
+
+def footprint(groups: Mapping[str, Any], decisions: int) -> Footprint:
+    """What so many decisions of the run's world take in memory and on disk."""
+    protocol, facts = groups["protocol"], groups["task"].facts(groups["protocol"])
+    return expected_bytes(
+        decisions,
+        image=protocol.image,
+        action_dim=facts.action_dim,
+        known=facts.known(snapshots="snapshot" in groups["worldmodel"].reads),
+        episode_decisions=protocol.decisions,
+    )

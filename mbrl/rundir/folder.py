@@ -33,6 +33,7 @@ MAY_CHANGE = (
     "evaluation.",
     "logger.",
     "replay.on_damage",
+    "compute.workers",
     "keep",
     "run_dir",
 )

@@ -13,7 +13,7 @@ import pytest
 
 import mbrl.run.assemble
 from mbrl.cli.main import main
-from mbrl.run.validate import META_WORLD_CAMERAS
+from mbrl.envs.metaworld import CAMERAS
 
 
 @pytest.fixture(autouse=True)
@@ -194,7 +194,7 @@ def test_the_camera_names_are_those_of_meta_world() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = ENV_CLS_MAP["plate-slide-v3"]().model
-    assert {model.camera(number).name for number in range(model.ncam)} == set(META_WORLD_CAMERAS)
+    assert {model.camera(number).name for number in range(model.ncam)} == set(CAMERAS)
 
 
 def test_there_are_enough_rows_to_mean_something() -> None:
