@@ -220,7 +220,8 @@ class TokenModel(nn.Module):
         """Predicted reward [...] in environment units from hidden [..., D] and, for `twohot`, feature [..., E]."""
         if self.heads.reward == "scalar":
             return symexp(self.reward_symlog(hidden))
-        return self.twohot.decode(self._reward_logits(hidden, feature))
+        logits = self._reward_logits(hidden, feature)
+        return self.twohot.decode(logits)
 
     def reward_loss(self, hidden: Tensor, reward: Tensor, feature: Tensor | None = None) -> Tensor:
         """Loss of every frame [...], not averaged: squared symlog error, or two-hot cross-entropy in nats.
@@ -230,7 +231,8 @@ class TokenModel(nn.Module):
         """
         if self.heads.reward == "scalar":
             return (self.reward_symlog(hidden) - symlog(reward.float())).square()
-        return self.twohot.loss(self._reward_logits(hidden, feature), reward)
+        logits = self._reward_logits(hidden, feature)
+        return self.twohot.loss(logits, reward)
 
     def continues(self, hidden: Tensor) -> Tensor:
         """Probability [...] that the episode goes on after the frame; 1 without a head."""
