@@ -18,7 +18,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from agents.api import Dream, DreamMetrics, Memory, Metrics, Mode, Policy, Replay
-from agents.distributions import BoundedNormal, LearnedStdConfig, ScheduledStdConfig, TwoHot, check_finite
+from agents.distributions import BoundedNormal, LearnedStdConfig, ScheduledStdConfig, check_finite
 from agents.exploration import Exploration
 from agents.memory import LatentFilter
 from agents.nets import Actor, Critic
@@ -26,6 +26,7 @@ from agents.returns import PercentileNormConfig, StdNormConfig, lambda_returns
 from worldmodel.optim import OptimConfig, to_host
 from worldmodel.seeds import Seeds
 from worldmodel.spec import EnvSpec, ModelSpec
+from worldmodel.twohot import TwoHot
 
 PATIENCE = 10  # updates in a row that may fail to be finite
 
@@ -178,7 +179,7 @@ class Dreamer:
             **size,
             generator=generator,
         )
-        twohot = TwoHot(bins=config.bins, limit=config.limit)
+        twohot = TwoHot(low=-config.limit, high=config.limit, bins=config.bins)
         self.critic = Critic(
             spec.latent_dim, twohot, zero_init_value=config.zero_init_value, **size, generator=generator
         )

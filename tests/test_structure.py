@@ -30,7 +30,7 @@ LONG_FUNCTIONS: dict[str, int] = {}
 
 # From lowest to highest; a module may import what stands strictly lower, or its own folder.
 WORLDMODEL_RANKS = (
-    ("spec", "layout", "seeds", "microbatch", "optim", "augment"),
+    ("spec", "layout", "seeds", "microbatch", "optim", "augment", "twohot"),
     ("sequence",),
     ("tokenizer",),
     ("api", "proprio", "transformer"),
@@ -46,7 +46,7 @@ WORLDMODEL_RANKS = (
 )
 STRANGERS = {frozenset(("tokenizer", other)) for other in ("transformer", "rollout", "dream", "training")}
 AGENTS_GROUND = ("api", "nets", "distributions", "returns", "memory", "exploration")
-AGENTS_MAY_SEE = ("worldmodel.spec", "worldmodel.seeds", "worldmodel.optim")
+AGENTS_MAY_SEE = ("worldmodel.spec", "worldmodel.seeds", "worldmodel.optim", "worldmodel.twohot")
 # other files of mbrl/: 0
 MBRL_RANKS = {
     **{"envs": 1, "replay": 1, "io": 1, "oracle": 2, "rundir": 2, "data": 3, "measure": 3},
