@@ -75,8 +75,8 @@ class OracleModel(nn.Module):
         clean_BA = admissible(action_BA, self._env_spec)
         rows = [self._decide(*row) for row in zip(snapshot_BP, clean_BA, strict=True)]
         snapshots, states, rewards, goings = zip(*rows, strict=True)
-        moments = (torch.from_numpy(np.stack(values)) for values in (snapshots, states))
-        arrived = self._at(*moments, self.depth(state) + 1)
+        moments, features = (torch.from_numpy(np.stack(values)) for values in (snapshots, states))
+        arrived = self._at(moments, features, self.depth(state) + 1)
         arrived["reward"] = torch.tensor(rewards, dtype=torch.float32)[:, None]
         arrived["continue"] = torch.tensor(goings, dtype=torch.float32)[:, None]
         return arrived.to(action_BA.device)
