@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from tensordict import TensorDict
+from torch import nn
 
 from worldmodel.api import WorldModel
 from worldmodel.augment import shifted
@@ -52,7 +53,8 @@ class FitConfig:
     Attributes:
         random_shift: each clip is moved by up to so many pixels (`worldmodel.augment`); its codes are then made anew at
             each draw.
-        codebooks: `frozen` keeps the meaning of the tokens (published), `trained` moves the codebooks too.
+        codebooks: `frozen` keeps the meaning of the tokens (published): no codebook learns, and the statistics of a
+            quantiser that has none stay; `trained` moves both.
         precision: `float32`, or `bfloat16` for autocast.
     """
 
@@ -83,9 +85,11 @@ class Fitter:
         self.model = model
         self.seeds = seeds
         self.parts: dict[Part, PartConfig] = {"tokenizer": config.tokenizer, "dynamics": config.dynamics}
-        for name, parameter in model.parameters_of("tokenizer").items():
-            if config.codebooks == "frozen" and "quantize" in name:
-                parameter.requires_grad_(False)
+        self._books: list[nn.Module] = []
+        if config.codebooks == "frozen" and isinstance(model, nn.Module):
+            self._books = [module for name, module in model.named_modules() if "quantize" in name.rpartition(".")[2]]
+        for book in self._books:
+            book.requires_grad_(False)
         trained = {part: parameters for part in PARTS if (parameters := model.parameters_of(part))}
         for part in trained:
             model.prepare(part)
@@ -106,6 +110,8 @@ class Fitter:
             clip = shifted(clip, shift, self.seeds.torch(f"shift/{part}", number))
         generator = self.seeds.torch(f"loss/{part}", number)
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}  # batch statistics
+        for module in self._books:
+            module.eval()  # whoever evaluates the tokenizer puts it back into training mode as a whole
         with self._autocast(part):
             losses = self.model.losses(clip, part, step=number, generator=generator)
         grad_norm = self.optimizers[part].step(losses["loss"])
