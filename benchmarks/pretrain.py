@@ -31,9 +31,9 @@ from mbrl.pretrain.assemble import built_model, ready, source, training_source
 from mbrl.pretrain.configs import Configs
 from mbrl.replay.episode import Episode, write_episode
 from worldmodel.ivideogpt import IVideoGPT
+from worldmodel.processes import Processes
 from worldmodel.seeds import Seeds
 from worldmodel.spec import Part
-from worldmodel.training.processes import Processes
 
 ACTION_DIM = 4
 EPISODES = 24

@@ -6,7 +6,7 @@ It reads true states and steps true physics, so what is learned in it says nothi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import torch
@@ -122,6 +122,6 @@ class OracleModel(nn.Module):
     def prepare(self, part: Part) -> None:
         """Nothing is needed."""
 
-    def losses(self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator) -> NoReturn:
+    def losses(self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator, **more: Any) -> NoReturn:
         """Raises: TypeError; there is nothing to fit."""
         raise TypeError("the oracle model has nothing to fit: set schedule.tokenizer and schedule.dynamics to nothing")

@@ -28,7 +28,7 @@ LONG_FUNCTIONS: dict[str, int] = {}
 
 # From lowest to highest; a module may import what stands strictly lower, or its own folder.
 WORLDMODEL_RANKS = (
-    ("spec", "layout", "seeds", "microbatch", "optim", "augment"),
+    ("spec", "layout", "seeds", "microbatch", "optim", "augment", "processes"),
     ("sequence",),
     ("tokenizer",),
     ("api", "proprio", "transformer"),

@@ -9,6 +9,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from worldmodel.microbatch import MicroBatch
 from worldmodel.spec import ModelSpec, Part
 
 
@@ -53,12 +54,16 @@ class WorldModel(Protocol):
         """
         ...
 
-    def losses(self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def losses(
+        self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator, micro: MicroBatch | None = None
+    ) -> dict[str, Tensor]:
         """Losses of one part on a training clip: `loss` with gradient, and detached scalars to log.
 
         Args:
             step: updates of this part so far (schedules such as a warm-up without quantisation read it).
             generator: every random choice of the loss draws from it.
+            micro: which piece of a larger batch the clip is (`generator` is the same in every piece), so that the mean
+                of the pieces' losses is the loss of the batch; None: it is the whole batch.
         """
         ...
 

@@ -44,7 +44,7 @@ MAY_CHANGE = (
 
 def run(args: list[str]) -> int:
     """Pre-trains; the exit code is 0 at the end of the run and 75 after a requested stop."""
-    from worldmodel.training.processes import joined
+    from worldmodel.processes import joined
 
     ranks = current()
     with joined(rank=ranks.rank, world=ranks.world) as processes, ExitStack() as held:

@@ -19,10 +19,10 @@ from mbrl.rundir.machine import set_matmul_precision
 from mbrl.rundir.origin import read_weights
 from mbrl.rundir.stop import Stop
 from worldmodel.ivideogpt import IVideoGPT
+from worldmodel.processes import Processes
 from worldmodel.published.store import adopt
 from worldmodel.seeds import Seeds
 from worldmodel.spec import EnvSpec, ModelSpec, Part
-from worldmodel.training.processes import Processes
 
 log = logging.getLogger("mbrl")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from mbrl.rundir.build import make
 from mbrl.rundir.machine import check_device, check_matmul
+from worldmodel.processes import Sharding
 from worldmodel.spec import Part
-from worldmodel.training.processes import Sharding
 
 GROUPS = ("stage", "data", "tokenizer", "transformer", "worldmodel", "schedule", "compute", "logger")
 PARTS = ("tokenizer", "dynamics")

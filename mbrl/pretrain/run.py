@@ -18,10 +18,10 @@ from mbrl.pretrain import measure
 from mbrl.pretrain.configs import ScheduleConfig
 from mbrl.program import clock_time
 from mbrl.rundir.stop import Stop
+from worldmodel.processes import Processes
 from worldmodel.published.store import save_model
 from worldmodel.spec import Part
 from worldmodel.training.pretrainer import Pretrainer
-from worldmodel.training.processes import Processes
 
 log = logging.getLogger("mbrl")
 

@@ -27,9 +27,9 @@ from mbrl.rundir.build import make
 from worldmodel.evaluation.lpips import load_lpips
 from worldmodel.evaluation.predict import Evaluation, Judge, evaluate
 from worldmodel.evaluation.predictors import Dreaming
+from worldmodel.processes import Processes
 from worldmodel.seeds import Seeds
 from worldmodel.training.pretrainer import StageConfig
-from worldmodel.training.processes import Processes
 
 log = logging.getLogger("mbrl")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,7 +63,9 @@ class Seen:
     def parameters_of(self, part: str) -> dict[str, torch.nn.Parameter]:
         return {part: self.weight} if part == "dynamics" else {}
 
-    def losses(self, seen: TensorDict, part: str, *, step: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def losses(
+        self, seen: TensorDict, part: str, *, step: int, generator: torch.Generator, **more: Any
+    ) -> dict[str, torch.Tensor]:
         self.shown.append(seen)
         return {"loss": self.weight.square().sum()}
 

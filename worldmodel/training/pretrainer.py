@@ -20,9 +20,9 @@ from worldmodel.losses.adversarial import Adversary, AdversaryConfig
 from worldmodel.losses.tokenizer import evaluating
 from worldmodel.microbatch import MicroBatch
 from worldmodel.optim import ScheduledOptimConfig, copy_to_dtensor, whole
+from worldmodel.processes import Processes, Sharding, without_sync
 from worldmodel.seeds import Seeds
 from worldmodel.spec import Part
-from worldmodel.training.processes import Processes, Sharding, without_sync
 
 PATIENCE = 10  # non-finite losses in a row before the run is called diverged
 
@@ -124,9 +124,9 @@ class PartLosses(nn.Module):
         if part == "tokenizer" and model.auxiliary is not None:
             self.add_module("auxiliary", model.auxiliary)
 
-    def forward(self, clip: TensorDict, step: int, generator: torch.Generator, share: MicroBatch) -> dict[str, Tensor]:
+    def forward(self, clip: TensorDict, step: int, generator: torch.Generator, micro: MicroBatch) -> dict[str, Tensor]:
         """`IVideoGPT.losses`."""
-        return self.model.losses(clip, self.name, step=step, generator=generator, share=share)
+        return self.model.losses(clip, self.name, step=step, generator=generator, micro=micro)
 
 
 class Pretrainer:
@@ -225,7 +225,7 @@ class Pretrainer:
             for book in self._books:
                 book.eval()  # statistics are what the codes of fsq mean
         for place, piece in enumerate(clip.split(rows)):
-            share = MicroBatch(
+            micro = MicroBatch(
                 first=processes.rank * len(clip) + place * rows,
                 rows=config.batch,
                 piece=processes.rank * config.accumulate + place,
@@ -237,7 +237,7 @@ class Pretrainer:
             without_sync(module, last=place == config.accumulate - 1)
             generator = self.seeds.torch(f"loss/{part}", number)
             with self._autocast():
-                losses = module(piece, number, generator, share)
+                losses = module(piece, number, generator, micro)
             (losses["loss"] / config.accumulate).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach().to(processes.device).float() / config.accumulate
