@@ -111,7 +111,7 @@ def measured(configs: Configs, part: Part, folder: Path, updates: int, rounds: i
     drawn = training_source(configs, ours.spec, seeds, part, None)
     bare = source(configs, ours.spec, seeds, part, "train", None)
     processes = Processes(rank=0, world=1, device=device)
-    pretrainer = configs.stage.build(
+    updater = configs.stage.build(
         model=ours, seeds=seeds, processes=processes, sharding="ddp", sources=dict.fromkeys(configs.stage.parts, drawn)
     )
     batches = plain_batches(folder, plain_model, batch=config.batch, length=config.length)
@@ -121,7 +121,7 @@ def measured(configs: Configs, part: Part, folder: Path, updates: int, rounds: i
 
     def our_update() -> None:
         nonlocal number
-        pretrainer.update(part, number)
+        updater.update(part, number)
         number += 1
 
     def plain_update() -> None:

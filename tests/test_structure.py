@@ -28,8 +28,8 @@ LONG_FUNCTIONS: dict[str, int] = {}
 
 # From lowest to highest; a module may import what stands strictly lower, or its own folder.
 WORLDMODEL_RANKS = (
-    ("spec", "layout", "seeds", "microbatch", "optim", "augment", "processes"),
-    ("sequence",),
+    ("spec", "layout", "seeds", "microbatch", "optim", "processes"),
+    ("sequence", "augment"),
     ("tokenizer",),
     ("api", "proprio", "transformer"),
     ("rollout", "dream"),

@@ -214,7 +214,7 @@ class IVideoGPT(nn.Module):
             _, frames_BFCHW = self.tokenizer.decode(self._per_frame(context_BN), codes_BFK)
         return (frames_BFCHW.clamp(0, 1) * 255).round().to(torch.uint8)
 
-    # -- what the fitter asks -----------------------------------------------------------------------------------------
+    # -- what the updater asks -----------------------------------------------------------------------------------------
 
     def prepare(self, part: Part) -> None:
         """Makes ready what the losses of `part` need beside the weights. Raises: ValueError where it is not there."""

@@ -100,12 +100,12 @@ class Processes:
         dist.broadcast(held, 0)
         return bytes(held.cpu().tolist()).decode()
 
-    def shared(self, module: nn.Module, sharding: Sharding, blocks: list[nn.Module]) -> nn.Module:
+    def shared(self, module: nn.Module, sharding: Sharding) -> nn.Module:
         """`module` with gradients that are means over the processes.
 
         Args:
-            sharding: `ddp`: each process holds all of it; `fsdp2`: each holds a share of every parameter and puts
-                `blocks` together one at a time.
+            sharding: `ddp`: each process holds all of it; `fsdp2`: each holds a share of every parameter and puts the
+                members of its module lists (the blocks of a transformer) together one at a time.
         """
         if self.world == 1 and sharding == "ddp":
             return module
@@ -116,7 +116,8 @@ class Processes:
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(self.device.type, (self.world,))
-        for block in blocks:
+        lists = [held for held in module.modules() if isinstance(held, nn.ModuleList)]
+        for block in (block for held in lists for block in held):
             fully_shard(block, mesh=mesh)
         fully_shard(module, mesh=mesh)
         return module

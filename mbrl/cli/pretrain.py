@@ -194,14 +194,14 @@ def run_info(plain: Mapping[str, Any], *, argv: list[str], world: int) -> dict[s
 
 def describe(state: Any, info: Mapping[str, Any], resumed: int | None) -> str:
     """What is about to run, in a few lines."""
-    model = state.pretrainer.model
+    model = state.whole.model
     sizes = {
         name: sum(p.numel() for p in part.parameters())
         for name, part in (("tokenizer", model.tokenizer), ("token model", model.tokens))
     }
     begun = "new run" if resumed is None else f"continued at update {resumed}"
     told = f"told {model.spec.action_dim} numbers of action" if model.spec.action_dim else "without actions"
-    counts = {part: len(source.episodes) for part, source in state.pretrainer.sources.items()}
+    counts = {part: len(source.episodes) for part, source in state.updater.sources.items()}
     held = len(next(iter(state.validation.values())).episodes)
     processes = f"{info['processes']} process{'es' if info['processes'] > 1 else ''}"
     return (

@@ -23,6 +23,7 @@ from worldmodel.processes import Processes
 from worldmodel.published.store import adopt
 from worldmodel.seeds import Seeds
 from worldmodel.spec import EnvSpec, ModelSpec, Part
+from worldmodel.training.whole import WholeModel
 
 log = logging.getLogger("mbrl")
 
@@ -43,9 +44,9 @@ def assemble(
     if configs.init is not None and not checkpoint_paths(folder / "checkpoints"):  # a continued run has its own
         for line in begin_from(model, Path(configs.init).expanduser(), configs.load):
             log.info("%s", line)
-    pretrainer = configs.stage.build(
-        model=model, seeds=seeds, processes=processes, sharding=configs.compute.sharding, sources=sources
-    )
+    sharding = configs.compute.sharding
+    whole = WholeModel(model, processes=processes, sharding=sharding)
+    updater = configs.stage.build(model=model, seeds=seeds, processes=processes, sharding=sharding, sources=sources)
     writer = None
     if processes.first:
         writer = Writer(
@@ -56,7 +57,8 @@ def assemble(
     return Pretraining(
         folder=folder,
         schedule=configs.schedule,
-        pretrainer=pretrainer,
+        whole=whole,
+        updater=updater,
         validation=validation,
         processes=processes,
         stop=stop,

@@ -29,7 +29,7 @@ from worldmodel.evaluation.predict import Evaluation, Judge, evaluate
 from worldmodel.evaluation.predictors import Dreaming
 from worldmodel.processes import Processes
 from worldmodel.seeds import Seeds
-from worldmodel.training.pretrainer import StageConfig
+from worldmodel.training.updater import UpdaterConfig
 
 log = logging.getLogger("mbrl")
 
@@ -141,16 +141,16 @@ def trained(transfer: Transfer, mode: str, seed: int) -> Any:
     if stage is None:
         return model.eval()
     sources = {part: training_source(configs, model.spec, seeds, part, None) for part in stage.parts}
-    pretrainer = stage.build(model=model, seeds=seeds, processes=processes, sharding="ddp", sources=sources)
+    updater = stage.build(model=model, seeds=seeds, processes=processes, sharding="ddp", sources=sources)
     for update in range(transfer.updates):
         for part in stage.parts:
-            losses = pretrainer.update(part, update)
+            losses = updater.update(part, update)
         if (update + 1) % 100 == 0:
             log.info("%s, seed %d: update %d/%d, %s", mode, seed, update + 1, transfer.updates, shown(losses))
     return model.eval()
 
 
-def stage_of(mode: str, both: StageConfig) -> StageConfig | None:
+def stage_of(mode: str, both: UpdaterConfig) -> UpdaterConfig | None:
     """What a mode trains; None for nothing."""
     assert both.tokenizer is not None
     if mode == "zero":

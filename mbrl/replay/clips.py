@@ -147,7 +147,16 @@ class ClipReplay:
         return name
 
     def clips(
-        self, n: int, length: int, *, stream: str, draw: int, codes: bool = False, demonstrated: bool = False
+        self,
+        n: int,
+        length: int,
+        *,
+        stream: str,
+        draw: int,
+        codes: bool = False,
+        demonstrated: bool = False,
+        rank: int = 0,
+        world: int = 1,
     ) -> TensorDict:
         """`n` clips of `length` frames, drawn as `ReplayConfig` says; batch [n]; keys as in worldmodel.spec.
 
@@ -158,10 +167,14 @@ class ClipReplay:
             draw: number of the draw; the same number gives the same rows from the same episodes.
             codes: `context_codes` and `codes` instead of `context` and `pixels`.
             demonstrated: from demonstrations alone.
+            rank, world: of the `world` equal parts of these rows only number `rank`; batch [n / world].
 
-        Raises: ValueError if no such episode is long enough.
+        Raises: ValueError if no such episode is long enough, or there are no equal parts.
         """
-        rows = self._draw(n, length, stream=stream, draw=draw, demonstrated=demonstrated)
+        if n % world:
+            raise ValueError(f"n must be a multiple of {world} processes (got {n})")
+        own = slice(rank * n // world, (rank + 1) * n // world)
+        rows = self._draw(n, length, stream=stream, draw=draw, demonstrated=demonstrated)[own]
         if "pixels" not in self._spec.reads:
             frames = {}
         elif codes and self._spec.context == "first_frame":
@@ -172,7 +185,7 @@ class ClipReplay:
                 with torch.no_grad():
                     context, ids = self._tokenize(frames["context"], frames["pixels"])
                 frames = {"context_codes": context.cpu(), "codes": ids.cpu()}
-        return TensorDict(frames | self._known(rows, length) | self._steps(rows, length), batch_size=[n])
+        return TensorDict(frames | self._known(rows, length) | self._steps(rows, length), batch_size=[len(rows)])
 
     def _draw(self, n: int, length: int, *, stream: str, draw: int, demonstrated: bool) -> list[tuple[int, int]]:
         """`n` pairs (index of the episode, index k of its frame where context or clip begins)."""
@@ -313,3 +326,24 @@ class ClipReplay:
         """Inverse of `state_dict`, exact. Raises: DamagedEpisode (see `EpisodeStore.restore`)."""
         self._codes = {}
         self.store.load_state_dict(state)
+
+
+class OwnRows:
+    """A replay as one of several processes draws from it: its rows of every draw. Alone it draws them all."""
+
+    def __init__(self, replay: ClipReplay, *, rank: int, world: int, codes: bool = False) -> None:
+        """`codes`: what a draw gives that does not say whether it wants codes or pixels."""
+        self._replay, self._share, self._codes = replay, {"rank": rank, "world": world}, codes
+
+    def __len__(self) -> int:
+        """Stored decisions."""
+        return len(self._replay)
+
+    def clips(
+        self, n: int, length: int, *, stream: str, draw: int, codes: bool | None = None, demonstrated: bool = False
+    ) -> TensorDict:
+        """This process's rows of `n` (`ClipReplay.clips`); batch [n / processes]."""
+        wanted = self._codes if codes is None else codes
+        return self._replay.clips(
+            n, length, stream=stream, draw=draw, codes=wanted, demonstrated=demonstrated, **self._share
+        )

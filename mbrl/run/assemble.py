@@ -15,6 +15,7 @@ from mbrl.envs.rows import RowsEnv
 from mbrl.io.checkpoint import Checkpoints
 from mbrl.io.video import Videos
 from mbrl.measure.instruments import Instruments
+from mbrl.replay.clips import ClipReplay, OwnRows
 from mbrl.replay.store import expected_bytes
 from mbrl.run.best import Best
 from mbrl.run.clock import Clock
@@ -28,7 +29,9 @@ from mbrl.rundir.build import make
 from mbrl.rundir.machine import check_device, check_matmul, set_matmul_precision
 from mbrl.rundir.stop import Stop
 from worldmodel.dream.imagine import Dream
+from worldmodel.processes import Processes
 from worldmodel.seeds import Seeds
+from worldmodel.training.updater import Updater
 
 GROUPS = (
     "task", "protocol", "tokenizer", "transformer", "worldmodel", "agent", "prefill", "replay", "fit", "schedule",
@@ -151,6 +154,7 @@ def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: S
         version=lambda: model.tokenizer_version,
         demos=configs.demos,
     )
+    processes = Processes(rank=0, world=1, device=torch.device(configs.compute.device))
     teaching = worlds_of(configs, stream="demos", rows=1) if configs.demos else None
     collector = Collector(
         envs,
@@ -171,7 +175,7 @@ def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: S
         collector=collector,
         demos=Demos(configs.demos, teaching, replay=replay, clock=clock) if teaching is not None else None,
         replay=replay,
-        fitter=configs.fit.build(model=model, seeds=seeds),
+        updater=updater_of(configs, model, replay, processes),
         agent=player.agent,
         prefiller=player.prefiller,
         evaluator=player.evaluator,
@@ -187,6 +191,17 @@ def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: S
         stop=stop,
         info=info,
     )
+
+
+def updater_of(configs: Configs, model: Any, replay: ClipReplay, processes: Processes) -> Updater:
+    """What fine-tunes the model on the replay: the tokenizer on pixels, the dynamics on memoised codes."""
+    memoised = not configs.fit.random_shift  # codes of moved frames are made anew at each draw
+    sources = {
+        part: OwnRows(replay, rank=processes.rank, world=processes.world, codes=memoised and part == "dynamics")
+        for part in configs.fit.parts
+    }
+    updater: Updater = configs.fit.build(model=model, seeds=Seeds(configs.seed), processes=processes, sources=sources)
+    return updater
 
 
 def worlds_of(configs: Configs, *, stream: str, rows: int) -> RowsEnv:

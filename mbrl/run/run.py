@@ -30,7 +30,7 @@ from mbrl.rundir.result import RESULT, Episodes, result_of, write_result
 from mbrl.rundir.stop import Stop
 from worldmodel.api import WorldModel
 from worldmodel.spec import Part
-from worldmodel.training.fitter import Fitter
+from worldmodel.training.updater import Updater
 
 log = logging.getLogger("mbrl")
 
@@ -95,7 +95,7 @@ class Run:
     collector: Collector
     demos: Demos | None
     replay: ClipReplay
-    fitter: Fitter
+    updater: Updater
     agent: Agent
     prefiller: Agent
     evaluator: Evaluator
@@ -273,7 +273,7 @@ class Run:
         """What a checkpoint holds; `counting_save=1` where the save itself is one that the schedule owed."""
         return {
             "model": self.model,
-            "fitter": self.fitter,
+            "updater": self.updater,
             "agent": self.agent,
             "collector": self.collector,
             "replay": self.replay,

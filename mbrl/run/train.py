@@ -19,7 +19,7 @@ def train(run: Run) -> None:
         for part in ("tokenizer", "dynamics"):  # 3  fine-tune the world model on replay, each part on its cadence
             for update in run.owed(part):
                 with run.timed("fit"):
-                    run.note(run.fitter.update(run.replay, part, update))
+                    run.note(run.updater.update(part, update))
         for update in run.owed("learn"):  # 4  the agent learns, in imagination (once the model is good enough)
             with run.timed("learn"):
                 run.note(run.agent.learn(run.replay, update))

@@ -12,6 +12,7 @@ from tensordict import TensorDict
 from mbrl.cli.compose import compose
 from mbrl.rundir.build import make
 from worldmodel.ivideogpt import IVideoGPT
+from worldmodel.processes import Processes
 from worldmodel.seeds import Seeds
 from worldmodel.spec import EnvSpec
 
@@ -23,7 +24,7 @@ VQ += ("tokenizer.fsq_place_means=false", "worldmodel.embedding=table")
 class Noise:
     """Clips of frames that nobody has seen before."""
 
-    def clips(self, n: int, length: int, *, stream: str, draw: int, codes: bool = False) -> TensorDict:
+    def clips(self, n: int, length: int, *, stream: str, draw: int) -> TensorDict:
         generator = Seeds(5).torch(stream, draw)
         frames = torch.randint(256, (n, length + 1, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
         parts = {
@@ -40,7 +41,9 @@ class Noise:
 @pytest.mark.parametrize("words", [(), VQ], ids=["fsq", "vq"])
 @pytest.mark.parametrize("codebooks", ["frozen", "trained"])
 def test_frozen_codebooks_keep_the_meaning_of_codes(words: tuple[str, ...], codebooks: str) -> None:
-    plain: Any = OmegaConf.to_container(compose("train", ["experiment=toy", f"fit.codebooks={codebooks}", *words]))
+    plain: Any = OmegaConf.to_container(
+        compose("train", ["experiment=toy", f"fit.tokenizer.codebooks={codebooks}", *words])
+    )
     parts = {name: make(plain[name], name, trusted=True) for name in ("worldmodel", "tokenizer", "transformer", "fit")}
     env = EnvSpec(image=SIDE, action_dim=A, discrete=False, action_repeat=1, decisions=9, terminates=False)
     model: IVideoGPT = parts["worldmodel"].build(
@@ -52,9 +55,11 @@ def test_frozen_codebooks_keep_the_meaning_of_codes(words: tuple[str, ...], code
         (book.codes(latent), {n: t.clone() for n, t in book.state_dict().items()})
         for book, latent in zip(books, latents, strict=True)
     ]
-    fitter = parts["fit"].build(model=model, seeds=Seeds(0))
+    sources = dict.fromkeys(("tokenizer", "dynamics"), Noise())
+    alone = Processes(rank=0, world=1, device=torch.device("cpu"))
+    updater = parts["fit"].build(model=model, seeds=Seeds(0), processes=alone, sources=sources)
     for number in range(3):
-        fitter.update(Noise(), "tokenizer", number)
+        updater.update("tokenizer", number)
         model.tokenize(*(Noise().clips(2, 3, stream="x", draw=0)[key] for key in ("context", "pixels")))
     kept = [
         torch.equal(book.codes(latent), codes) and all(torch.equal(book.state_dict()[n], t) for n, t in state.items())
