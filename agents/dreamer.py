@@ -11,7 +11,6 @@ import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from tensordict import TensorDict
@@ -22,8 +21,9 @@ from agents.distributions import BoundedNormal, LearnedStdConfig, ScheduledStdCo
 from agents.exploration import Exploration
 from agents.memory import LatentFilter
 from agents.nets import Actor, Critic
-from agents.returns import PercentileNormConfig, StdNormConfig, lambda_returns
-from worldmodel.optim import OptimConfig
+from agents.returns import DemoBatch, ImaginedBatch, PercentileNormConfig, StdNormConfig, lambda_returns
+from worldmodel.optim import OptimConfig, Optimizer
+from worldmodel.processes import Processes, alone
 from worldmodel.seeds import Seeds
 from worldmodel.spec import EnvSpec, ModelSpec
 
@@ -109,35 +109,33 @@ class DreamerConfig:
             if not right:
                 raise ValueError(f"{name} must be {text} (got {getattr(self, name)})")
 
-    def build(self, *, spec: ModelSpec, env_spec: EnvSpec, dream: Dream, seeds: Seeds, device: str) -> Dreamer:
-        """A fresh agent on `device`, its weights drawn from stream `init/agent`."""
-        return Dreamer(self, spec=spec, env_spec=env_spec, dream=dream, seeds=seeds).to(device)
-
-
-class ImaginedBatch(NamedTuple):
-    """One imagined batch and what it teaches; no gradients."""
-
-    latent: Tensor  # [B, H, D]
-    action: Tensor  # [B, H, A]
-    returns: Tensor  # [B, H]
-    advantage: Tensor  # [B, H]
-    target_value: Tensor | None  # [B, H]
-    weight: Tensor  # [B, H], probability that the episode is still going on in the state
-    metrics: dict[str, Tensor]
-
-
-class DemoBatch(NamedTuple):
-    """What an expert did in some real states."""
-
-    latent: Tensor  # [B, D]
-    action: Tensor  # [B, A]
+    def build(
+        self,
+        *,
+        spec: ModelSpec,
+        env_spec: EnvSpec,
+        dream: Dream,
+        seeds: Seeds,
+        device: str,
+        processes: Processes | None = None,
+    ) -> Dreamer:
+        """A fresh agent on `device`, its weights drawn from stream `init/agent`; `processes` share its batches."""
+        agent = Dreamer(self, spec=spec, env_spec=env_spec, dream=dream, seeds=seeds, processes=processes or alone())
+        return agent.to(device)
 
 
 class Dreamer:
     """Acts on the latent of the last real frames; learns from imagined trajectories alone."""
 
     def __init__(
-        self, config: DreamerConfig, *, spec: ModelSpec, env_spec: EnvSpec, dream: Dream, seeds: Seeds
+        self,
+        config: DreamerConfig,
+        *,
+        spec: ModelSpec,
+        env_spec: EnvSpec,
+        dream: Dream,
+        seeds: Seeds,
+        processes: Processes,
     ) -> None:
         if spec.action_dim != env_spec.action_dim:
             raise ValueError(
@@ -148,7 +146,7 @@ class Dreamer:
                 f"horizon must be <= {spec.max_frames - spec.burn_in}, the frames that fit behind the model's context "
                 f"and its {spec.burn_in} observed ones (got {config.horizon}); lower agent.horizon"
             )
-        self._dream, self._seeds = dream, seeds
+        self._dream, self._seeds, self._processes = dream, seeds, processes
         self._filter = LatentFilter(dream)
         self._batch_size, self._horizon, self._burn_in = config.batch_size, config.horizon, spec.burn_in
         self.gamma, self._lambda, self._action_dim = config.gamma, config.lambda_, spec.action_dim
@@ -216,6 +214,7 @@ class Dreamer:
         Raises: FloatingPointError after 10 of them in a row.
         """
         begun = time.perf_counter()
+        self._explored = self._processes.all_reduce_max(self._explored)  # one of them acts
         try:
             imagined = self._imagined(replay, update)
             imagined_at = time.perf_counter()
@@ -228,7 +227,7 @@ class Dreamer:
                 ) from fault
             return {"agent/skipped": 1.0}
         self._failed = 0
-        values = torch.stack([value.float() for value in scalars.values()]).tolist()  # sync
+        values = self._processes.mean(torch.stack([v.float() for v in scalars.values()])).tolist()  # sync
         metrics = {f"agent/{name}": value for name, value in zip(scalars, values, strict=True)}
         metrics |= {"agent/skipped": 0.0, "time/actor_critic_s": time.perf_counter() - imagined_at}
         frames = self._batch_size * self._horizon
@@ -236,12 +235,16 @@ class Dreamer:
 
     def dream_policy(self, generator: torch.Generator) -> Policy:
         """See `agents.api.ModelBasedAgent.dream_policy`."""
+        return self._policy(generator, alone())
+
+    def _policy(self, generator: torch.Generator, processes: Processes) -> Policy:
         std = self._std_at(self._explored)
 
         def policy(td: TensorDict, memory: Memory) -> tuple[Tensor, Memory]:
             latent_BD = td["latent"]
-            noise_BA = torch.randn(len(latent_BD), self._action_dim, generator=generator, device=latent_BD.device)
-            return self.actor(latent_BD, std).sample(noise_BA), memory
+            rows = len(latent_BD) * processes.world  # drawn for all of them, whoever has which
+            noise_RA = torch.randn(rows, self._action_dim, generator=generator, device=latent_BD.device)
+            return self.actor(latent_BD, std).sample(processes.own_rows(noise_RA)), memory
 
         return policy
 
@@ -254,20 +257,21 @@ class Dreamer:
     def _imagined(self, replay: Replay, update: int) -> ImaginedBatch:
         """Imagines from inside real clips, and judges what was imagined."""
         clip = replay.clips(self._batch_size, self._burn_in, stream="learn", draw=update, codes=True).to(self._device)
-        policy = self.dream_policy(self._seeds.torch("imagine/policy", update, device=self._device))
-        state = self._dream.encode(clip)
-        path = self._dream.rollout(policy, state, None, self._horizon, stream="imagine", draw=update)
-        latent_BSD = torch.cat([path["latent"][:, :1], path["next", "latent"]], 1)
-        reward_BH, continue_BH = path["next", "reward"][..., 0], path["next", "continue"][..., 0]
-        # a start in which the real episode terminated counts for nothing
-        alive_B = clip["continue"][:, -1] if self._burn_in else torch.ones_like(reward_BH[:, 0])
-        weight_BH = torch.cat([alive_B[:, None], continue_BH[:, :-1]], 1).cumprod(1)
-
-        value_BS = self.critic.value(latent_BSD)
-        return_BH = lambda_returns(reward_BH, value_BS[:, 1:], self.gamma * continue_BH, self._lambda)
-        check_finite("imagined returns", return_BH)
-        surplus_BH = return_BH - value_BS[:, :-1]
-        advantage_BH = self.normaliser(return_BH, surplus_BH)
+        policy = self._policy(self._seeds.torch("imagine/policy", update, device=self._device), self._processes)
+        with self._processes.together():
+            state = self._dream.encode(clip)
+            path = self._dream.rollout(policy, state, None, self._horizon, stream="imagine", draw=update)
+            latent_BSD = torch.cat([path["latent"][:, :1], path["next", "latent"]], 1)
+            reward_BH, continue_BH = path["next", "reward"][..., 0], path["next", "continue"][..., 0]
+            # a start in which the real episode terminated counts for nothing
+            alive_B = clip["continue"][:, -1] if self._burn_in else torch.ones_like(reward_BH[:, 0])
+            weight_BH = torch.cat([alive_B[:, None], continue_BH[:, :-1]], 1).cumprod(1)
+            value_BS = self.critic.value(latent_BSD)
+            return_BH = lambda_returns(reward_BH, value_BS[:, 1:], self.gamma * continue_BH, self._lambda)
+            check_finite("imagined returns", return_BH)
+        surplus_BH = self._processes.all_gather_rows(return_BH - value_BS[:, :-1])  # one scale for the whole batch
+        normed_BH = self.normaliser(self._processes.all_gather_rows(return_BH), surplus_BH)
+        advantage_BH = self._processes.own_rows(normed_BH)
         target_BH = self.target_critic.value(latent_BSD[:, :-1]) if self.target_critic else None
         metrics = {
             "reward_mean": reward_BH.mean(),
@@ -292,20 +296,21 @@ class Dreamer:
         old_log_prob_BH: Tensor | None = None
         scalars = imagined.metrics
         for epoch in range(self._epochs):
-            policy = self.actor(imagined.latent, self._std_at(self._explored))
-            log_prob_BH = policy.log_prob(imagined.action)
-            if old_log_prob_BH is None:
-                old_log_prob_BH = log_prob_BH.detach()
-            entropy_BH = policy.entropy()
-            gain_BH = self._surrogate(log_prob_BH - old_log_prob_BH, imagined.advantage)
-            gain_BH = gain_BH + self._entropy_coef * entropy_BH - self._logit_reg * policy.pre_tanh_sq
-            actor_loss = -(imagined.weight * gain_BH).mean()
-            if demos is not None:
-                expert = self.actor(demos.latent, self._std_at(self._explored)).log_prob(demos.action)
-                actor_loss = actor_loss - self._bc_coef * expert.mean()
-            critic_loss = self._critic_loss(imagined)
-            actor_norm = self.actor_optim.step(actor_loss)
-            critic_norm = self.critic_optim.step(critic_loss)
+            with self._processes.together():
+                policy = self.actor(imagined.latent, self._std_at(self._explored))
+                log_prob_BH = policy.log_prob(imagined.action)
+                if old_log_prob_BH is None:
+                    old_log_prob_BH = log_prob_BH.detach()
+                entropy_BH = policy.entropy()
+                gain_BH = self._surrogate(log_prob_BH - old_log_prob_BH, imagined.advantage)
+                gain_BH = gain_BH + self._entropy_coef * entropy_BH - self._logit_reg * policy.pre_tanh_sq
+                actor_loss = -(imagined.weight * gain_BH).mean()
+                if demos is not None:
+                    expert = self.actor(demos.latent, self._std_at(self._explored)).log_prob(demos.action)
+                    actor_loss = actor_loss - self._bc_coef * expert.mean()
+                critic_loss = self._critic_loss(imagined)
+            actor_norm = self._step(self.actor_optim, actor_loss)
+            critic_norm = self._step(self.critic_optim, critic_loss)
             if actor_norm is None or critic_norm is None:
                 losses = f"actor {actor_loss.item()}, critic {critic_loss.item()}"
                 raise FloatingPointError(f"losses and gradients must be finite (got {losses})")
@@ -320,6 +325,11 @@ class Dreamer:
         scalars["actor_loss"] = actor_loss.detach()  # the last epoch's: in the first one every ratio is still 1
         self._update_target()
         return {name: value.to(imagined.returns.device) for name, value in scalars.items()}
+
+    def _step(self, optim: Optimizer, loss: Tensor) -> float | None:
+        loss.backward()
+        self._processes.average_gradients(optim.parameters)
+        return optim.apply(self._processes.mean(loss.detach()))
 
     def _surrogate(self, log_ratio_BH: Tensor, advantage_BH: Tensor) -> Tensor:
         """PPO's clipped objective; where the ratio is 1 (the first epoch) its gradient is REINFORCE's."""

@@ -43,7 +43,7 @@ WORLDMODEL_RANKS = (
 )
 STRANGERS = {frozenset(("tokenizer", other)) for other in ("transformer", "rollout", "dream", "training")}
 AGENTS_GROUND = ("api", "nets", "distributions", "returns", "memory", "exploration")
-AGENTS_MAY_SEE = ("worldmodel.spec", "worldmodel.seeds", "worldmodel.optim")
+AGENTS_MAY_SEE = ("worldmodel.spec", "worldmodel.seeds", "worldmodel.optim", "worldmodel.processes")
 # other files of mbrl/: 0
 MBRL_RANKS = {
     **{"envs": 1, "replay": 1, "io": 1, "oracle": 2, "rundir": 2, "data": 3, "measure": 3},

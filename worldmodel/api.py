@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from worldmodel.microbatch import MicroBatch
+from worldmodel.microbatch import MicroBatch, Source
 from worldmodel.spec import ModelSpec, Part
 
 
@@ -33,8 +33,11 @@ class WorldModel(Protocol):
         """A clip (pixels or codes, with `action`) -> the dream state after its last frame."""
         ...
 
-    def imagine(self, state: TensorDict, action_BA: Tensor, generator: torch.Generator | None) -> TensorDict:
-        """Next state; the frame's codes are sampled from `generator`, or are the argmax where it is None."""
+    def imagine(self, state: TensorDict, action_BA: Tensor, generator: Source | None) -> TensorDict:
+        """Next state; the frame's codes are sampled from `generator`, or are the argmax where it is None.
+
+        Where processes share the rows of a dream it is a `RowNoise` (`worldmodel.microbatch` draws from either).
+        """
         ...
 
     def observe(

@@ -16,7 +16,7 @@ from torch.nn import functional
 from worldmodel import proprio
 from worldmodel.losses.parts import AuxiliaryHeads, LossConfig, reward_targets
 from worldmodel.losses.tokenizer import TokenizerObjective, evaluating, unit
-from worldmodel.microbatch import MicroBatch, uniform
+from worldmodel.microbatch import MicroBatch, Source, uniform
 from worldmodel.rollout.engine import Frame, TokenEngine
 from worldmodel.rollout.sampling import SamplingConfig
 from worldmodel.seeds import Seeds, moved, seeded_globally
@@ -183,7 +183,7 @@ class IVideoGPT(nn.Module):
         return self._state(wm, frame)
 
     @torch.no_grad()
-    def imagine(self, state: TensorDict, action_BA: Tensor, generator: torch.Generator | None) -> TensorDict:
+    def imagine(self, state: TensorDict, action_BA: Tensor, generator: Source | None) -> TensorDict:
         """Next state; codes sampled from `generator`, or the argmax where it is None."""
         action_BA = self._told(state, action_BA)
         return self._next(state, action_BA, self._resume(state).sample_frame(action_BA, generator))

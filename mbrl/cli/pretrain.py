@@ -17,7 +17,6 @@ The same line again continues the run. Ctrl-C saves and leaves (exit code 75).
 from __future__ import annotations
 
 import datetime
-import json
 import logging
 import shlex
 from collections.abc import Mapping
@@ -27,7 +26,8 @@ from typing import Any
 
 from mbrl.cli.compose import chosen, compose, compose_onto, take_config_dir, typed
 from mbrl.cli.compose import own_folder as own_folder_of
-from mbrl.cli.errors import DONE, BadInput
+from mbrl.cli.errors import DONE
+from mbrl.cli.ranked import device_of, told_by_first
 from mbrl.cli.train import as_plain, begun, talk
 from mbrl.program import program
 from mbrl.ranks import Ranks, current
@@ -48,10 +48,8 @@ def run(args: list[str]) -> int:
 
     ranks = current()
     with joined(rank=ranks.rank, world=ranks.world) as processes, ExitStack() as held:
-        told = settled(args, ranks, processes, held)
+        told = told_by_first(processes, args, lambda: decided(args, ranks, held))
         folder, plain = Path(told["folder"]), told["plain"]
-
-        import torch
 
         from mbrl.pretrain.assemble import assemble
         from mbrl.pretrain.configs import Configs
@@ -61,8 +59,6 @@ def run(args: list[str]) -> int:
 
         configs = Configs.of(plain, trusted=told["trusted"], world=ranks.world)
         processes.device = device_of(configs.compute.device, ranks)
-        if processes.device.type == "cuda":
-            torch.cuda.set_device(processes.device)
         info, stop = run_info(plain, argv=args, world=ranks.world), Stop()
         with ExitStack() as begun:
             if processes.first:
@@ -93,34 +89,20 @@ def run(args: list[str]) -> int:
     return DONE
 
 
-def settled(args: list[str], ranks: Ranks, processes: Any, held: ExitStack) -> dict[str, Any]:
-    """Which run `args` mean, as the first process finds it and holds its lock; the others are told.
-
-    Raises: ValueError with one line; in the others too, where the first one fails.
-    """
-    if not processes.first:
-        told: dict[str, Any] = json.loads(processes.broadcast_str(None))
-        if "error" in told:
-            raise BadInput(f"process {ranks.rank} ends with the first one: {told['error']}")
-        take_config_dir_of(args)
-        return told
+def decided(args: list[str], ranks: Ranks, held: ExitStack) -> dict[str, Any]:
+    """Which run `args` mean, found in the first process, which holds its lock from then on. Raises: ValueError."""
     from mbrl.files import clear_temporaries
     from mbrl.io.lock import RunLock
     from mbrl.pretrain.configs import Configs
     from mbrl.rundir.origin import check_origin
 
-    try:
-        told = settle(args)
-        configs = Configs.of(told["plain"], trusted=told["trusted"], world=ranks.world)
-        if configs.init is not None and told["new"]:
-            check_origin(Path(configs.init).expanduser())
-        folder = Path(told["folder"])
-        held.enter_context(RunLock(folder))
-        clear_temporaries(folder)
-    except BaseException as error:
-        processes.broadcast_str(json.dumps({"error": " ".join(str(error).split())}))
-        raise
-    processes.broadcast_str(json.dumps(told))
+    told = settle(args)
+    configs = Configs.of(told["plain"], trusted=told["trusted"], world=ranks.world)
+    if configs.init is not None and told["new"]:
+        check_origin(Path(configs.init).expanduser())
+    folder = Path(told["folder"])
+    held.enter_context(RunLock(folder))
+    clear_temporaries(folder)
     return told
 
 
@@ -150,32 +132,11 @@ def settle(args: list[str]) -> dict[str, Any]:
     return {"plain": plain, "folder": str(folder), "new": True, "trusted": True, "sizes": sizes}
 
 
-def take_config_dir_of(args: list[str]) -> None:
-    """Lets Python find the user's own classes in a process that composes nothing itself."""
-    own = take_config_dir(args)[1]
-    if own is not None:
-        own_folder_of(own)
-
-
 def default_folder(plain: Mapping[str, Any], variants: Mapping[str, str]) -> Path:
     """runs/pretrain/<stage>-<tokenizer>-<transformer>/seed-<n>/<date-time>."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     names = "-".join(variants[group] for group in ("stage", "tokenizer", "transformer"))
     return Path("runs") / "pretrain" / names / f"seed-{plain['seed']}" / stamp
-
-
-def device_of(name: str, ranks: Ranks) -> Any:
-    """The device of this process: with several on one machine, `cuda` is one GPU for each. Raises: ValueError."""
-    import torch
-
-    if name != "cuda" or ranks.world == 1:
-        return torch.device(name)
-    if ranks.local >= torch.cuda.device_count():
-        raise ValueError(
-            f"compute.device=cuda needs a GPU for each process of a machine: {torch.cuda.device_count()} are there, "
-            f"this is process {ranks.local}; lower --nproc-per-node"
-        )
-    return torch.device("cuda", ranks.local)
 
 
 def run_info(plain: Mapping[str, Any], *, argv: list[str], world: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Draws are numbered and depend on the stored episodes alone. Knows nothing of net
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -313,6 +313,11 @@ class ClipReplay:
         if len(self._codes) > len(self.store.stored):
             there = {stored.name for stored in self.store.stored}
             self._codes = {name: codes for name, codes in self._codes.items() if name in there}
+
+    def adopt(self, listing: Sequence[Sequence[str]]) -> None:
+        """Takes over the episodes of a process that writes the same folder (`EpisodeStore.adopt`)."""
+        self.store.adopt(listing)
+        self._forget_evicted()
 
     def prune(self, kept: Iterable[Mapping[str, Any]]) -> int:
         """Deletes files of evicted episodes that none of the `kept` states (of this replay, in checkpoints) needs."""

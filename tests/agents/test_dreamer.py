@@ -14,7 +14,7 @@ from agents.distributions import ScheduledStdConfig
 from agents.dreamer import DreamerConfig
 from worldmodel.optim import OptimConfig
 
-SMALL = {"batch_size": 6, "decay_steps": 5, "units": 8, "layers": 1, "bins": 11}
+SMALL = {"batch_size": 6, "horizon": 5, "units": 8, "layers": 1, "bins": 11}
 FASTER = OptimConfig(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-5, weight_decay=0.0, max_grad_norm=100.0, warmup_steps=0)
 LEARNS = {
     "dreamer": {"batch_size": 64, "units": 32, "layers": 2, "actor_optim": FASTER, "critic_optim": FASTER},

@@ -247,9 +247,7 @@ def test_a_share_of_the_rows_comes_from_the_newest_episodes(build) -> None:
 @pytest.mark.parametrize("mode", ["sliding", "first_frame"])
 def test_a_share_of_the_rows_is_the_best_of_several_by_the_rewards_that_the_clip_shows(build, mode: str) -> None:
     def rewards(fraction: float) -> np.ndarray:
-        clip = build(mode, lengths=(20, 20), return_prioritised_fraction=fraction).clips(
-            2000, 3, stream="fit", draw=0
-        )
+        clip = build(mode, lengths=(20, 20), return_prioritised_fraction=fraction).clips(2000, 3, stream="fit", draw=0)
         return clip["reward"].sum(1).numpy()
 
     plain, half, best = (rewards(fraction) for fraction in (0.0, 0.5, 1.0))

@@ -10,6 +10,8 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from worldmodel.api import WorldModel
+from worldmodel.microbatch import RowNoise, Source
+from worldmodel.processes import Processes, alone
 from worldmodel.seeds import Seeds
 
 
@@ -19,10 +21,12 @@ class Dream:
     Rows never end one by one in a dream: an end is the soft `continue` in [0, 1], the hard end is the horizon.
     """
 
-    def __init__(self, model: WorldModel, *, seeds: Seeds) -> None:
+    def __init__(self, model: WorldModel, *, seeds: Seeds, processes: Processes | None = None) -> None:
+        """`processes`: each rolls out its rows of the whole batch; None: all rows are here."""
         self.model = model
         self.spec = model.spec
         self.seeds = seeds
+        self._processes = processes or alone()
 
     def encode(self, clip: TensorDict) -> TensorDict:
         """A clip -> the dream state after its last frame."""
@@ -49,12 +53,14 @@ class Dream:
             keys: what the trajectory holds of each state, besides reward and continue: `latent`, `pixels`.
         Returns: trajectory [B, horizon] (worldmodel.spec); no gradient enters the model.
         """
-        generator = self.seeds.torch(stream, draw, device=state["latent"].device)
+        noise: Source = self.seeds.torch(stream, draw, device=state["latent"].device)
+        if (world := self._processes.world) > 1:
+            noise = RowNoise(generator=noise, first=self._processes.rank * len(state), rows=world * len(state))
         seen = self._view(state, keys)
         steps = []
         for _ in range(horizon):
             action_BA, memory = policy(state.select("latent"), memory)
-            state = self.model.imagine(state, action_BA, generator)
+            state = self.model.imagine(state, action_BA, noise)
             arrived = self._view(state, keys)
             step = {**seen, "action": action_BA, "next": {**arrived, **{k: state[k] for k in ("reward", "continue")}}}
             steps.append(TensorDict(step, batch_size=state.batch_size))

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worldmodel.microbatch import Source
 from worldmodel.rollout.fused import FusedTransformer
 from worldmodel.rollout.kv_cache import KVCache
 from worldmodel.rollout.sampling import SamplingConfig, draw
@@ -103,7 +104,7 @@ class TokenEngine:
         return self._named(newest_BK, hidden_B1D[:, 0], tickets_B1)
 
     @torch.no_grad()
-    def sample_frame(self, action_BA: Tensor | None, generator: torch.Generator | None) -> Frame:
+    def sample_frame(self, action_BA: Tensor | None, generator: Source | None) -> Frame:
         """Imagine the next frame: K + 1 passes of one position; logits only where a code is drawn.
 
         Args:

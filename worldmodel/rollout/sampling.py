@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from worldmodel.microbatch import Source, uniform
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
@@ -40,7 +42,7 @@ def probabilities(logits_BV: Tensor, sampling: SamplingConfig) -> Tensor:
     return scores_BV.softmax(1)
 
 
-def draw(logits_BV: Tensor, sampling: SamplingConfig, generator: torch.Generator | None) -> Tensor:
+def draw(logits_BV: Tensor, sampling: SamplingConfig, generator: Source | None) -> Tensor:
     """One index per row, int64 [B]; the argmax if there is no generator or the temperature is 0.
 
     One uniform number per row looks up the cumulative distribution: an order of magnitude cheaper on a CPU than
@@ -49,7 +51,8 @@ def draw(logits_BV: Tensor, sampling: SamplingConfig, generator: torch.Generator
     if generator is None or sampling.temperature == 0:
         return logits_BV.argmax(1)
     cumulative_BV = probabilities(logits_BV, sampling).cumsum(1)
-    uniform_B1 = torch.rand(len(logits_BV), 1, generator=generator, device=logits_BV.device, dtype=logits_BV.dtype)
+    shape = torch.Size((len(logits_BV), 1))
+    uniform_B1 = uniform(shape, generator, device=logits_BV.device, dtype=logits_BV.dtype)
     # strictly below the total, so that rounding cannot reach past the last id with a probability
     threshold_B1 = torch.minimum(uniform_B1 * cumulative_BV[:, -1:], cumulative_BV[:, -1:].nextafter(uniform_B1 * 0))
     return torch.searchsorted(cumulative_BV, threshold_B1, right=True).squeeze(1)
