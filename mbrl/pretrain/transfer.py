@@ -21,9 +21,10 @@ from mbrl.data.source import DataConfig
 from mbrl.files import MOST_ROWS, read_plain, write_atomically
 from mbrl.pretrain.assemble import begin_from, ready, training_source
 from mbrl.pretrain.assemble import built_model as build_model
-from mbrl.pretrain.configs import Configs, models, pieces
+from mbrl.pretrain.configs import Configs, models
 from mbrl.pretrain.side_by_side import draw_kept, keep
 from mbrl.rundir.build import make
+from mbrl.rundir.sharing import pieces
 from worldmodel.evaluation.lpips import load_lpips
 from worldmodel.evaluation.predict import Evaluation, Judge, evaluate
 from worldmodel.evaluation.predictors import Dreaming
@@ -59,7 +60,7 @@ class Transfer:
     def of(cls, plain: Mapping[str, Any]) -> Transfer:
         """From plain containers. Raises: ValueError naming the key."""
         groups = {name: make(plain[name], name, trusted=True) for name in GROUPS}
-        for complaint in (*models(groups), *pieces(groups, 1)):
+        for complaint in (*models(groups), *pieces("stage", groups, 1)):
             raise ValueError(complaint)
         if groups["stage"].tokenizer is None or groups["stage"].dynamics is None:
             raise ValueError("stage must train both parts (modes choose among them); use stage=both")

@@ -135,8 +135,9 @@ class Learning:
     def begin(self) -> None:
         """The others take over what the first process has loaded."""
         if self.processes.world > 1:
-            for name, part in {"model": self.model, "updater": self.updater, "agent": self.agent}.items():
-                take_over(part, name, self.processes)
+            take_over(self.model, "model", self.processes)
+            take_over(self.updater, "updater", self.processes)
+            take_over(self.agent, "agent", self.processes)
             self.agree()
 
     def agree(self) -> None:

@@ -53,9 +53,9 @@ class Dream:
             keys: what the trajectory holds of each state, besides reward and continue: `latent`, `pixels`.
         Returns: trajectory [B, horizon] (worldmodel.spec); no gradient enters the model.
         """
-        noise: Source = self.seeds.torch(stream, draw, device=state["latent"].device)
+        noise: Source = (generator := self.seeds.torch(stream, draw, device=state["latent"].device))
         if (world := self._processes.world) > 1:
-            noise = RowNoise(generator=noise, first=self._processes.rank * len(state), rows=world * len(state))
+            noise = RowNoise(generator=generator, first=self._processes.rank * len(state), rows=world * len(state))
         seen = self._view(state, keys)
         steps = []
         for _ in range(horizon):
