@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from worldmodel.spec import ModelSpec
+from worldmodel.spec import ModelSpec, Reads, Rollout, Subset
 
 Memory: TypeAlias = TensorDict | None
 """The agent's own; None at the start. The loop carries and saves it and never looks inside. Tensors only."""
 Metrics: TypeAlias = Mapping[str, float | Tensor]
 """Scalars of one update, by the name of their column in metrics.csv; an agent that dreams gives `DreamMetrics`."""
 Policy: TypeAlias = Callable[[TensorDict, Memory], tuple[Tensor, Memory]]
-"""td [B] with `latent` -> action f32 [B, A], memory."""
+"""td [B] with the keys that were asked for (`latent`, ...) and memory -> action f32 [B, A], memory."""
 Mode: TypeAlias = Literal["explore", "evaluate"]
 
 
@@ -37,12 +37,30 @@ class Replay(Protocol):
     """What an agent may ask of replay. Draws are numbered: the same `draw` gives the same rows."""
 
     def clips(
-        self, n: int, length: int, *, stream: str, draw: int, codes: bool = False, demonstrated: bool = False
+        self, n: int, length: int, *, stream: str, draw: int, codes: bool = False, subset: Subset = "all"
     ) -> TensorDict:
         """`n` random clips (worldmodel.spec) of `length` frames, never across episodes; batch [n].
 
-        `codes=True` gives `context_codes` and `codes` instead of pixels; `demonstrated=True` draws from the run's
-        demonstrations alone.
+        `codes=True` gives `context_codes` and `codes` instead of pixels; `subset` says which episodes to draw from:
+        all, the run's demonstrations, or the newest.
+        """
+        ...
+
+    def transitions(
+        self,
+        n: int,
+        *,
+        n_step: int,
+        stack: int,
+        stream: str,
+        draw: int,
+        subset: Subset = "all",
+        keys: Sequence[Reads] = ("pixels",),
+    ) -> TensorDict:
+        """`n` random transitions (worldmodel.spec) of `n_step` decisions at most; batch [n].
+
+        Every decision of every finished episode of the subset is equally likely. `keys` of `stack` frames stand behind
+        each other; none of them has to be read by a world model.
         """
         ...
 
@@ -57,21 +75,42 @@ class Dream(Protocol):
     spec: ModelSpec
 
     def encode(self, clip: TensorDict) -> TensorDict:
-        """A clip -> the dream state after its last frame."""
+        """A clip -> the dream state [B] after its last frame, of fixed shape (`spec.state`)."""
+        ...
+
+    def observe(self, state: TensorDict, action_BA: Tensor, step: TensorDict) -> TensorDict:
+        """The state after a real step [B], which has what `spec.reads`."""
+        ...
+
+    def step(self, state: TensorDict, action_BA: Tensor, generator: torch.Generator | None = None) -> TensorDict:
+        """The state after an imagined step, with its `reward` and `continue`; without a generator the most likely."""
+        ...
+
+    def fork(self, state: TensorDict, copies: int) -> TensorDict:
+        """Every row `copies` times: row b becomes rows b * copies and on. Costs no encoding."""
+        ...
+
+    def decode(self, state: TensorDict) -> Tensor:
+        """The newest frame, u8 [B, 3, H, W]."""
         ...
 
     def rollout(
         self,
-        policy: Policy,
+        policy: Callable[[TensorDict, Any], tuple[Tensor, Any]],
         state: TensorDict,
-        memory: Memory,
+        memory: Any,
         horizon: int,
         *,
         stream: str,
         draw: int,
         keys: tuple[str, ...] = ("latent",),
-    ) -> TensorDict:
-        """Imagine `horizon` steps under `policy`; trajectory [B, H] (worldmodel.spec), without gradient."""
+        sample: bool = True,
+    ) -> Rollout:
+        """Imagine `horizon` steps under `policy`, which sees exactly `keys`: any of `latent`, a part of it, `pixels`,
+        `reward`, ...
+
+        Returns: path [B, H] (worldmodel.spec), state and memory to go on from; without gradient.
+        """
         ...
 
 
@@ -113,7 +152,10 @@ class ModelBasedAgent(Protocol):
     """Discount per decision."""
 
     def dream_policy(self, generator: torch.Generator) -> Policy:
-        """How it acts in its dreams now, as explorative as in the real world; noise comes from `generator`."""
+        """How it acts in its dreams now, as explorative as in the real world; noise comes from `generator`.
+
+        It is shown `latent`; its memory is None at first and carried from step to step.
+        """
         ...
 
     def value(self, latent_BD: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 Both kinds of action are drawn from standard normal noise given from outside, so that the same noise gives the same
 action, and noise that is correlated in time leaves the distribution of each single action as it is.
-Every constructor checks its input for finite values itself: importing torchrl switches torch's own checks off.
+Nothing here asks whether its input is finite, which would make the host wait for every imagined frame: who acts asks
+before the action leaves (`check`), who learns asks once for each dream and once for each step of an optimizer.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from worldmodel.optim import to_host
 
 
 def symlog(x: Tensor) -> Tensor:
@@ -26,9 +29,9 @@ def symexp(x: Tensor) -> Tensor:
 
 
 def check_finite(name: str, values: Tensor) -> None:
-    """Raises FloatingPointError if any value is NaN or infinite. One host sync."""
-    if not torch.isfinite(values).all():  # sync
-        bad = int((~torch.isfinite(values)).sum())
+    """Raises FloatingPointError if any value is NaN or infinite. One host sync: not for what is done in every frame."""
+    (bad,) = to_host((~torch.isfinite(values)).sum()[None])
+    if bad:
         raise FloatingPointError(f"{name} must be finite (got {bad} of {values.numel()} values that are not)")
 
 
@@ -140,13 +143,16 @@ class BoundedNormal:
             pre_tanh_sq: [...] how far the network's output is from the middle of its squashing function.
         """
         self.pre_tanh_sq = pre_tanh_sq
-        check_finite("policy mean", mean_BA)
-        check_finite("policy std", std_BA)
         self.mode, self.std = mean_BA, std_BA
         self._low, self._high = (-1 - mean_BA) / std_BA, (1 - mean_BA) / std_BA
         self._below = torch.special.ndtr(self._low)
         # the mode is inside the bounds, so this is at least about 1/2 for std <= 1 and never vanishes
         self._mass = torch.special.ndtr(self._high) - self._below
+
+    def check(self) -> None:
+        """Raises: FloatingPointError where mean or standard deviation is not finite."""
+        check_finite("policy mean", self.mode)
+        check_finite("policy std", self.std)
 
     def sample(self, noise_BA: Tensor) -> Tensor:
         """Actions [..., A] in [-1, 1] by inversion of standard normal `noise_BA` [..., A]."""
@@ -170,11 +176,14 @@ class OneHot:
 
     def __init__(self, logits_BA: Tensor, *, unimix: float) -> None:
         """`logits_BA` float32 [..., A]; `unimix` in [0, 1)."""
-        check_finite("policy logits", logits_BA)
         self.pre_tanh_sq = 0.0
         count = logits_BA.shape[-1]
         self._log_probability = torch.log((1 - unimix) * F.softmax(logits_BA, -1) + unimix / count)
         self.mode = F.one_hot(logits_BA.argmax(-1), count).to(logits_BA.dtype)
+
+    def check(self) -> None:
+        """Raises: FloatingPointError where a logit is not finite."""
+        check_finite("policy logits", self._log_probability)
 
     def sample(self, noise_BA: Tensor) -> Tensor:
         """One-hot actions [..., A] from standard normal `noise_BA` [..., A], made Gumbel noise first."""

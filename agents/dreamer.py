@@ -19,10 +19,10 @@ from torch import Tensor
 from agents.api import Dream, DreamMetrics, Memory, Metrics, Mode, Policy, Replay
 from agents.distributions import BoundedNormal, LearnedStdConfig, ScheduledStdConfig, TwoHot, check_finite
 from agents.exploration import Exploration
-from agents.memory import LatentFilter
+from agents.memory import LatentFilter, without_last
 from agents.nets import Actor, Critic
 from agents.returns import DemoBatch, ImaginedBatch, PercentileNormConfig, StdNormConfig, lambda_returns
-from worldmodel.optim import OptimConfig, Optimizer
+from worldmodel.optim import OptimConfig, Optimizer, to_host
 from worldmodel.processes import Processes, alone
 from worldmodel.seeds import Seeds
 from worldmodel.spec import EnvSpec, ModelSpec
@@ -44,10 +44,11 @@ class DreamerConfig:
         bins: two-hot bins of the critic, odd.
         limit: the outermost bins are at symexp(+-limit), in environment units.
         zero_init_value: the critic starts narrowly at value 0; else uniform over its bins (whose mean is 0 too).
-        tau: share of the critic that its slow copy takes over after each update, in (0, 1].
+        tau: share of the critic that its slow copy takes over after each update, in (0, 1]; null without `target_reg`.
         target_reg: weight of the loss that keeps the critic near its slow copy; 0 does without.
         epochs: optimizer steps on each imagined batch.
-        ratio_clip: how far the probability ratio may leave 1 before its gradient ends (PPO); with one epoch it is 1.
+        ratio_clip: how far the probability ratio may leave 1 before its gradient ends (PPO); null with one epoch, where
+            the ratio is 1.
         entropy_coef: weight of the entropy bonus per nat.
         logit_reg: weight of the squared output before the squashing tanh of continuous policies; 0 in DreamerV3. Where
             advantages are mostly noise the output drifts outwards, and beyond 2 its gradient is gone: the policy then
@@ -72,10 +73,10 @@ class DreamerConfig:
     bins: int
     limit: float
     zero_init_value: bool
-    tau: float
+    tau: float | None
     target_reg: float
     epochs: int
-    ratio_clip: float
+    ratio_clip: float | None
     entropy_coef: float
     logit_reg: float
     bc_coef: float
@@ -96,9 +97,11 @@ class DreamerConfig:
             ("lambda_", 0 <= self.lambda_ <= 1, "in [0, 1]"),
             ("bins", self.bins >= 3 and self.bins % 2 == 1, "odd and >= 3"),
             ("limit", 0 < self.limit <= 40, "in (0, 40]"),
-            ("tau", 0 < self.tau <= 1, "in (0, 1]"),
             ("target_reg", self.target_reg >= 0, ">= 0"),
-            ("ratio_clip", 0 < self.ratio_clip < 1, "in (0, 1)"),
+            ("tau", self.tau is None or self.target_reg > 0, "null with target_reg=0, where it has no effect"),
+            ("tau", not self.target_reg or 0 < (self.tau or 0) <= 1, f"in (0, 1] with target_reg={self.target_reg}"),
+            ("ratio_clip", self.ratio_clip is None or self.epochs > 1, "null with epochs=1, where it has no effect"),
+            ("ratio_clip", self.epochs == 1 or 0 < (self.ratio_clip or 0) < 1, f"in (0, 1) with epochs={self.epochs}"),
             ("entropy_coef", self.entropy_coef >= 0, ">= 0"),
             ("logit_reg", self.logit_reg >= 0, ">= 0"),
             ("bc_coef", self.bc_coef >= 0, ">= 0"),
@@ -198,6 +201,7 @@ class Dreamer:
         """See `agents.api.Agent.act`; mode `evaluate` takes the policy's mode and draws nothing."""
         before, memory = memory, self._filter.see(td, memory)
         policy = self.actor(self._filter.latent(memory, device=self._device), self._std_at(step))
+        policy.check()
         if mode == "evaluate":
             action_EA = policy.mode.to(memory["action"].device)
             return action_EA, memory.update({"action": action_EA})
@@ -227,8 +231,10 @@ class Dreamer:
                 ) from fault
             return {"agent/skipped": 1.0}
         self._failed = 0
-        values = self._processes.mean(torch.stack([v.float() for v in scalars.values()])).tolist()  # sync
-        metrics = {f"agent/{name}": value for name, value in zip(scalars, values, strict=True)}
+        there = {name: value.float() for name, value in scalars.items() if isinstance(value, Tensor)}
+        means = self._processes.mean(torch.stack(list(there.values())))
+        scalars |= zip(there, to_host(means), strict=True)
+        metrics = {f"agent/{name}": value for name, value in scalars.items()}
         metrics |= {"agent/skipped": 0.0, "time/actor_critic_s": time.perf_counter() - imagined_at}
         frames = self._batch_size * self._horizon
         return DreamMetrics(metrics, imagined_frames=frames, imagine_s=imagined_at - begun)
@@ -260,7 +266,7 @@ class Dreamer:
         policy = self._policy(self._seeds.torch("imagine/policy", update, device=self._device), self._processes)
         with self._processes.together():
             state = self._dream.encode(clip)
-            path = self._dream.rollout(policy, state, None, self._horizon, stream="imagine", draw=update)
+            path = self._dream.rollout(policy, state, None, self._horizon, stream="imagine", draw=update).path
             latent_BSD = torch.cat([path["latent"][:, :1], path["next", "latent"]], 1)
             reward_BH, continue_BH = path["next", "reward"][..., 0], path["next", "continue"][..., 0]
             # a start in which the real episode terminated counts for nothing
@@ -287,14 +293,14 @@ class Dreamer:
     def _demo_batch(self, replay: Replay, update: int) -> DemoBatch:
         """Real states of demonstrations, as many as dreams begin, and what the expert did next in each."""
         clip = replay.clips(
-            self._batch_size, self._burn_in + 1, stream="imitate", draw=update, codes=True, demonstrated=True
+            self._batch_size, self._burn_in + 1, stream="imitate", draw=update, codes=True, subset="demos"
         ).to(self._device)
         return DemoBatch(self._dream.encode(without_last(clip))["latent"], clip["action"][:, -1])
 
-    def _fit(self, imagined: ImaginedBatch, demos: DemoBatch | None) -> dict[str, Tensor]:
+    def _fit(self, imagined: ImaginedBatch, demos: DemoBatch | None) -> dict[str, Tensor | float]:
         """`epochs` steps of actor and critic on one imagined batch; scalars of the first epoch."""
         old_log_prob_BH: Tensor | None = None
-        scalars = imagined.metrics
+        scalars: dict[str, Tensor | float] = dict(imagined.metrics)
         for epoch in range(self._epochs):
             with self._processes.together():
                 policy = self.actor(imagined.latent, self._std_at(self._explored))
@@ -316,7 +322,7 @@ class Dreamer:
                 raise FloatingPointError(f"losses and gradients must be finite (got {losses})")
             if epoch == 0:
                 scalars = {**scalars, "critic_loss": critic_loss.detach(), "entropy": entropy_BH.detach().mean()}
-                scalars |= {"actor_grad_norm": torch.tensor(actor_norm), "critic_grad_norm": torch.tensor(critic_norm)}
+                scalars |= {"actor_grad_norm": actor_norm, "critic_grad_norm": critic_norm}
                 if demos is not None:
                     scalars["bc_loss"] = expert.detach().mean()
                 if isinstance(policy, BoundedNormal):
@@ -324,7 +330,8 @@ class Dreamer:
                     scalars["saturation"] = policy.mode.detach().abs().mean()
         scalars["actor_loss"] = actor_loss.detach()  # the last epoch's: in the first one every ratio is still 1
         self._update_target()
-        return {name: value.to(imagined.returns.device) for name, value in scalars.items()}
+        device = imagined.returns.device
+        return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in scalars.items()}
 
     def _step(self, optim: Optimizer, loss: Tensor) -> float | None:
         loss.backward()
@@ -334,6 +341,8 @@ class Dreamer:
     def _surrogate(self, log_ratio_BH: Tensor, advantage_BH: Tensor) -> Tensor:
         """PPO's clipped objective; where the ratio is 1 (the first epoch) its gradient is REINFORCE's."""
         ratio_BH = log_ratio_BH.exp()
+        if self._ratio_clip is None:
+            return ratio_BH * advantage_BH
         clipped_BH = ratio_BH.clamp(1 - self._ratio_clip, 1 + self._ratio_clip)
         return torch.minimum(ratio_BH * advantage_BH, clipped_BH * advantage_BH)
 
@@ -346,7 +355,7 @@ class Dreamer:
 
     @torch.no_grad()
     def _update_target(self) -> None:
-        if self.target_critic is not None:
+        if self.target_critic is not None and self._tau is not None:
             for slow, fast in zip(self.target_critic.parameters(), self.critic.parameters(), strict=True):
                 slow.lerp_(fast, self._tau)
 
@@ -388,10 +397,3 @@ class Dreamer:
         for part in given.keys() - {"count"}:
             getattr(self, part).load_state_dict(given[part])
         self._explored, self._failed = (int(given["count"][name]) for name in ("explored", "failed"))
-
-
-def without_last(clip: TensorDict) -> TensorDict:
-    """A clip (worldmodel.spec) without its last frame; the context stays."""
-    context = ("context", "context_codes")
-    kept = {key: value if key in context else value[:, :-1] for key, value in clip.items()}
-    return TensorDict(kept, batch_size=clip.batch_size, device=clip.device)

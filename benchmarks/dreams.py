@@ -31,6 +31,7 @@ from mbrl.replay.episode import Episode
 from mbrl.run.assemble import Configs, assemble_eval
 from mbrl.rundir.folder import read_config
 from worldmodel.api import WorldModel
+from worldmodel.dream.imagine import Dream, given
 from worldmodel.seeds import Seeds
 
 HOLD = 4  # decisions for which a drawn action is kept: held actions lead somewhere
@@ -98,24 +99,21 @@ def compare(
     """Tries `count` action sequences from `starts` random moments of `episodes` (which hold snapshots) in both."""
     spec, generator = model.spec, seeds.numpy("dreams", 0)
     horizon = min(longest_horizon(spec, episode) for episode in episodes)
+    dreams = [Dream(one, seeds=seeds) for one in (simulator, model)]
     rewards: list[list[Tensor]] = [[], []]
     actions_MSHA = sequences((starts, count, horizon, spec.action_dim), generator)
     for moment in range(starts):
         episode = episodes[int(generator.integers(len(episodes)))]
         first = int(generator.integers(real_frames(spec) - spec.burn_in, len(episode) + 2 - spec.burn_in - horizon))
         newest = first + spec.burn_in - 1
-        clip = clips_of(episode, spec, np.array([first] * count), length=spec.burn_in)
-        known = clips_of(episode, simulator.spec, np.array([newest] * count), length=1)
-        states = [simulator.encode(known), model.encode(clip)]
-        frames = seeds.torch("dreams", 1, moment, device=states[1]["latent"].device)
-        for h in range(horizon):
-            action_SA = actions_MSHA[moment, :, h]
-            states = [simulator.imagine(states[0], action_SA, None), model.imagine(states[1], action_SA, frames)]
-            for told, state in zip(rewards, states, strict=True):
-                told.append(state["reward"][:, 0].cpu())
-    shape = (starts, horizon, count)
-    true_MSH, imagined_MSH = (torch.stack(told).view(shape).transpose(1, 2) for told in rewards)
-    return judge(true_MSH, imagined_MSH)
+        clip = clips_of(episode, spec, np.array([first]), length=spec.burn_in)
+        known = clips_of(episode, simulator.spec, np.array([newest]), length=1)
+        for dream, start, found in zip(dreams, (known, clip), rewards, strict=True):
+            forks = dream.fork(dream.encode(start), count)
+            policy = given(actions_MSHA[moment])
+            made = dream.rollout(policy, forks, 0, horizon, stream="dreams/frames", draw=moment)
+            found.append(made.path["next", "reward"][..., 0].cpu())
+    return judge(*(torch.stack(found) for found in rewards))
 
 
 def played(agent: Agent, env: RowsEnv, reads: tuple[str, ...], count: int) -> list[Episode]:

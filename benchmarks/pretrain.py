@@ -188,7 +188,7 @@ class NpzClips(Dataset[dict[str, torch.Tensor]]):
                 "action": episode["action"][steps, : self.spec.action_dim],
                 "reward": episode["reward"][steps],
                 "continue": 1 - episode["terminated"][steps].astype(np.float32),
-                "first": np.zeros(self.length, np.bool_),
+                "reward_mask": np.ones(self.length, np.bool_),
             }
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
 

@@ -121,7 +121,7 @@ def measure(size: str, case: Case, *, threads: int, device: torch.device) -> Res
     heads = HeadConfig(action="slot", reward="none", bins=0, low=0.0, high=0.0, width=0, action_recon=0.0)
     draw = seeds.torch("benchmark")
     model = TokenModel(
-        transformer, layout, action_dim=ACTION_DIM, heads=heads, feature_dim=0, continues=False, generator=draw
+        transformer, layout, condition_dim=ACTION_DIM, heads=heads, feature_dim=0, continues=False, generator=draw
     )
     torch.nn.init.normal_(model.action_linear.weight, std=0.02, generator=draw)  # else actions would not matter
     model.to(device).eval()

@@ -37,7 +37,7 @@ class OracleModelConfig:
 class OracleModel(nn.Module):
     """A WorldModel without weights: a dream state is a snapshot, an imagined step is a real one.
 
-    Dream state: `latent` f32 [S], the scaled state; `wm`: `snapshot` f64 [P].
+    Dream state: `latent` f32 [S], the scaled state; `wm`: `snapshot` f64 [P] and `frame` i64 [1].
     """
 
     def __init__(self, simulator: Simulator, protocol: ProtocolConfig, env_spec: EnvSpec) -> None:
@@ -49,21 +49,24 @@ class OracleModel(nn.Module):
             image=protocol.image,
             context_frames=1,
             action_dim=env_spec.action_dim,
-            latent_dim=len(self._centre_S),
             max_frames=1 + protocol.decisions,
             context="first_frame",
             burn_in=1,
             reads=OracleModelConfig.reads,
+            latent={"state": len(self._centre_S)},
+            state={
+                ("wm", "snapshot"): (simulator.snapshot().shape, torch.float64),
+                ("wm", "frame"): ((1,), torch.int64),
+                "latent": ((len(self._centre_S),), torch.float32),
+                "reward": ((1,), torch.float32),
+                "continue": ((1,), torch.float32),
+            },
         )
         self.version = self.tokenizer_version = 0
 
     def encode(self, clip: TensorDict) -> TensorDict:
         """The moment of the clip's last frame."""
-        rows = len(clip)
-        wm = TensorDict({"snapshot": clip["snapshot"][:, -1]}, batch_size=[rows])
-        latent_BS = self._feature(clip["state"][:, -1])
-        known = {"reward": latent_BS.new_zeros(rows, 1), "continue": latent_BS.new_ones(rows, 1)}
-        return TensorDict({"wm": wm, "latent": latent_BS, **known}, batch_size=[rows])
+        return self._at(clip["snapshot"][:, -1], clip["state"][:, -1], clip["state"].shape[1])
 
     def imagine(self, state: TensorDict, action_BA: Tensor, generator: torch.Generator | None) -> TensorDict:
         """One true decision in every row, one after the other; nothing is drawn from `generator`."""
@@ -71,13 +74,30 @@ class OracleModel(nn.Module):
         clean_BA = admissible(action_BA, self._env_spec)
         rows = [self._decide(*row) for row in zip(snapshot_BP, clean_BA, strict=True)]
         snapshots, states, rewards, goings = zip(*rows, strict=True)
-        arrived = {
-            "wm": {"snapshot": torch.from_numpy(np.stack(snapshots))},
-            "latent": self._feature(torch.from_numpy(np.stack(states))),
-            "reward": torch.tensor(rewards, dtype=torch.float32)[:, None],
-            "continue": torch.tensor(goings, dtype=torch.float32)[:, None],
-        }
-        return TensorDict(arrived, batch_size=[len(rows)]).to(action_BA.device)
+        moments = (torch.from_numpy(np.stack(values)) for values in (snapshots, states))
+        arrived = self._at(*moments, self.depth(state) + 1)
+        arrived["reward"] = torch.tensor(rewards, dtype=torch.float32)[:, None]
+        arrived["continue"] = torch.tensor(goings, dtype=torch.float32)[:, None]
+        return arrived.to(action_BA.device)
+
+    def observe(self, state: TensorDict, action_BA: Tensor, step: TensorDict) -> TensorDict:
+        """The moment of the real step; its reward is not predicted."""
+        return self._at(step["snapshot"], step["state"], self.depth(state) + 1)
+
+    def fork(self, state: TensorDict, copies: int) -> TensorDict:
+        """See `worldmodel.api.WorldModel.fork`."""
+        return state.repeat_interleave(copies, 0)
+
+    def depth(self, state: TensorDict) -> int:
+        """See `worldmodel.api.WorldModel.depth`."""
+        return int(state["wm", "frame"][0, 0])
+
+    def _at(self, snapshot_BP: Tensor, state_BS: Tensor, frame: int) -> TensorDict:
+        """The dream state of a moment that nothing is known of beside it."""
+        latent_BS, rows = self._feature(state_BS), [len(state_BS)]
+        wm = {"snapshot": snapshot_BP, "frame": torch.full((*rows, 1), frame, device=snapshot_BP.device)}
+        known = {"reward": latent_BS.new_zeros(*rows, 1), "continue": latent_BS.new_ones(*rows, 1)}
+        return TensorDict({"wm": wm, "latent": latent_BS, **known}, batch_size=rows)
 
     def _decide(
         self, snapshot_P: NDArray[np.float64], action_A: NDArray[np.float32]
@@ -112,12 +132,6 @@ class OracleModel(nn.Module):
     def tokenize(self, context_BtCHW: Tensor, frames_BTCHW: Tensor) -> NoReturn:
         """Raises: TypeError; there are no codes."""
         raise TypeError("the oracle model has no codes: it reads the simulator's state, not pixels")
-
-    def observe(
-        self, state: TensorDict, action_BA: Tensor, frame_BCHW: Tensor, proprio_BQ: Tensor | None = None
-    ) -> NoReturn:
-        """Raises: TypeError; a frame is not enough to know a moment."""
-        raise TypeError("the oracle model cannot go on from a frame: encode a clip with `state` and `snapshot`")
 
     def prepare(self, part: Part) -> None:
         """Nothing is needed."""

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 from mbrl.cli.compose import packaged_configs
@@ -35,6 +37,7 @@ WORLDMODEL_RANKS = (
     ("rollout", "dream"),
     ("evaluation",),
     ("losses",),
+    ("imagination",),
     ("ivideogpt",),
     ("weights",),
     ("published",),
@@ -198,6 +201,28 @@ def test_the_rollout_engine_needs_torch_only() -> None:
     assert done.stdout.strip() == "[]"
 
 
+STEPS = {  # who may call what leads one imagined frame further
+    "imagine": {"worldmodel.dream.imagine"},
+    # the model itself; the published facade, whose protocols count ids and stack frames; clocks for the engine alone
+    "sample_frame": {"worldmodel.imagination", "worldmodel.published.model", "mbrl.cli.doctor", "benchmarks.rollout"},
+}
+
+
+def steppers(text: str) -> set[str]:
+    """Which of `STEPS` a source calls."""
+    calls = (node.func for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call))
+    return {call.attr for call in calls if isinstance(call, ast.Attribute) and call.attr in STEPS}
+
+
+def test_there_is_one_loop_over_imagined_steps() -> None:
+    found: dict[str, set[str]] = {name: set() for name in STEPS}
+    for module, text in sources().items():
+        for name in steppers(text):
+            found[name].add(module)
+    assert found == STEPS
+    assert steppers("for a in actions:\n    state = self.model.imagine(state, a, None)") == {"imagine"}
+
+
 def dangers(text: str) -> list[str]:
     """What executes foreign bytes: pickle in any form, `torch.load`, `eval`, `exec`, unsafe numpy or YAML loading."""
     found = []
@@ -241,10 +266,11 @@ def test_a_planted_danger_is_found(line: str) -> None:
 
 def tracked_texts() -> dict[str, str]:
     """Every text file that git tracks, or, without git, every file that is no product of a tool."""
+    names: list[str] = []
     if shutil.which("git") and (ROOT / ".git").exists():
-        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
-        names = listed.stdout.splitlines()
-    else:
+        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+        names = listed.stdout.splitlines()  # none where git refuses a checkout that another user owns
+    if not names:
         folders = (*PACKAGES, "tests", "configs", "docs")
         found = [path for folder in folders for path in (ROOT / folder).rglob("*") if "__pycache__" not in path.parts]
         names = [str(path.relative_to(ROOT)) for path in (*found, *ROOT.glob("*.*"))]
@@ -265,6 +291,10 @@ def test_no_text_names_a_place_on_somebody_s_machine() -> None:
 
 
 CONFIGS = packaged_configs()
+INHERITED = 0.85
+"""Share of a file's keys that may say what a neighbour says."""
+WHOLE = ("protocol", "tokenizer")
+"""Groups whose files stand for something published each, and are read one by one."""
 
 
 def targets(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -284,10 +314,23 @@ def variants() -> list[Path]:
     return sorted(CONFIGS.glob("*/**/*.yaml"))
 
 
+def whole(path: Path) -> dict[str, Any]:
+    """A variant with what it inherits (`defaults:`); of a file for the whole configuration what it says itself."""
+    if path.parent.name in ("experiment", "recipe"):
+        plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    else:
+        name = str(path.relative_to(CONFIGS).with_suffix(""))
+        with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
+            plain = OmegaConf.to_container(hydra_compose(config_name=name), resolve=False)
+        for part in path.parent.relative_to(CONFIGS).parts:
+            plain = plain[part]  # type: ignore[index, call-overload]
+    assert isinstance(plain, dict)
+    return plain  # type: ignore[return-value]
+
+
 @pytest.mark.parametrize("path", variants(), ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_a_variant_file_has_exactly_the_fields_of_its_classes(path: Path) -> None:
-    plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    assert isinstance(plain, dict)
+    plain = whole(path)
     nodes = list(targets(plain, path.stem))
     assert nodes or path.parent.name in ("experiment", "recipe"), "a variant file names the class it is for"
     for key, node in nodes:
@@ -297,12 +340,29 @@ def test_a_variant_file_has_exactly_the_fields_of_its_classes(path: Path) -> Non
 
 
 def test_config_classes_have_no_defaults_in_python() -> None:
-    named = {
-        node["_target_"] for path in variants() for _, node in targets(OmegaConf.to_container(OmegaConf.load(path)), "")
-    }
+    named = {node["_target_"] for path in variants() for _, node in targets(whole(path), "")}
     assert named
     for target in sorted(named):
         module, _, name = target.rpartition(".")
         for field in dataclasses.fields(getattr(importlib.import_module(module), name)):
             nothing = dataclasses.MISSING
             assert (field.default, field.default_factory) == (nothing, nothing), f"{target}.{field.name}"
+
+
+def test_no_variant_repeats_what_it_could_inherit() -> None:
+    """A file that says what a neighbour says, but for a few values, begins with that neighbour instead."""
+    said = {path: dict(flat(OmegaConf.to_container(OmegaConf.load(path)))) for path in variants()}
+    copies = []
+    for path, keys in said.items():
+        for other, others in said.items():
+            same = {key for key, value in keys.items() if others.get(key) == value}
+            neighbour = path > other and path.parent == other.parent and path.parent.name not in WHOLE
+            if neighbour and len(keys) > 8 and len(same) > INHERITED * len(keys):
+                copies.append((str(path.relative_to(CONFIGS)), other.stem, len(same), len(keys)))
+    assert copies == []
+
+
+def flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every (dotted key, value)."""
+    for name, value in node.items():
+        yield from flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]

@@ -34,16 +34,22 @@ class WorldModel(Protocol):
         ...
 
     def imagine(self, state: TensorDict, action_BA: Tensor, generator: Source | None) -> TensorDict:
-        """Next state; the frame's codes are sampled from `generator`, or are the argmax where it is None.
+        """Next state; the frame is sampled from `generator`, or is the most likely one where it is None.
 
         Where processes share the rows of a dream it is a `RowNoise` (`worldmodel.microbatch` draws from either).
         """
         ...
 
-    def observe(
-        self, state: TensorDict, action_BA: Tensor, frame_BCHW: Tensor, proprio_BQ: Tensor | None = None
-    ) -> TensorDict:
-        """Next state; the frame's codes are read from a real uint8 frame; proprioception if `spec` reads it."""
+    def observe(self, state: TensorDict, action_BA: Tensor, step: TensorDict) -> TensorDict:
+        """Next state; the frame is a real one: `step` [B] has what `spec.reads` of it."""
+        ...
+
+    def fork(self, state: TensorDict, copies: int) -> TensorDict:
+        """The state of every row `copies` times: row b becomes rows b * copies and on. Nothing is read again."""
+        ...
+
+    def depth(self, state: TensorDict) -> int:
+        """Frames that the state knows behind its context; no host sync for a state that the model made last."""
         ...
 
     def decode(self, state: TensorDict) -> Tensor:

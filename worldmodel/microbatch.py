@@ -26,6 +26,11 @@ class RowNoise:
     first: int
     rows: int
 
+    @classmethod
+    def all(cls, generator: torch.Generator, rows: int) -> RowNoise:
+        """The rows are the whole batch."""
+        return cls(generator=generator, first=0, rows=rows)
+
 
 Source = torch.Generator | RowNoise
 

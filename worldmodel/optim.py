@@ -142,7 +142,7 @@ class Optimizer:
     def apply(self, loss: Tensor) -> float | None:
         """As `step`, for a loss whose gradients (perhaps those of several pieces) are there already."""
         norm = whole(nn.utils.clip_grad_norm_(self._parameters.values(), self._max_grad_norm))
-        norm, finite = torch.stack([norm, torch.isfinite(norm) & torch.isfinite(loss.detach())]).tolist()  # sync
+        norm, finite = to_host(torch.stack([norm, torch.isfinite(norm) & torch.isfinite(loss.detach())]))
         if finite:
             for group in self._adam.param_groups:
                 group["lr"] = self.lr
@@ -182,6 +182,11 @@ class Optimizer:
         for name, parameter in self._parameters.items():
             for moment in _MOMENTS:
                 copy_to_dtensor(self._adam.state[parameter][moment], state[f"{name}.{moment}"])
+
+
+def to_host(values: Tensor) -> list[float]:
+    """Values [N] as numbers. The host waits for the device here; an update reads nothing of it in any other way."""
+    return values.tolist()  # sync
 
 
 def decays(name: str, parameter: nn.Parameter, what: Decayed) -> bool:

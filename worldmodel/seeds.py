@@ -49,11 +49,15 @@ class Seeds:
 def seeded_globally(generator: torch.Generator) -> Iterator[None]:
     """Torch's global generator, which initialisers and dropout insist on, follows `generator` inside."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        torch.manual_seed(seed_of(generator))
         yield
 
 
 def moved(generator: torch.Generator, device: torch.device) -> torch.Generator:
     """A generator on `device` whose numbers follow from `generator`, which lives on the CPU."""
-    seed = int(torch.randint(2**62, (), generator=generator))
-    return torch.Generator(device).manual_seed(seed)
+    return torch.Generator(device).manual_seed(seed_of(generator))
+
+
+def seed_of(generator: torch.Generator) -> int:
+    """The next number in [0, 2**62) of a generator on the CPU: a seed for another one."""
+    return int(torch.randint(2**62, (), generator=generator))

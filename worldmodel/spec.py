@@ -13,24 +13,44 @@ Frames are uint8 [3, H, W] everywhere outside a network.
   `context` u8 [t,3,H,W] and `pixels` u8 [T,3,H,W], or their ids `context_codes` i64 [t*N] and `codes` i64 [T,K];
   `proprio` f32 [T,Q], `state` f32 [T,S], `snapshot` f64 [T,P], those that the model reads;
   `action` f32 [T,A], the action that led INTO frame j (zero where the episode begins); for training also
-  `reward` f32 [T] received on arriving in frame j, `continue` f32 [T] (0 where the episode terminated in frame j),
-  `first` bool [T] (frame j opens the episode: nothing led into it).
-* dream state, batch [B]: `latent` f32 [D]; `proprio` f32 [Q] of a model that reads it; after a step also `reward` f32
-  [1] (environment units) and `continue` f32 [1] in [0, 1]; `wm`, the model's own, here that of iVideoGPT: `context` i64
-  [t*N], `codes` i64 [F,K], `actions` f32 [F,A] (with proprioception [F,A+2Q]), `proprio` f32 [1 or 2,Q], `ticket` i64
-  [1].
-* imagined trajectory, batch [B, H]: `latent`, `action`, (`pixels` if asked) and under `next`: `latent`, `reward` [1],
-  `continue` [1], (`pixels`).
+  `reward` f32 [T] received on arriving in frame j, always finite; `reward_mask` bool [T], where it is known (not in the
+  frame that opens an episode, nor where nobody recorded it); `continue` f32 [T] (0 where the episode terminated in
+  frame j).
+* transition, batch [B]: what an off-policy agent learns from, n decisions at most and what was seen before and after.
+  `pixels` u8 [3*S,H,W], the S newest frames, oldest first (before an episode its first frame repeats); `action` f32
+  [A], the first decision; under `next`: `pixels` as it ends; `reward` f32 [n] and `continue` f32 [n] on arriving in
+  each frame; `steps` i64 [], how many decisions there are. `steps` < n where the episode ends before n: then `reward`
+  is padded with 0, and `continue` with its last value, 0 where the episode terminated, 1 where it was truncated. The
+  n-step return bootstraps from the last real frame, which is `next`'s, and not where the episode terminated:
+  sum_k gamma^k (prod_{j<k} continue_j) reward_k + gamma^steps (prod_j continue_j) value(next). (DrQ-v2 leaves out
+  starts whose n steps do not fit; here every decision is drawn alike, with a shorter return.)
+  Other keys of a frame (`proprio` f32 [S*Q], `state`, `snapshot`) are stacked likewise where they are asked for.
+* dream state, batch [B], of fixed shapes (`ModelSpec.state` has all of them): `latent` f32 [D]; `proprio` f32 [Q] of a
+  model that reads it; `reward` f32 [1] (environment units) and `continue` f32 [1] in [0, 1]; `wm`, the model's own, and
+  in it `frame` i64 [1], how many frames the state knows behind its context, the same in all rows.
+  That of iVideoGPT: `context` [t*N], `codes` [M,K] and, where it reads them, `proprio` f32 [M,Q], `actions` f32 [M,A]
+  for M = `max_frames`, of which the first `frame` are filled and the others 0; `pooled` f32, the context's vectors;
+  `ticket` i64 [1]. Codes are i16, or i32 where a codebook is larger. A state that was encoded from pixels also has
+  `frames` u8 [t,3,H,W], the context's, which `observe` needs.
+* imagined trajectory, batch [B, H]: the keys that were asked for (`latent`, its named parts, `pixels`, `reward`, ...),
+  `action`, and under `next`: the same keys one frame later, `reward` f32 [1] and `continue` f32 [1].
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from tensordict import TensorDict
 
 ContextMode = Literal["sliding", "first_frame"]
 Part = Literal["tokenizer", "dynamics"]
 Reads = Literal["pixels", "proprio", "state", "snapshot"]
+StateKey = str | tuple[str, ...]
+Subset = Literal["all", "demos", "recent"]
+"""Of the episodes of a replay."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,23 +61,49 @@ class ModelSpec:
         image: side of the square frames in pixels.
         context_frames: context frames t.
         action_dim: A.
-        latent_dim: D, width of the feature that an agent reads.
         max_frames: future frames that fit behind one context.
         context: `sliding`: the context is the t frames just before the clip (the paper); `first_frame`: the
             episode's first frame, t times, for the whole episode; the clip's first frame is observed, not predicted.
         burn_in: real frames T given after the context when imagination or acting starts (0 is possible with
             `sliding`).
         reads: what of a real step the model reads; a clip carries these keys and no others of their kind.
+        latent: named parts of the feature that an agent reads, in order, and their widths.
+        state: shape of one row and dtype of everything in a dream state, at every step.
     """
 
     image: int
     context_frames: int
     action_dim: int
-    latent_dim: int
     max_frames: int
     context: ContextMode
     burn_in: int
     reads: tuple[Reads, ...] = ("pixels",)
+    latent: Mapping[str, int] = field(default_factory=dict)
+    state: Mapping[StateKey, tuple[tuple[int, ...], torch.dtype]] = field(default_factory=dict)
+
+    @property
+    def latent_dim(self) -> int:
+        """D, width of the whole latent."""
+        return sum(self.latent.values())
+
+    def part_of(self, latent: torch.Tensor, name: str) -> torch.Tensor:
+        """A named part of latents [..., D]."""
+        names = list(self.latent)
+        return latent.split(list(self.latent.values()), -1)[names.index(name)]
+
+
+class Rollout(NamedTuple):
+    """What was imagined, and whence it can be continued.
+
+    Attributes:
+        path: imagined trajectory [B, H].
+        state: the dream state after its last step.
+        memory: the policy's after its last action.
+    """
+
+    path: TensorDict
+    state: TensorDict
+    memory: Any
 
 
 @dataclass(frozen=True, kw_only=True)

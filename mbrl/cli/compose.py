@@ -95,7 +95,7 @@ def laid_down(variant: Assignment, folders: Sequence[Path]) -> Iterator[str]:
     path = next((path for path in files if path.is_file()), None)
     if path is None:  # experiment=null
         return
-    if not re.search(r"^\s*#\s*@package\s+_global_\s*$", path.read_text(), re.MULTILINE):
+    if not re.search(r"^\s*#\s*@package\s+_global_\s*$", path.read_text(encoding="utf-8"), re.MULTILINE):
         yield variant.place or variant.key
         return
     node = OmegaConf.to_container(OmegaConf.load(path), resolve=False)

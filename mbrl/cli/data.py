@@ -21,9 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from mbrl.cli.errors import DAMAGED, DONE, BadInput, did_you_mean
-from mbrl.cli.words import Word, path, progress, show, whole, words
+from mbrl.cli.words import Word, path, place, progress, show, whole, words
 
-PREVIEW = {"out": path("a path ending in .png or .gif"), "episodes": whole(None), "columns": whole(8)}
+PREVIEW = {
+    "out": place("out", "a path ending in .png or .gif", file=True),
+    "episodes": whole(None),
+    "columns": whole(8),
+}
 MIXTURE = {"name": Word("oxe or oxe_sthsth", default="oxe"), "root": path("a folder")}
 
 
@@ -91,14 +95,12 @@ def run_mixture(args: list[str]) -> int:
     plain = mixture(given["name"])
     root = given["root"] or Path(plain["root"]).expanduser()
     found = survey(make(plain["parts"], "data.parts", trusted=False), root)
-    total = sum(place.config.weight for place in found)
-    for place in found:
-        c = place.config
-        print(
-            f"{c.weight / total:7.4f}  step {frame_step(c.rate, 1):2}  {c.image_key:13} {place.name:62} {place.state}"
-        )
-    share = sum(place.config.weight for place in found if place.folder) / total
-    there = sum(place.folder is not None for place in found)
+    total = sum(part.config.weight for part in found)
+    for part in found:
+        c = part.config
+        print(f"{c.weight / total:7.4f}  step {frame_step(c.rate, 1):2}  {c.image_key:13} {part.name:62} {part.state}")
+    share = sum(part.config.weight for part in found if part.folder) / total
+    there = sum(part.folder is not None for part in found)
     print(f"{there} of {len(found)} parts are in {root}: {share:.1%} of the mixture by weight")
     return DONE
 

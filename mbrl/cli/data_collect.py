@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from mbrl.cli.errors import DONE, BadInput, did_you_mean
-from mbrl.cli.words import Word, listed, number, path, progress, whole, words
+from mbrl.cli.words import Word, listed, number, place, progress, whole, words
 
 COLLECT = {
     "task": Word("one of the tasks of `mbrl tasks`, a list [a,b], or all", needed=True),
     "policy": Word("scripted, noisy, random, or a run folder", needed=True),
     "episodes": whole(10),
-    "to": path("a folder", needed=True),
+    "to": place("to", "a folder", needed=True),
     "workers": whole(1),
     "seed": whole(0, least=0),
     "protocol": Word("a name from configs/protocol"),
@@ -32,12 +32,13 @@ def run_collect(args: list[str]) -> int:
 
     from contextlib import ExitStack
 
-    from mbrl.collection.collect import collect
+    from mbrl.collection.collect import check, collect
     from mbrl.data.dataset import check_beside
     from mbrl.io.lock import RunLock
 
-    for order in orders:
-        check_beside(order.folder)  # before the lock, which makes a folder
+    for order in orders:  # before the lock, which makes a folder
+        check_beside(order.folder)
+        check(order)
     began = time.monotonic()
     with ExitStack() as stack:
         stack.enter_context(RunLock(to))
@@ -52,6 +53,8 @@ def run_collect(args: list[str]) -> int:
 
 def policy_of(given: Mapping[str, Any]) -> dict[str, Any]:
     """What the card will say of who acts. Raises: BadInput."""
+    from mbrl.rundir.folder import read_config
+
     name, seed, noise = given["policy"], given["seed"], given["noise"]
     if name in ("scripted", "random", "noisy"):
         if noise is not None and name != "noisy":
@@ -61,6 +64,7 @@ def policy_of(given: Mapping[str, Any]) -> dict[str, Any]:
     folder = Path(name).expanduser()
     if not (folder / "config.yaml").is_file():
         raise BadInput(f"policy must be scripted, noisy, random or a run folder (got {name})")
+    read_config(folder)
     return {"policy": "run", "seed": seed, "run": str(folder.resolve())}
 
 

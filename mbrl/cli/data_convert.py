@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mbrl.cli.errors import DONE
-from mbrl.cli.words import Word, choice, number, path, progress, show, there, whole, words
+from mbrl.cli.words import Word, choice, number, place, progress, show, there, whole, words
 
 
 def side_of(text: str) -> int | None:
@@ -20,7 +20,7 @@ def side_of(text: str) -> int | None:
 FORMATS = ("published_npz", "video", "frames", "bair", "robonet", "rlds")
 CONVERT = {
     "from": there("from", "the folder of the archive"),
-    "to": path("a folder", needed=True),
+    "to": place("to", "a folder", needed=True),
     "format": choice(*FORMATS, needed=True),
     "image": Word("the side of the square frames in pixels, or keep", side_of, example="64"),
     "crop": choice("centre", "none"),
@@ -41,7 +41,7 @@ def run_convert(args: list[str]) -> int:
     known = known_part(archive.name)
     given["key"] = given["key"] or known.get("image_key", "")
 
-    from mbrl.data.convert.run import Job, convert
+    from mbrl.data.convert.run import Job, check_target, convert
     from mbrl.data.dataset import DamagedSet, check_beside
     from mbrl.io.lock import RunLock
 
@@ -58,6 +58,7 @@ def run_convert(args: list[str]) -> int:
     told = progress("items")
     total = len(items) if isinstance(items, list) else 0
     check_beside(to)  # before the lock, which makes a folder
+    check_target(job)
     try:
         with RunLock(to):
             outcome = convert(items, job, told=lambda done: told(done, total))

@@ -43,13 +43,12 @@ class Finding:
 
 def run(args: list[str]) -> int:
     """Prints every finding; exit code 1 if one says fail. Overrides of `mbrl train` choose the run that is meant."""
-    from mbrl.cli.compose import compose
-    from mbrl.cli.train import as_plain
+    from mbrl.cli.train import begun
 
-    plain = as_plain(compose("train", args))
+    plain, line = begun("train", args)
+    refuse(plain)
     worst = DONE
-    checks = {"init": lambda plain: sizes(plain, args), **CHECKS} if plain["init"] is not None else CHECKS
-    for name, check in checks.items():
+    for name, check in (CHECKS if plain["init"] is None else {"init": lambda plain: sizes(line), **CHECKS}).items():
         for finding in examined(lambda check=check: check(plain)):  # type: ignore[misc]
             print(f"{finding.level:4}  {name:9} {finding.text}", flush=True)
             worst = BUG if finding.level == "fail" else worst
@@ -64,12 +63,21 @@ def examined(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
         yield Finding("fail", f"{type(error).__name__}: {one_line(error)}")
 
 
-def sizes(plain: dict[str, Any], args: list[str]) -> Iterator[Finding]:
-    """Lays the sizes of the weights that are begun from on `plain`, for the checks that follow."""
-    from mbrl.cli.train import begun
+def refuse(plain: Mapping[str, Any]) -> None:
+    """Raises: ValueError for a value that no machine could do. Whether the device is there is a finding."""
+    try:
+        from mbrl.run.assemble import GROUPS
+        from mbrl.rundir.build import make
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] in IMPORTED:
+            raise
+        return  # what is not installed is a finding too
+    for name in GROUPS:
+        make(plain[name] | ({"device": "cpu"} if name == "compute" else {}), name, trusted=True)
 
-    sized, line = begun("train", args)
-    plain |= sized
+
+def sizes(line: str) -> Iterator[Finding]:
+    """Which sizes came with the weights that are begun from."""
     yield Finding("ok", line or "the sizes asked for are those of the weights")
 
 
@@ -155,7 +163,7 @@ def rollout(plain: Mapping[str, Any]) -> Iterator[Finding]:
     model = TokenModel(
         parts["transformer"],
         layout,
-        action_dim=ACTION_DIM,
+        condition_dim=ACTION_DIM,
         heads=parts["worldmodel"].heads,
         feature_dim=1,  # the heads are not used here
         continues=False,
@@ -167,10 +175,10 @@ def rollout(plain: Mapping[str, Any]) -> Iterator[Finding]:
     engine.prefill(
         context, context.new_zeros(ROWS, 0, layout.codes_future), torch.zeros(ROWS, 0, ACTION_DIM, device=device)
     )
-    engine.sample_frame(action, draws)  # the first frame allocates
+    engine.sample_frame(action, engine.uniform(draws))  # the first frame allocates
     frames, begin = parts["worldmodel"].max_frames - 1, time.perf_counter()
     for _ in range(frames):
-        last = engine.sample_frame(action, draws)
+        last = engine.sample_frame(action, engine.uniform(draws))
     finite = bool(torch.isfinite(last.hidden_BD).all())  # sync
     rate = ROWS * frames / (time.perf_counter() - begin)
     yield Finding(

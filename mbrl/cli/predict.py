@@ -23,7 +23,7 @@ from typing import Any
 
 from mbrl.cli.compose import compose, own_folder, take_config_dir
 from mbrl.cli.errors import DONE, BadInput
-from mbrl.cli.words import progress
+from mbrl.cli.words import progress, target
 
 
 def run(args: list[str]) -> int:
@@ -35,7 +35,7 @@ def run(args: list[str]) -> int:
     from mbrl.predict.draw import draw, rows_of
     from mbrl.predict.models import load_predictor, ready
     from mbrl.predict.numbers import as_json, table
-    from worldmodel.evaluation.predict import evaluate
+    from worldmodel.evaluation.predict import check, evaluate
     from worldmodel.seeds import Seeds
 
     ready(config.threads)
@@ -45,6 +45,11 @@ def run(args: list[str]) -> int:
     )
     spec = loaded.predictor.spec
     clips = drawn(config, data, spec)
+    ways, sampled = ways_of(config.baselines, actions=spec.action_dim > 0, clips=len(clips.clips)), loaded.sampled
+    samples = config.n if sampled else 1
+    check(loaded.predictor, clips.clips, judge, ways=ways, samples=samples, sampled=sampled)
+    for metric, why in missing.items():
+        print(f"without {metric}: {why}", file=sys.stderr)
     seen = learned_from(config.folder, clips.files, own=own)
     if seen and config.split != "train":
         print(
@@ -52,8 +57,6 @@ def run(args: list[str]) -> int:
             + ("; without data=... it is judged on what it held out" if loaded.kind == "pretrain" else ""),
             file=sys.stderr,
         )
-    ways = ways_of(config.baselines, actions=spec.action_dim > 0, clips=len(clips.clips))
-    sampled = loaded.rule.temperature > 0
     print(
         f"{loaded.kind} model {config.init} ({loaded.weights})\n"
         f"{len(clips.clips)} clips, mode {clips.mode}: {loaded.predictor.given} frames shown, {clips.horizon} predicted"
@@ -64,7 +67,7 @@ def run(args: list[str]) -> int:
         clips.clips,
         judge,
         ways=ways,
-        samples=config.n if sampled else 1,
+        samples=samples,
         rows=config.rows,
         seeds=Seeds(config.seed),
         sampled=sampled,
@@ -72,7 +75,7 @@ def run(args: list[str]) -> int:
         told=progress("clips"),
     )
     found = as_json(config, loaded, clips, evaluation, data=composed, missing=missing, seen=seen)
-    print("\n".join(table(evaluation, judge.metrics, samples=config.n if sampled else 1)))
+    print("\n".join(table(evaluation, judge.metrics, samples=samples)))
     folder = Path(config.to).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "prediction.json", (json.dumps(found, indent=1) + "\n").encode())
@@ -103,7 +106,7 @@ def understand(args: list[str]) -> tuple[Any, Any, Mapping[str, Any], Path | Non
     composed = compose("predict", [*typed, *([f"--config-dir={own}"] if own else [])])
     plain: Any = OmegaConf.to_container(composed)
     node = plain.pop("data") if stored is None else (plain.pop("data"), stored)[1]
-    to = plain.pop("to") or f"predictions/{Path(plain['init']).expanduser().resolve().name}"
+    to = str(target("to", plain.pop("to") or f"predictions/{Path(plain['init']).expanduser().resolve().name}"))
     try:
         lists = {name: tuple(value) for name, value in plain.items() if isinstance(value, list)}
         config = PredictConfig(**{**plain, **lists, "to": to})
@@ -145,9 +148,9 @@ def own_data(words: list[str]) -> Mapping[str, Any] | None:
 
 
 def judge_of(config: Any) -> tuple[Any, dict[str, str]]:
-    """The metrics that can be had, and why the others cannot, each said in one line.
+    """The metrics that can be had, and why the others cannot.
 
-    Raises: ValueError for a file that was named and is not there or not that network.
+    Raises: ValueError for a file that was named and is not there or not that network, or where no metric is left.
     """
     from worldmodel.evaluation.i3d import load_i3d
     from worldmodel.evaluation.lpips import load_lpips
@@ -158,10 +161,10 @@ def judge_of(config: Any) -> tuple[Any, dict[str, str]]:
     for metric, given in (("lpips", config.lpips), ("fvd", config.i3d)):
         if metric in metrics and given is None and not cached(networks[metric]).is_file():
             missing[metric] = f"its network is not there: {how_to_get(networks[metric])}"
-            print(f"without {metric}: {missing[metric]}", file=sys.stderr)
             metrics.remove(metric)
     if not [name for name in metrics if name != "fvd"]:
-        raise BadInput("metrics: none of frames is left; add mse, psnr or ssim")
+        lost = "; ".join(f"without {metric}: {why}" for metric, why in missing.items())
+        raise BadInput(f"metrics: none of frames is left; add mse, psnr or ssim ({lost})")
     lpips = load_lpips(path_of(config.lpips)).to(config.device) if "lpips" in metrics else None
     i3d = load_i3d(path_of(config.i3d)).to(config.device) if "fvd" in metrics else None
     return Judge(metrics, lpips=lpips, i3d=i3d), missing

@@ -29,6 +29,7 @@ from mbrl.cli.compose import own_folder as own_folder_of
 from mbrl.cli.errors import DONE
 from mbrl.cli.ranked import device_of, told_by_first
 from mbrl.cli.train import as_plain, begun, talk
+from mbrl.cli.words import target
 from mbrl.program import program
 from mbrl.ranks import Ranks, current
 
@@ -66,16 +67,15 @@ def run(args: list[str]) -> int:
                     begun.enter_context(emptied_on_failure(folder))
                 write_run(folder, plain, info)
                 talk(folder / "console.log")
-                log.info("run folder: %s", folder)
-                if told.get("sizes"):
-                    log.info("%s", told["sizes"])
             stop.listen()
             state = assemble(configs, folder, info=info, stop=stop, processes=processes)
         if state.writer is not None:
             held.enter_context(state.writer.logger)
         resumed = state.resume()
         if state.writer is not None:
-            log.info("%s", describe(state, info, resumed))
+            lines = (f"run folder: {folder}", told.get("sizes"), *state.began_with, describe(state, info, resumed))
+            for line in filter(None, lines):  # only now can nothing be refused any more
+                log.info("%s", line)
         pretrain(state)
         if state.stopped:
             log.info(
@@ -94,16 +94,28 @@ def decided(args: list[str], ranks: Ranks, held: ExitStack) -> dict[str, Any]:
     from mbrl.files import clear_temporaries
     from mbrl.io.lock import RunLock
     from mbrl.pretrain.configs import Configs
-    from mbrl.rundir.origin import check_origin
 
     told = settle(args)
     configs = Configs.of(told["plain"], trusted=told["trusted"], world=ranks.world)
-    if configs.init is not None and told["new"]:
-        check_origin(Path(configs.init).expanduser())
+    if told["new"]:
+        check_sources(configs)
     folder = Path(told["folder"])
     held.enter_context(RunLock(folder))
     clear_temporaries(folder)
     return told
+
+
+def check_sources(configs: Any) -> None:
+    """Looks for everything that a new run reads, before it has a folder. Raises: ValueError."""
+    from mbrl.rundir.origin import check_origin
+    from worldmodel.evaluation.networks.cache import located
+    from worldmodel.seeds import Seeds
+
+    if configs.init is not None:
+        check_origin(Path(configs.init).expanduser())
+    if configs.worldmodel.losses.lpips and "tokenizer" in configs.stage.parts:
+        located("lpips-vgg", None)
+    configs.data.drawn_from(seeds=Seeds(configs.seed), split="train")
 
 
 def settle(args: list[str]) -> dict[str, Any]:
@@ -117,7 +129,7 @@ def settle(args: list[str]) -> dict[str, Any]:
     if named is None or "${" in str(named):
         plain = as_plain(compose("pretrain", args))
         named = plain["run_dir"] or default_folder(plain, chosen("pretrain", args))
-    folder = Path(str(named)).expanduser().resolve()
+    folder = target("run_dir", str(named)).resolve()
     if holds_run(folder):
         stored = read_config(folder, verb="pretrain", marks=MARKS)
         own = take_config_dir(args)[1]

@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mbrl.cli.errors import DONE, BadInput
-from mbrl.cli.words import Word, path, words
+from mbrl.cli.words import Word, place, words
 from mbrl.program import program
 
 KEYS = {
     "run": Word(f"the folder of a run, as `{program()} train` printed it, or several with commas between", needed=True),
-    "out": path("a file that ends in .png"),
+    "out": place("out", "a file that ends in .png", file=True),
 }
 
 

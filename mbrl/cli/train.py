@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from mbrl.cli.compose import chosen, compose, compose_onto, decided, own_folder, take_config_dir, typed
 from mbrl.cli.errors import DONE
 from mbrl.cli.ranked import device_of, told_by_first
+from mbrl.cli.words import target
 from mbrl.program import program
 from mbrl.ranks import Ranks, current
 
@@ -90,9 +91,11 @@ def run(args: list[str]) -> int:
 def possible(args: list[str], ranks: Ranks) -> dict[str, Any]:
     """What `args` mean, once it is known to be possible; plain JSON. Raises: ValueError."""
     from mbrl.run.assemble import Configs
+    from mbrl.run.rehearsal import rehearsed
 
     settled = settle(args)
-    Configs.of(settled.plain, trusted=settled.trusted, world=ranks.world)
+    configs = Configs.of(settled.plain, trusted=settled.trusted, world=ranks.world)
+    rehearsed(configs.rehearsal, configs.protocol)  # before there is a folder
     return settled.told()
 
 
@@ -135,14 +138,13 @@ def begin(settled: Settled, configs: Any, args: list[str], processes: Any) -> in
             if new:
                 write_run(folder, settled.plain, info)
             talk(folder / "console.log")
-            log.info("run folder: %s", folder)
-            if settled.sizes:
-                log.info("%s", settled.sizes)
             stop.listen()
             state = assemble(configs, folder, info=info, stop=stop, processes=processes)
+            lines = [settled.sizes]
             if info["init"] is not None and not checkpoint_paths(folder / "checkpoints"):
-                for line in start_from(state.model, info["init"]):
-                    log.info("%s", line)
+                lines += start_from(state.model, info["init"])
+        for line in filter(None, (f"run folder: {folder}", *lines)):  # only now can nothing be refused any more
+            log.info("%s", line)
         with state.logger:
             resumed = state.checkpoints.load(state.parts())
             check_recorded(state.replay.store.stored, state.collector.env.known)
@@ -176,7 +178,7 @@ def settle(args: list[str]) -> Settled:
     if named is None or "${" in str(named):  # chosen by a file, by a reference, or by us
         plain = as_plain(compose("train", args))
         named = plain["run_dir"] or default_folder(plain, chosen("train", args))
-    folder = Path(str(named)).expanduser().resolve()
+    folder = target("run_dir", str(named)).resolve()
     if holds_run(folder):
         stored = read_config(folder)
         own = take_config_dir(args)[1]
@@ -259,6 +261,8 @@ def as_plain(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(plain, dict)
     if isinstance(plain.get("init"), str):
         plain["init"] = str(Path(plain["init"]).expanduser().resolve())
+    if isinstance(plain.get("rehearsal"), list):
+        plain["rehearsal"] = [str(Path(str(folder)).expanduser().resolve()) for folder in plain["rehearsal"]]
     return {str(key): value for key, value in plain.items()}
 
 

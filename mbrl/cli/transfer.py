@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import datetime
 import logging
-from pathlib import Path
 
 from mbrl.cli.errors import DONE
 from mbrl.cli.train import begun, talk
+from mbrl.cli.words import target
 
 log = logging.getLogger("mbrl")
 
@@ -27,13 +27,14 @@ def run(args: list[str]) -> int:
 
     from mbrl.files import check_plain
     from mbrl.io.lock import RunLock
-    from mbrl.pretrain.transfer import Transfer, markdown, protocol_of
+    from mbrl.pretrain.transfer import Transfer, check, markdown, protocol_of
     from mbrl.pretrain.transfer import run as compare
 
     transfer = Transfer.of(plain)
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = Path(plain["out"] or f"runs/transfer/{stamp}").expanduser().resolve()
+    folder = target("out", plain["out"] or f"runs/transfer/{stamp}").resolve()
     check_plain(folder)
+    check(transfer, plain, folder)
     with RunLock(folder):
         talk(folder / "console.log")
         if sizes:

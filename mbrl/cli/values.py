@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mbrl.cli.errors import BadInput, did_you_mean
+from mbrl.rundir.build import find
 
 WORDS: dict[type, str] = {
     bool: "true or false",
@@ -92,7 +94,21 @@ def assign(cfg: DictConfig, assignment: Assignment, known: set[str]) -> None:
     if key not in known:
         inside = sorted(leaf for leaf in known if leaf.startswith(key + ".") and not leaf.endswith("_target_"))
         raise BadInput(f"{key} holds several keys (got {value!r}); set one of them: {', '.join(inside[:6])}")
+    if value is None and may_be_null(cfg, key):
+        OmegaConf.update(cfg, key, None, merge=False)
+        return
     OmegaConf.update(cfg, key, of_kind(key, value, default_of(cfg, key)), merge=False)
+
+
+def may_be_null(cfg: DictConfig, key: str) -> bool:
+    """Whether the class that takes `key` lets it be null, though the files give it a value."""
+    group, _, name = key.rpartition(".")
+    target = OmegaConf.select(cfg, f"{group}._target_") if group else None
+    try:
+        fields = dataclasses.fields(find(target, group, trusted=True)) if target else ()
+    except ValueError:  # whoever builds it says so
+        return False
+    return any(field.name == name and "None" in str(field.type) for field in fields)
 
 
 def default_of(cfg: DictConfig, key: str) -> Any:

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from mbrl.cli.errors import DONE, BadInput, did_you_mean
-from mbrl.cli.words import Word, choice, path, whole, words
+from mbrl.cli.words import Word, choice, path, target, whole, words
 
 
 def new_folder(text: str) -> Path:
     """Raises: BadInput if something is there already."""
-    folder = Path(text).expanduser().resolve()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    folder = target("to", text).resolve()
+    if folder.exists() and any(folder.iterdir()):
         raise BadInput(f"to={text} is there already and not empty; name a new folder")
     return folder
 

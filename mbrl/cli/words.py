@@ -109,6 +109,26 @@ def there(key: str, what: str, *, needed: bool = True) -> Word:
     return Word(what, read, needed=needed)
 
 
+def place(key: str, what: str, *, needed: bool = False, file: bool = False) -> Word:
+    """A folder, or a file, that will be written, there or not."""
+
+    def read(text: str) -> Path:
+        found = Path(text).expanduser()
+        target(key, found.parent if file else found)
+        return found
+
+    return Word(what, read, needed=needed)
+
+
+def target(key: str, value: str | Path) -> Path:
+    """The folder that something will be written into, there or not. Raises: BadInput if a file is in the way."""
+    folder = Path(value).expanduser()
+    found = next(above for above in (folder, *folder.absolute().parents) if above.exists())
+    if not found.is_dir():
+        raise BadInput(f"{key}={value} cannot be made: {found} is no folder; give a new or an empty folder")
+    return folder
+
+
 def listed(text: str) -> list[str]:
     """`[a,b]` or `a,b` or `a` as a list."""
     return [item.strip() for item in text.strip().removeprefix("[").removesuffix("]").split(",") if item.strip()]

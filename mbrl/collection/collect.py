@@ -112,10 +112,10 @@ def episode(env: RowsEnv, acting: Acting, *, number: int, row: int) -> Episode:
             return episode_of(steps, env=row, number=number)
 
 
-def begun(order: Order) -> tuple[int, list[int]]:
-    """Writes or extends the card; the policy's row in it, and the numbers that are still to be played.
+def check(order: Order) -> Card:
+    """The card of the order's data set, as it lies on disk or as it will begin; nothing is written.
 
-    Raises: ValueError if the folder holds other data.
+    Raises: ValueError, NoRendering if the world cannot be played, or the folder holds other data.
     """
     env = world(order)
     spec = env.env_spec
@@ -131,7 +131,15 @@ def begun(order: Order) -> tuple[int, list[int]]:
         rate=1.0,
         policies=(),
     )
-    old = written(order.folder, card)
+    return written(order.folder, card)
+
+
+def begun(order: Order) -> tuple[int, list[int]]:
+    """Writes or extends the card; the policy's row in it, and the numbers that are still to be played.
+
+    Raises: as `check`.
+    """
+    old = check(order)
     policies = [dict(policy) for policy in old.policies]
     if dict(order.policy) not in policies:
         policies.append(dict(order.policy))

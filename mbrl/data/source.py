@@ -13,7 +13,6 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from mbrl.data.augment import Look, Strength, applied, draw
 from mbrl.data.dataset import EpisodeCache
 from mbrl.data.mixture import SPLITS, Part, PartConfig, check_fit, folders_of, named_parts, weighed
 from mbrl.data.segments import Indices, Sampling, adapted, sampled
+from mbrl.replay.cut import numbers_of
 from mbrl.replay.episode import Episode
 from worldmodel.seeds import Seeds
 from worldmodel.spec import ModelSpec
@@ -162,9 +162,9 @@ class Row:
 class ClipSource:
     """Draws clips with the keys of `ClipReplay.clips` (worldmodel.spec); tensors are on the CPU.
 
-    Differences to replay: rewards that nobody knows are NaN, also those of a frame that repeats the last one because
-    the episode is too short; with a frame step, `action` is the one taken in the frame before (those between are lost,
-    as in the paper), and `reward` is the sum of all steps between.
+    What replay has not: rewards that nobody knows, also that of a frame that repeats the last one because the episode
+    is too short; with a frame step, `action` is the one taken in the frame before (those between are lost, as in the
+    paper), and `reward` is the sum of all steps between.
     """
 
     def __init__(
@@ -263,44 +263,19 @@ class ClipSource:
         return self._collated(rows)
 
     def _collated(self, rows: list[Row]) -> TensorDict:
-        made = [self._frames(row) | self._known(row) | steps(row, self._spec.action_dim) for row in rows]
-        return TensorDict({key: torch.stack([row[key] for row in made]) for key in made[0]}, batch_size=[len(rows)])
+        clip = numbers_of(
+            [row.episode for row in rows],
+            self._spec,
+            np.stack([row.clip for row in rows]),
+            before_W=np.array([row.before for row in rows]),
+        )
+        tensors = {key: torch.from_numpy(array) for key, array in clip.items()}
+        if "pixels" in self._spec.reads:
+            frames = torch.stack([self._frames(row) for row in rows])
+            tensors["context"], tensors["pixels"] = frames.split([self._spec.context_frames, len(rows[0].clip)], dim=1)
+        return TensorDict(tensors, batch_size=[len(rows)])
 
-    def _frames(self, row: Row) -> dict[str, Tensor]:
-        if "pixels" not in self._spec.reads:
-            return {}
-        indices = np.concatenate([row.context, row.clip])
-        pixels = applied(torch.from_numpy(row.episode.pixels[indices]), row.look, side=self._spec.image)
-        return {"context": pixels[: len(row.context)], "pixels": pixels[len(row.context) :]}
-
-    def _known(self, row: Row) -> dict[str, Tensor]:
-        """What the model reads of each frame beside its pixels."""
-        return {
-            key: torch.from_numpy(getattr(row.episode, key)[row.clip]) for key in self._spec.reads if key != "pixels"
-        }
-
-
-def steps(row: Row, action_dim: int) -> dict[str, Tensor]:
-    """What led into each frame of the clip: `action`, `reward`, `continue`, `first`, each [T, ...].
-
-    Nothing led into the frame that opens an episode; what led into a frame that lies before its predecessor (shuffled,
-    or behind a goal) cannot be said: no action, an unknown reward. Repeated last frames repeat its action.
-    """
-    episode, length = row.episode, len(row.clip)
-    action_TA = np.zeros((length, action_dim), np.float32)
-    reward_T = np.full(length, np.nan, np.float32)
-    continue_T = np.ones(length, np.float32)
-    first_T: NDArray[np.bool_] = np.zeros(length, np.bool_)
-    came_from = [row.before, *row.clip[:-1].tolist()]
-    for place, (before, now) in enumerate(zip(came_from, row.clip.tolist(), strict=True)):
-        if before < 0:
-            first_T[place] = True
-            reward_T[place] = 0 if episode.rewarded else np.nan
-        elif before <= now:
-            if action_dim:
-                action_TA[place] = episode.action[min(before, len(episode) - 1)]
-            if before < now:
-                reward_T[place] = episode.reward[before:now].sum()
-            continue_T[place] = not episode.terminated[min(before, len(episode) - 1) : max(now, before + 1)].any()
-    arrays = {"action": action_TA, "reward": reward_T, "continue": continue_T, "first": first_T}
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    def _frames(self, row: Row) -> Tensor:
+        """Context and clip as they look in this row, u8 [t+T, 3, S, S]."""
+        pixels = row.episode.pixels[np.concatenate([row.context, row.clip])]
+        return applied(torch.from_numpy(pixels), row.look, side=self._spec.image)

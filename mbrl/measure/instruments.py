@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tensordict import TensorDict
 from torch import Tensor
 
-from agents.api import Agent, ModelBasedAgent
+from agents.api import Agent, ModelBasedAgent, Policy
 from mbrl.measure.probe import LEAST_EPISODES, probe
 from mbrl.replay.clips import ClipReplay
 from mbrl.replay.cut import EpisodeCodes, Windows, clips_of, longest_horizon, windows
 from mbrl.replay.episode import Episode
 from worldmodel.api import WorldModel
+from worldmodel.dream.imagine import Dream, given
 from worldmodel.seeds import Seeds
 from worldmodel.spec import ModelSpec
 
@@ -123,29 +125,24 @@ class Instruments:
         rows, horizon = real.reward.shape
         state = self.model.encode(real.clip if agent is None else torch.cat([real.clip, real.clip]))
         device = state["latent"].device
-        noise = self.seeds.torch("measure/policy", episode.number, device=device)
-        policy = None if agent is None else agent.dream_policy(noise)
-        frames = self.seeds.torch("measure/frames", episode.number, device=device)
+        policy, memory = given(real.action.to(device)), 0
+        if agent is not None:
+            noise = self.seeds.torch("measure/policy", episode.number, device=device)
+            policy, memory = beside(policy, agent.dream_policy(noise), rows), (0, None)
         values = self._value(state["latent"][:rows], real, episode, agent) if agent else {}
-        rewards, goes_on, robots = [], [], []
-        for h in range(horizon):
-            action = real.action[:, h].to(device)
-            if policy is not None:
-                action = torch.cat([action, policy(state.select("latent")[rows:], None)[0]])
-            state = self.model.imagine(state, action, frames)
-            rewards.append(state["reward"][:, 0].cpu())
-            goes_on.append(state["continue"][:, 0].cpu())
-            if "proprio" in self.model.spec.reads:
-                robots.append(state["proprio"][:rows].cpu())
-        reward_BH, continue_BH = torch.stack(rewards, 1), torch.stack(goes_on, 1)
+        robot = ("proprio",) if "proprio" in self.model.spec.reads else ()
+        path = Dream(self.model, seeds=self.seeds).rollout(
+            policy, state, memory, horizon, stream="measure/frames", draw=episode.number, keys=("latent", *robot)
+        ).path["next"].cpu()  # fmt: skip
+        reward_BH, continue_BH = path["reward"][..., 0], path["continue"][..., 0]
         variance = self._reward_variance()
         for frame in compared(self.model.spec):
             if frame <= horizon:
                 true, imagined = real.reward[:, frame - 1], reward_BH[:rows, frame - 1]
                 values[f"reward_r2_{frame}"] = r_squared(true, imagined, variance)
                 values[f"reward_rmse_{frame}"] = float((true - imagined).square().mean().sqrt())
-                if "proprio" in self.model.spec.reads:
-                    error_WQ = robots[frame - 1] - real.proprio[:, frame - 1]
+                if robot:
+                    error_WQ = path["proprio"][:rows, frame - 1] - real.proprio[:, frame - 1]
                     values[f"proprio_rmse_{frame}"] = float(error_WQ.square().mean().sqrt())
         if agent is not None:
             gone_on = torch.cat([torch.ones(rows, 1), continue_BH[rows:, :-1]], 1).cumprod(1)
@@ -266,6 +263,16 @@ class Instruments:
             if found.r2 is not None:
                 values[f"probe/{name}_r2"] = found.r2
         return values
+
+
+def beside(one: Policy, other: Policy, rows: int) -> Policy:
+    """The policy that asks `one` in the first rows and `other` in the rest."""
+
+    def policy(td: TensorDict, memory: Any) -> tuple[Tensor, Any]:
+        acted = [one(td[:rows], memory[0]), other(td[rows:], memory[1])]
+        return torch.cat([action for action, _ in acted]), tuple(held for _, held in acted)
+
+    return policy
 
 
 def discounts(gamma: float, decisions: int) -> Tensor:

@@ -13,6 +13,8 @@ from torch import Tensor
 from mbrl.replay.cut import windows
 from mbrl.replay.episode import Episode
 from worldmodel.api import WorldModel
+from worldmodel.dream.imagine import Dream, given
+from worldmodel.seeds import Seeds
 
 
 @dataclass(frozen=True)
@@ -52,16 +54,10 @@ def open_loop(model: WorldModel, episode: Episode, *, horizon: int) -> OpenLoop:
     Frames are the most likely ones, not sampled: a film of them jumps less.
     Raises: ValueError if the episode is too short for one window.
     """
-    real = windows(episode, model.spec, horizon=horizon, stride=horizon)
-    state = model.encode(real.clip)
-    imagined, imagined_reward = [], []
-    for h in range(horizon):
-        state = model.imagine(state, real.action[:, h], None)
-        imagined.append(model.decode(state))
-        imagined_reward.append(state["reward"][:, 0])
-    return OpenLoop(
-        real.truth.flatten(0, 1),
-        torch.stack(imagined, 1).flatten(0, 1).cpu(),
-        real.reward,
-        torch.stack(imagined_reward, 1).cpu(),
-    )
+    real, dream = windows(episode, model.spec, horizon=horizon, stride=horizon), Dream(model, seeds=Seeds(0))
+    start = dream.encode(real.clip)
+    path = dream.rollout(
+        given(real.action), start, 0, horizon, stream="measure/frames", draw=0, keys=("pixels",), sample=False
+    ).path["next"]
+    imagined_reward = path["reward"][..., 0].cpu()
+    return OpenLoop(real.truth.flatten(0, 1), path["pixels"].flatten(0, 1).cpu(), real.reward, imagined_reward)

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 
+from mbrl.data.dataset import EpisodeCache
+from mbrl.data.mixture import folders_of
 from mbrl.data.source import ClipSource, DataConfig
 from mbrl.files import DamagedFile
 from mbrl.predict.configs import PredictConfig
@@ -152,7 +154,9 @@ def _learned(folder: Path, plain: Mapping[str, Any], *, trusted: bool) -> list[P
     if "data" not in plain:
         if not (folder / "replay").is_dir():
             raise ValueError(f"{folder} has no replay any more")
-        return list((folder / "replay").glob("ep-*.npz"))
+        old = folders_of(plain["rehearsal"], (), EpisodeCache(0)) if plain.get("rehearsal") else []
+        lent = [data.folder / name for data in old for name in data.names]
+        return [*lent, *(folder / "replay").glob("ep-*.npz")]
     data: DataConfig = make(plain["data"], "data", trusted=trusted)
     parts = data.drawn_from(seeds=Seeds(plain["seed"]), split="train")
     return [file for part in parts for file in part.files]
@@ -179,7 +183,4 @@ def _windows(path: Path, config: PredictConfig, spec: ModelSpec, length: int) ->
     if not len(first_W):
         raise ValueError(f"data={path} has {len(episode) + 1} frames, a clip needs {lead + length}; lower horizon")
     first_W = first_W[: config.clips]
-    clips = clips_of(episode, spec, first_W, length=length)
-    if not spec.action_dim:
-        clips["action"] = clips["action"][..., :0]
-    return clips, [f"{path.name}/{first}" for first in first_W]
+    return clips_of(episode, spec, first_W, length=length), [f"{path.name}/{first}" for first in first_W]

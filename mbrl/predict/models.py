@@ -45,6 +45,11 @@ class Loaded:
     rule: SamplingConfig
     plain: Mapping[str, Any]
 
+    @property
+    def sampled(self) -> bool:
+        """Whether chance has a part in its predictions."""
+        return self.rule.temperature > 0
+
 
 def load_predictor(
     folder: Path, *, temperature: float | None, top_k: int | None, device: str, own: Path | None = None

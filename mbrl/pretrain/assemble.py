@@ -41,9 +41,9 @@ def assemble(
     model = built_model(configs, seeds).to(processes.device)
     sources = {part: training_source(configs, model.spec, seeds, part, processes) for part in configs.stage.parts}
     validation = {part: source(configs, model.spec, seeds, part, "validation", None) for part in configs.stage.parts}
+    began_with: list[str] = []
     if configs.init is not None and not checkpoint_paths(folder / "checkpoints"):  # a continued run has its own
-        for line in begin_from(model, Path(configs.init).expanduser(), configs.load):
-            log.info("%s", line)
+        began_with = begin_from(model, Path(configs.init).expanduser(), configs.load)
     sharding = configs.compute.sharding
     whole = WholeModel(model, processes=processes, sharding=sharding)
     updater = configs.stage.build(model=model, seeds=seeds, processes=processes, sharding=sharding, sources=sources)
@@ -64,6 +64,7 @@ def assemble(
         stop=stop,
         writer=writer,
         batch=sum(part.batch for part in configs.stage.parts.values()),
+        began_with=began_with,
     )
 
 
@@ -109,9 +110,7 @@ def begin_from(model: IVideoGPT, folder: Path, parts: Sequence[Part]) -> list[st
 
 def action_dim(data: DataConfig, seeds: Seeds, *, image: int) -> int:
     """A of all data sets; 0 if none has actions. Raises: ValueError where they differ."""
-    spec = ModelSpec(
-        image=image, context_frames=1, action_dim=0, latent_dim=1, max_frames=1, context="sliding", burn_in=0
-    )
+    spec = ModelSpec(image=image, context_frames=1, action_dim=0, max_frames=1, context="sliding", burn_in=0)
     dims = {part.data.card.action_dim for part in data.build(spec=spec, seeds=seeds, split="train").parts}
     if len(dims) > 1:
         raise ValueError(

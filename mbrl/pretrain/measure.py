@@ -13,8 +13,10 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.nn import functional
 
+from worldmodel.dream.imagine import Dream, given
 from worldmodel.ivideogpt import IVideoGPT
 from worldmodel.losses.tokenizer import unit
+from worldmodel.seeds import Seeds
 from worldmodel.sequence import layout_ids
 
 ROWS = 8
@@ -136,12 +138,11 @@ def _predicted(model: IVideoGPT, rows: TensorDict, action_BTA: Tensor) -> tuple[
     # what led into the observed frames is part of what is known; only what is imagined follows the given actions
     start = TensorDict({key: rows[key][:, :observed] for key in ("pixels", "action")}, batch_size=rows.batch_size)
     start["context"] = rows["context"]
-    state = model.encode(start)
-    made = []
-    for frame in range(observed, frames):
-        state = model.imagine(state, action_BTA[:, frame], None)
-        made.append(model.decode(state).cpu())
-    truth, made_BH = rows["pixels"][:, observed:], torch.stack(made, 1)
+    dream, policy = Dream(model, seeds=Seeds(0)), given(action_BTA[:, observed:])
+    path = dream.rollout(
+        policy, dream.encode(start), 0, frames - observed, stream="measure", draw=0, keys=("pixels",), sample=False
+    ).path
+    truth, made_BH = rows["pixels"][:, observed:], path["next", "pixels"].cpu()
     last = (rows["pixels"][:, observed - 1] if observed else rows["context"][:, -1])[:, None].expand_as(truth)
     found = {"prediction/psnr": psnr(truth, made_BH).mean(1), "prediction/psnr_copy": psnr(truth, last).mean(1)}
     return truth, made_BH, found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +65,7 @@ class Pretraining:
         validation: clips that are measured, by part.
         updates: made so far.
         batch: clips per update.
+        began_with: what is to be said of the weights that it begins from, by line.
         done: updates at which something was last done, by name.
         sums: of what was noted since the last row: sum and count by name.
     """
@@ -78,6 +79,7 @@ class Pretraining:
     stop: Stop
     writer: Writer | None
     batch: int
+    began_with: Sequence[str] = ()
     updates: int = 0
     saved: int = -1
     unsaved: int = 0

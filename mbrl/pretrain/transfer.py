@@ -92,18 +92,23 @@ class Transfer:
         )
 
 
-def run(transfer: Transfer, plain: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """Fills the table, one row per mode and seed (`zero`: one in all); rows that `folder` holds are not made again.
+def check(transfer: Transfer, plain: Mapping[str, Any], folder: Path) -> None:
+    """Whatever is wrong shows before a folder is made, and before hours of work.
 
     Raises: ValueError where data or weights do not fit, or `folder` holds rows of another protocol.
     """
-    ready(transfer.configs)
-    # whatever is wrong with data or weights shows before hours of work
-    clips = held_out(transfer)
-    trained(transfer, "zero", 0)
+    stored(folder, protocol_of(plain))
     if transfer.lpips:
         load_lpips()
-    protocol = protocol_of(plain)
+    ready(transfer.configs)
+    held_out(transfer)
+    trained(transfer, "zero", 0)
+
+
+def run(transfer: Transfer, plain: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """Fills the table, one row per mode and seed (`zero`: one in all); rows that `folder` holds are not made again."""
+    ready(transfer.configs)
+    clips, protocol = held_out(transfer), protocol_of(plain)
     rows = stored(folder, protocol)
     for seed in transfer.seeds:
         for mode in transfer.modes:

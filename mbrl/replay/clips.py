@@ -1,4 +1,4 @@
-"""Random clips of real experience: what world model and agents draw from replay.
+"""Random clips and transitions of real experience: what world model and agents draw from replay.
 
 Draws are numbered and depend on the stored episodes alone. Knows nothing of networks; codes come from a given function.
 """
@@ -12,14 +12,14 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tensordict import TensorDict
 from torch import Tensor
 
+from mbrl.replay.cut import Indices, clips_of, transitions_of
 from mbrl.replay.episode import Episode
-from mbrl.replay.store import EpisodeStore, OnDamage
+from mbrl.replay.store import EpisodeStore, OnDamage, Stored
 from worldmodel.seeds import Seeds
-from worldmodel.spec import ModelSpec
+from worldmodel.spec import ModelSpec, Reads, Subset
 
 Tokenize = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(context u8 [B, t, 3, H, W], frames u8 [B, T, 3, H, W]) -> (context codes i64 [B, t*N], codes i64 [B, T, K])."""
@@ -28,6 +28,10 @@ BEST_OF = 8
 """Candidates of a row that is the best of several."""
 ENCODE_FRAMES = 128
 """Frames per call of the tokenizer when an episode is encoded; fixed, so that codes never depend on the request."""
+
+
+NOUNS = {"all": "stored episode", "demos": "demonstration", "recent": "stored episode"}
+"""What the episodes of a subset are called in messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +72,19 @@ class ReplayConfig:
         folder: Path,
         spec: ModelSpec,
         seeds: Seeds,
-        tokenize: Tokenize,
-        version: Callable[[], int],
+        tokenize: Tokenize | None = None,
+        version: Callable[[], int] = lambda: 0,
         demos: int = 0,
+        lent: Sequence[Stored] = (),
     ) -> ClipReplay:
         """The replay whose files lie in `folder`; `tokenize` gives codes, valid as long as `version()` stays.
 
         `demos`: the run's first episodes are demonstrations, so many: kept for ever, on top of `capacity`.
+        `lent`: episodes of data sets, likewise, which are read where they lie.
+        Without `tokenize` there are no codes to draw.
         """
-        return ClipReplay(self, folder=folder, spec=spec, seeds=seeds, tokenize=tokenize, version=version, demos=demos)
+        store = EpisodeStore(folder, capacity=self.capacity, on_damage=self.on_damage, protected=demos, lent=lent)
+        return ClipReplay(self, store=store, spec=spec, seeds=seeds, tokenize=tokenize, version=version)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,15 +108,14 @@ class ClipReplay:
         self,
         config: ReplayConfig,
         *,
-        folder: Path,
+        store: EpisodeStore,
         spec: ModelSpec,
         seeds: Seeds,
-        tokenize: Tokenize,
+        tokenize: Tokenize | None,
         version: Callable[[], int],
-        demos: int = 0,
     ) -> None:
         self.config = config
-        self.store = EpisodeStore(folder, capacity=config.capacity, on_damage=config.on_damage, protected=demos)
+        self.store = store
         self._spec = spec
         self._seeds = seeds
         self._tokenize = tokenize
@@ -154,11 +161,13 @@ class ClipReplay:
         stream: str,
         draw: int,
         codes: bool = False,
-        demonstrated: bool = False,
+        subset: Subset = "all",
         rank: int = 0,
         world: int = 1,
     ) -> TensorDict:
-        """`n` clips of `length` frames, drawn as `ReplayConfig` says; batch [n]; keys as in worldmodel.spec.
+        """`n` clips of `length` frames; batch [n]; keys as in worldmodel.spec.
+
+        Every clip of the subset is equally likely; of `all`, some rows are drawn as `ReplayConfig` says instead.
 
         Args:
             n: rows.
@@ -166,152 +175,131 @@ class ClipReplay:
             stream: who draws.
             draw: number of the draw; the same number gives the same rows from the same episodes.
             codes: `context_codes` and `codes` instead of `context` and `pixels`.
-            demonstrated: from demonstrations alone.
+            subset: episodes to draw from: `all`, demonstrations alone, or the `recent_episodes` newest.
             rank, world: of the `world` equal parts of these rows only number `rank`; batch [n / world].
 
-        Raises: ValueError if no such episode is long enough, or there are no equal parts.
+        Raises: ValueError if no such episode is long enough, for codes without a tokenizer, or without equal parts.
         """
-        if n % world:
-            raise ValueError(f"n must be a multiple of {world} processes (got {n})")
-        own = slice(rank * n // world, (rank + 1) * n // world)
-        rows = self._draw(n, length, stream=stream, draw=draw, demonstrated=demonstrated)[own]
-        if "pixels" not in self._spec.reads:
-            frames = {}
-        elif codes and self._spec.context == "first_frame":
-            frames = self._memoised(rows, length)
-        else:
-            frames = self._frames(rows, length)
-            if codes:
-                with torch.no_grad():
-                    context, ids = self._tokenize(frames["context"], frames["pixels"])
-                frames = {"context_codes": context.cpu(), "codes": ids.cpu()}
-        return TensorDict(frames | self._known(rows, length) | self._steps(rows, length), batch_size=[len(rows)])
+        own = own_rows(n, rank=rank, world=world)
+        stored, first_W = self._draw(n, length, stream=stream, draw=draw, subset=subset)
+        stored, first_W = stored[own], first_W[own]
+        codes, sliding = codes and "pixels" in self._spec.reads, self._spec.context == "sliding"
+        made = map(self._encoded, stored) if codes and not sliding else None
+        memoised = None if made is None else [(one.context, one.frames) for one in made]
+        clip = clips_of([one.episode for one in stored], self._spec, first_W, length=length, codes=memoised)
+        if codes and sliding:  # every clip has a context of its own
+            context, ids = self._tokenized(clip.pop("context"), clip.pop("pixels"))
+            clip["context_codes"], clip["codes"] = context.cpu(), ids.cpu()
+        return clip
 
-    def _draw(self, n: int, length: int, *, stream: str, draw: int, demonstrated: bool) -> list[tuple[int, int]]:
-        """`n` pairs (index of the episode, index k of its frame where context or clip begins)."""
-        if n < 1 or length < self._least():
-            raise ValueError(f"n must be >= 1 and length >= {self._least()} (got n={n}, length={length})")
-        frames = length + (self._spec.context_frames if self._spec.context == "sliding" else 0)
-        drawn = self.store.lasting() if demonstrated else self.store.stored
-        starts = np.array([max(0, len(stored.episode) + 2 - frames) for stored in drawn], dtype=np.int64)
+    def transitions(
+        self,
+        n: int,
+        *,
+        n_step: int,
+        stack: int,
+        stream: str,
+        draw: int,
+        subset: Subset = "all",
+        keys: Sequence[Reads] = ("pixels",),
+    ) -> TensorDict:
+        """`n` transitions (worldmodel.spec); every decision of the subset's episodes is equally likely; batch [n].
+
+        Args:
+            n: rows.
+            n_step: decisions of a transition; fewer, `next.steps`, where the episode ends before.
+            stack: frames of `keys` that stand behind each other, oldest first; before an episode frame 0 repeats.
+            stream: who draws.
+            draw: number of the draw; the same number gives the same rows from the same episodes.
+            subset: as for `clips`; `ReplayConfig`'s fractions do not count here.
+            keys: what is seen of each frame; no world model has to read it.
+
+        Raises: ValueError if there is no such episode, or one of them lacks a key.
+        """
+        if min(n, n_step, stack) < 1:
+            raise ValueError(f"n, n_step and stack must be >= 1 (got n={n}, n_step={n_step}, stack={stack})")
+        pool = self._pool(subset)
+        ends = np.cumsum([len(one.episode) for one in pool], dtype=np.int64)
+        if not pool:
+            raise ValueError(f"there is no {NOUNS[subset]} to draw from. Collect more before this draw")
+        flat = self._seeds.numpy(f"replay/{stream}", draw).integers(0, ends[-1], n)
+        index, decision_W = _located(flat, ends)
+        episodes = [pool[one].episode for one in index]
+        if missing := [key for key in keys if not all(getattr(episode, key).shape[1] for episode in episodes)]:
+            raise ValueError(f"replay holds no {' and no '.join(missing)}: the environments do not tell it")
+        return transitions_of(episodes, decision_W, n_step=n_step, stack=stack, keys=keys)
+
+    def _pool(self, subset: Subset) -> list[Stored]:
+        """The episodes of a subset, oldest first."""
+        if subset not in NOUNS:
+            raise ValueError(f"subset must be one of {', '.join(NOUNS)} (got {subset})")
+        if subset == "recent":
+            return self.store.stored[-self.config.recent_episodes :]
+        return self.store.lasting() if subset == "demos" else self.store.all
+
+    def _draw(self, n: int, length: int, *, stream: str, draw: int, subset: Subset) -> tuple[list[Stored], Indices]:
+        """The episode of each clip, and the index in it of the clip's first frame."""
+        context = self._spec.context_frames if self._spec.context == "sliding" else 0
+        least = 0 if context else 1  # none behind a context, one where the clip itself is the start
+        if n < 1 or length < least:
+            raise ValueError(f"n must be >= 1 and length >= {least} (got n={n}, length={length})")
+        frames, pool = context + length, self._pool(subset)
+        starts = np.array([max(0, len(one.episode) + 2 - frames) for one in pool], dtype=np.int64)
+        ends = np.cumsum(starts)
         if not starts.sum():
-            longest = max((len(stored.episode) for stored in drawn), default=0)
-            kind = "demonstration" if demonstrated else "stored episode"
+            longest = max((len(one.episode) + 1 for one in pool), default=0)
             raise ValueError(
-                f"no {kind} has the {frames} frames that a clip of {length} needs: there are {len(starts)} "
-                f"finished episodes, the longest of {longest + 1 if longest else 0} frames. Collect more before this "
-                "draw, or draw shorter clips"
+                f"no {NOUNS[subset]} has the {frames} frames that a clip of {length} needs: there are {len(pool)} "
+                f"finished episodes, the longest of {longest} frames. Collect more before this draw, or draw shorter "
+                "clips"
             )
         generator = self._seeds.numpy(f"replay/{stream}", draw)
         # by chance row by row: right on average for every n
-        recent = generator.random(n) < (0 if demonstrated else self.config.recent_fraction)
+        recent = generator.random(n) < (self.config.recent_fraction if subset == "all" else 0)
         # the newest episodes whose starts count; all of them where the newest are too short
-        older = max(0, len(starts) - self.config.recent_episodes)
+        older = max(len(self.store.lent), len(starts) - self.config.recent_episodes)
         lowest = starts[:older].sum() if starts[older:].sum() else 0
-        flat = generator.integers(np.where(recent, lowest, 0), starts.sum())
-        ends = np.cumsum(starts)
-
-        def rows(flat: NDArray[np.int64]) -> list[tuple[int, int]]:
-            episodes = np.searchsorted(ends, flat, side="right")
-            return list(zip(episodes.tolist(), (flat - ends[episodes] + starts[episodes]).tolist(), strict=True))
-
-        plain = rows(flat)
-        if demonstrated or not self.config.return_prioritised_fraction:
-            return plain
-        contested = generator.random(n) < self.config.return_prioritised_fraction
-        candidates = generator.integers(0, starts.sum(), (n, BEST_OF))
-        return [
-            max(rows(candidates[i]), key=lambda place: self._reward(place, length)) if contested[i] else plain[i]
-            for i in range(n)
-        ]
-
-    def _reward(self, place: tuple[int, int], length: int) -> float:
-        """Sum of the rewards that a clip shows."""
-        index, k = place
-        frame = self._first_frame(k)
-        return float(self.store.stored[index].episode.reward[max(0, frame - 1) : frame - 1 + length].sum())
-
-    def _least(self) -> int:
-        """Frames that a clip must have: none behind a segment's context, one where the clip itself is the start."""
-        return 0 if self._spec.context == "sliding" else 1
-
-    def _first_frame(self, k: int) -> int:
-        """Index in its episode of the clip's frame 0, for a row that begins at `k`."""
-        return k + self._spec.context_frames if self._spec.context == "sliding" else k
-
-    def _frames(self, rows: list[tuple[int, int]], length: int) -> dict[str, Tensor]:
-        image, context = self._spec.image, self._spec.context_frames
-        context_BtCHW = np.empty((len(rows), context, 3, image, image), np.uint8)
-        pixels_BTCHW = np.empty((len(rows), length, 3, image, image), np.uint8)
-        for row, (index, k) in enumerate(rows):
-            pixels = self.store.stored[index].episode.pixels
-            context_BtCHW[row] = pixels[k : k + context] if self._spec.context == "sliding" else pixels[:1]
-            pixels_BTCHW[row] = pixels[self._first_frame(k) : self._first_frame(k) + length]
-        return {"context": torch.from_numpy(context_BtCHW), "pixels": torch.from_numpy(pixels_BTCHW)}
-
-    def _known(self, rows: list[tuple[int, int]], length: int) -> dict[str, Tensor]:
-        """What the model reads of each frame beside its pixels."""
-        keys = [key for key in self._spec.reads if key != "pixels"]
-        firsts = [(self.store.stored[index].episode, self._first_frame(k)) for index, k in rows]
-        return {
-            key: torch.from_numpy(np.stack([getattr(episode, key)[k : k + length] for episode, k in firsts]))
-            for key in keys
-        }
-
-    def _steps(self, rows: list[tuple[int, int]], length: int) -> dict[str, Tensor]:
-        """What led into each frame of the clip; nothing led into the frame that opens an episode."""
-        action_BTA = np.zeros((len(rows), length, self._spec.action_dim), np.float32)
-        reward_BT = np.zeros((len(rows), length), np.float32)
-        continue_BT = np.ones((len(rows), length), np.float32)
-        first_BT = np.zeros((len(rows), length), np.bool_)
-        for row, (index, k) in enumerate(rows):
-            episode, frame = self.store.stored[index].episode, self._first_frame(k)
-            opens = int(frame == 0)
-            steps = slice(frame - 1 + opens, frame - 1 + length)  # step i leads into frame i + 1
-            first_BT[row, :opens] = True
-            action_BTA[row, opens:] = episode.action[steps]
-            reward_BT[row, opens:] = episode.reward[steps]
-            continue_BT[row, opens:] = ~episode.terminated[steps]
-        arrays: dict[str, NDArray] = {
-            "action": action_BTA,
-            "reward": reward_BT,
-            "continue": continue_BT,
-            "first": first_BT,
-        }
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-    def _memoised(self, rows: list[tuple[int, int]], length: int) -> dict[str, Tensor]:
-        made = [self.episode_codes(index) for index, _ in rows]
-        return {
-            "context_codes": torch.stack([codes.context for codes in made]).long(),
-            "codes": torch.stack(
-                [codes.frames[k : k + length] for codes, (_, k) in zip(made, rows, strict=True)]
-            ).long(),
-        }
+        index, start = _located(generator.integers(np.where(recent, lowest, 0), starts.sum()), ends)
+        if subset == "all" and self.config.return_prioritised_fraction:
+            contested = generator.random(n) < self.config.return_prioritised_fraction
+            candidates = generator.integers(0, starts.sum(), (n, BEST_OF))
+            for row in np.flatnonzero(contested):
+                places = zip(*_located(candidates[row], ends), strict=True)
+                index[row], start[row] = max(
+                    places, key=lambda place: _return(pool[place[0]].episode, int(place[1]) + context, length)
+                )
+        return [pool[one] for one in index], start + context
 
     def episode_codes(self, index: int) -> Codes:
         """Codes of the whole stored episode `index` (context `first_frame`) under the tokenizer's version of now.
 
         Encoded again where that has moved.
         """
-        stored, version = self.store.stored[index], self._version()
-        known = self._codes.get(stored.name)
+        return self._encoded(self.store.stored[index])
+
+    def _encoded(self, stored: Stored) -> Codes:
+        version, known = self._version(), self._codes.get(stored.name)
         if known is not None and known.version == version:
             return known
         # alone and in fixed pieces: float sums inside the tokenizer may depend on what shares a batch
         pixels = torch.from_numpy(np.array(stored.episode.pixels))[None]
         context = pixels[:, :1].expand(-1, self._spec.context_frames, -1, -1, -1)
-        with torch.no_grad():
-            pieces = [self._tokenize(context, piece) for piece in pixels.split(ENCODE_FRAMES, dim=1)]
+        pieces = [self._tokenized(context, piece) for piece in pixels.split(ENCODE_FRAMES, dim=1)]
         frames = torch.cat([codes[0].cpu() for _, codes in pieces])
         made = Codes(version=version, context=pieces[0][0][0].cpu().int(), frames=frames.int())
         self._codes[stored.name] = made
         return made
 
+    def _tokenized(self, context_BtCHW: Tensor, frames_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
+        if self._tokenize is None:
+            raise ValueError("codes=True needs a world model with a tokenizer (this replay has none)")
+        with torch.no_grad():
+            return self._tokenize(context_BtCHW, frames_BTCHW)
+
     def _forget_evicted(self) -> None:
         """Codes live no longer than their episode."""
-        if len(self._codes) > len(self.store.stored):
-            there = {stored.name for stored in self.store.stored}
+        if len(self._codes) > len(self.store.all):
+            there = {stored.name for stored in self.store.all}
             self._codes = {name: codes for name, codes in self._codes.items() if name in there}
 
     def adopt(self, listing: Sequence[Sequence[str]]) -> None:
@@ -338,17 +326,37 @@ class OwnRows:
 
     def __init__(self, replay: ClipReplay, *, rank: int, world: int, codes: bool = False) -> None:
         """`codes`: what a draw gives that does not say whether it wants codes or pixels."""
-        self._replay, self._share, self._codes = replay, {"rank": rank, "world": world}, codes
+        self._replay, self._rank, self._world, self._codes = replay, rank, world, codes
 
     def __len__(self) -> int:
         """Stored decisions."""
         return len(self._replay)
 
     def clips(
-        self, n: int, length: int, *, stream: str, draw: int, codes: bool | None = None, demonstrated: bool = False
+        self, n: int, length: int, *, stream: str, draw: int, codes: bool | None = None, subset: Subset = "all"
     ) -> TensorDict:
         """This process's rows of `n` (`ClipReplay.clips`); batch [n / processes]."""
-        wanted = self._codes if codes is None else codes
-        return self._replay.clips(
-            n, length, stream=stream, draw=draw, codes=wanted, demonstrated=demonstrated, **self._share
-        )
+        how: dict[str, Any] = {"codes": self._codes if codes is None else codes, "subset": subset}
+        return self._replay.clips(n, length, stream=stream, draw=draw, rank=self._rank, world=self._world, **how)
+
+    def transitions(self, n: int, **how: Any) -> TensorDict:
+        """This process's rows of `n` (`ClipReplay.transitions`); batch [n / processes]."""
+        return self._replay.transitions(n, **how)[own_rows(n, rank=self._rank, world=self._world)]
+
+
+def own_rows(n: int, *, rank: int, world: int) -> slice:
+    """Rows of part `rank` of `world` equal parts. Raises: ValueError if there are none."""
+    if n % world:
+        raise ValueError(f"n must be a multiple of {world} processes (got {n})")
+    return slice(rank * n // world, (rank + 1) * n // world)
+
+
+def _located(flat: Indices, ends: Indices) -> tuple[Indices, Indices]:
+    """Places in rows of episodes laid end to end, `ends` their cumulated lengths -> episode, place in it."""
+    index = np.searchsorted(ends, flat, side="right")
+    return index, flat - np.concatenate([[0], ends])[index]
+
+
+def _return(episode: Episode, first: int, length: int) -> float:
+    """Sum of the rewards that a clip shows."""
+    return float(episode.reward[max(0, first - 1) : first - 1 + length].sum())

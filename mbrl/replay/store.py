@@ -98,22 +98,38 @@ class EpisodeStore:
         capacity: decisions kept in memory; the oldest whole episodes beyond it are dropped, the newest never.
         on_damage: whether `restore` stops at a damaged or missing episode, or goes on without it and says so.
         protected: episodes with numbers below this one are never dropped; they are kept on top of `capacity`.
+        lent: episodes of others, older than all of its own; they are kept on top of `capacity` too, and their files are
+            never touched. The store only remembers which they were.
     """
 
-    def __init__(self, folder: Path, *, capacity: int, on_damage: OnDamage = "stop", protected: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        capacity: int,
+        on_damage: OnDamage = "stop",
+        protected: int = 0,
+        lent: Sequence[Stored] = (),
+    ) -> None:
         if capacity < 1:
             raise ValueError(f"capacity must be >= 1 (got {capacity})")
         self.folder = folder
         self.capacity = capacity
         self.on_damage = on_damage
         self.protected = protected
+        self.lent = list(lent)
         self.stored: list[Stored] = []
         self._decisions = 0
         self._claimed = False
 
     def __len__(self) -> int:
-        """Decisions in memory."""
-        return self._decisions
+        """Decisions in memory, lent ones too."""
+        return self._decisions + sum(len(one.episode) for one in self.lent)
+
+    @property
+    def all(self) -> list[Stored]:
+        """Lent and own episodes, oldest first."""
+        return [*self.lent, *self.stored]
 
     def append(self, episode: Episode) -> str:
         """Writes the episode's file, then takes it into memory; returns the file's name.
@@ -140,12 +156,12 @@ class EpisodeStore:
             self._decisions -= len(self.stored.pop(len(lasting)).episode)
 
     def lasting(self) -> list[Stored]:
-        """The episodes that are never dropped; they stand first."""
+        """Those of the store's own episodes that are never dropped; they stand first."""
         return [stored for stored in self.stored if stored.episode.number < self.protected]
 
     def listing(self) -> list[list[str]]:
-        """`[name, sha256]` of every episode in memory, in order; plain JSON, for `restore`."""
-        return [[stored.name, stored.digest] for stored in self.stored]
+        """`[name, sha256]` of every own episode in memory, in order; plain JSON, for `restore`."""
+        return _listing(self.stored)
 
     def restore(self, listing: Iterable[Sequence[str]]) -> None:
         """Makes memory and folder what they were when `listing` was taken.
@@ -220,8 +236,20 @@ class EpisodeStore:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON: which episodes there are. Their bytes stay where they are."""
-        return {"episodes": self.listing()}
+        return {"episodes": self.listing(), "lent": _listing(self.lent)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Inverse of `state_dict`: `restore`."""
+        """Inverse of `state_dict`: `restore`. Raises: ValueError if other episodes were lent then."""
+        then, now = dict(state["lent"]), dict(_listing(self.lent))
+        for name in sorted(then.keys() | now.keys()):
+            if then.get(name) != now.get(name):
+                what = "is missing" if name not in now else "is new" if name not in then else "has other bytes"
+                raise ValueError(
+                    f"rehearsal has changed since this run was saved: {name} {what}; put it back as it was, or begin "
+                    "a new run"
+                )
         self.restore(state["episodes"])
+
+
+def _listing(stored: Sequence[Stored]) -> list[list[str]]:
+    return [[one.name, one.digest] for one in stored]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from mbrl.io.checkpoint import Checkpoints
 from mbrl.io.video import Videos
 from mbrl.measure.instruments import Instruments
 from mbrl.replay.clips import ClipReplay, OwnRows
-from mbrl.replay.store import expected_bytes
+from mbrl.replay.store import Stored, expected_bytes
 from mbrl.run.best import Best
 from mbrl.run.clock import Clock
 from mbrl.run.collect import Collector
@@ -24,6 +24,7 @@ from mbrl.run.demos import Demos, check_demos
 from mbrl.run.evaluate import Evaluator
 from mbrl.run.learning import Learning
 from mbrl.run.progress import Progress
+from mbrl.run.rehearsal import check_rehearsal, lent, rehearsed
 from mbrl.run.run import Run
 from mbrl.run.validate import check_together
 from mbrl.rundir.build import make
@@ -74,6 +75,7 @@ class Configs:
     seed: int
     keep: int
     demos: int
+    rehearsal: tuple[str, ...]
     groups: Mapping[str, Any]
 
     @classmethod
@@ -88,7 +90,8 @@ class Configs:
             raise ValueError(f"seed must be in [0, 2^31) (got {plain['seed']})")
         if plain["keep"] < 2:
             raise ValueError(f"keep must be >= 2: the newest checkpoint may be the damaged one (got {plain['keep']})")
-        return cls(seed=plain["seed"], keep=plain["keep"], demos=demos, groups=groups)
+        rehearsal = check_rehearsal(plain.get("rehearsal", ()))
+        return cls(seed=plain["seed"], keep=plain["keep"], demos=demos, rehearsal=rehearsal, groups=groups)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -159,17 +162,12 @@ def assemble(
 ) -> Run:
     """The whole run, in its first process; reading this function top to bottom is reading the object graph."""
     processes = processes or alone(configs.compute.device)
+    sets = rehearsed(configs.rehearsal, configs.protocol)
     envs = worlds_of(configs, stream="env", rows=configs.compute.rows)
+    require_room(configs, envs, folder, rehearsed=sum(sum(data.frames) - len(data) for data in sets))
+    old = lent(sets, envs, configs.worldmodel.reads)
     player = assemble_eval(configs, envs, processes)
-    stored = min(configs.replay.capacity, configs.schedule.total // configs.protocol.action_repeat)
-    expected_bytes(
-        stored + configs.demos * configs.protocol.decisions,
-        image=configs.protocol.image,
-        action_dim=envs.env_spec.action_dim,
-        known=envs.known,
-        episode_decisions=configs.protocol.decisions,
-    ).require_room(folder)
-    learning = learning_of(configs, folder, player, stop=stop, processes=processes)
+    learning = learning_of(configs, folder, player, old, stop=stop, processes=processes)
     clock, gate, replay, model = learning["clock"], learning["gate"], learning["replay"], player.model
     progress = Progress()
     teaching = worlds_of(configs, stream="demos", rows=1) if configs.demos else None
@@ -206,12 +204,14 @@ def assemble(
 def assemble_other(configs: Configs, folder: Path, *, stop: Stop, processes: Processes) -> Learning:
     """What the other processes of a run have: no environments, no files."""
     player = assemble_eval(configs, None, processes)
-    player.evaluator.env.close()
-    return Learning(**learning_of(configs, folder, player, stop=stop, processes=processes))
+    envs = player.evaluator.env
+    old = lent(rehearsed(configs.rehearsal, configs.protocol), envs, configs.worldmodel.reads)
+    envs.close()
+    return Learning(**learning_of(configs, folder, player, old, stop=stop, processes=processes))
 
 
 def learning_of(
-    configs: Configs, folder: Path, player: EvalSetup, *, stop: Stop, processes: Processes
+    configs: Configs, folder: Path, player: EvalSetup, lent: list[Stored], *, stop: Stop, processes: Processes
 ) -> dict[str, Any]:
     """The objects that every process of a run has."""
     model = player.model
@@ -222,6 +222,7 @@ def learning_of(
         tokenize=model.tokenize,
         version=lambda: model.tokenizer_version,
         demos=configs.demos,
+        lent=lent,
     )
     return {
         "schedule": configs.schedule,
@@ -245,6 +246,25 @@ def updater_of(configs: Configs, model: Any, replay: ClipReplay, processes: Proc
     }
     updater: Updater = configs.fit.build(model=model, seeds=Seeds(configs.seed), processes=processes, sources=sources)
     return updater
+
+
+def require_room(configs: Configs, envs: RowsEnv, folder: Path, *, rehearsed: int) -> None:
+    """Refuses a replay that memory or disk could not hold; of data sets (`rehearsed` decisions) memory holds a copy.
+
+    Raises: ValueError.
+    """
+    stored = min(configs.replay.capacity, configs.schedule.total // configs.protocol.action_repeat)
+    own, old = (
+        expected_bytes(
+            decisions,
+            image=configs.protocol.image,
+            action_dim=envs.env_spec.action_dim,
+            known=envs.known,
+            episode_decisions=configs.protocol.decisions,
+        )
+        for decisions in (stored + configs.demos * configs.protocol.decisions, rehearsed)
+    )
+    replace(own, ram=own.ram + old.ram).require_room(folder)
 
 
 def worlds_of(configs: Configs, *, stream: str, rows: int) -> RowsEnv:

@@ -46,12 +46,17 @@ LEFT_BEHIND = ("run.lock", "console.log")
 
 
 def default_folder(plain: Mapping[str, Any], variants: Mapping[str, str]) -> Path:
-    """runs/<task>/<agent>-<transformer>[-demos<n>]/seed-<n>/<date-time>; `oracle` where no transformer has a part."""
+    """runs/<task>/<agent>-<transformer>[-demos<n>][-rehearsal]/seed-<n>/<date-time>.
+
+    `oracle` stands where no transformer has a part.
+    """
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     model = "oracle" if world_model(plain) == "oracle" else variants["transformer"]
     method = f"{variants['agent']}-{model}"
     if plain["demos"]:  # never averaged with runs that had none
         method += f"-demos{plain['demos']}"
+    if plain["rehearsal"]:
+        method += "-rehearsal"
     return Path("runs") / plain["task"]["name"] / method / f"seed-{plain['seed']}" / stamp
 
 
@@ -185,7 +190,7 @@ def allowed_classes(plain: Mapping[str, Any], own: Path | None) -> bool:
     named: set[str] = set()
     for path in sorted(own.rglob("*.yaml")) if own else []:
         try:
-            named |= {target for _, target in targets(yaml.safe_load(path.read_text()))}
+            named |= {target for _, target in targets(yaml.safe_load(path.read_text(encoding="utf-8")))}
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}; mend it") from error
     for key, target in targets(plain):
@@ -238,6 +243,7 @@ def run_info(plain: Mapping[str, Any], *, argv: list[str]) -> dict[str, Any]:
         "protocol_sha256": sha256(json.dumps(plain["protocol"], sort_keys=True).encode()),
         "camera": plain["protocol"]["camera"],
         "demos": plain["demos"],
+        "rehearsal": plain["rehearsal"],
         "world_model": world_model(plain),
         "agent": plain["agent"]["_target_"],
         "model": plain["worldmodel"]["_target_"],

@@ -19,7 +19,7 @@ from agents.dreamer import Dreamer, DreamerConfig
 from agents.returns import PercentileNormConfig, StdNormConfig
 from worldmodel.optim import OptimConfig
 from worldmodel.seeds import Seeds
-from worldmodel.spec import ContextMode, EnvSpec, ModelSpec
+from worldmodel.spec import ContextMode, EnvSpec, ModelSpec, Rollout, Subset
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "agent"
 CLASSES = {
@@ -56,7 +56,7 @@ def spec(
         image=IMAGE,
         context_frames=context_frames,
         action_dim=action_dim,
-        latent_dim=6,
+        latent={"point": 6},
         max_frames=20,
         context=context,
         burn_in=burn_in,
@@ -123,7 +123,7 @@ class PointDream:
         )
         return TensorDict({"latent": latent(state) * self.weight, "state": state}, batch_size=[len(state)])
 
-    def rollout(self, policy, start, memory, horizon, *, stream, draw, keys=("latent",)) -> TensorDict:
+    def rollout(self, policy, start, memory, horizon, *, stream, draw, keys=("latent",)) -> Rollout:
         state, seen, steps = start["state"], start["latent"], []
         for step in range(horizon):
             action, memory = policy(TensorDict({"latent": seen}, batch_size=[len(seen)]), memory)
@@ -135,7 +135,7 @@ class PointDream:
             }
             steps.append(TensorDict({"latent": seen, "action": action, "next": arrived}, batch_size=[len(state)]))
             seen = arrived["latent"]
-        return torch.stack(steps, 1)
+        return Rollout(torch.stack(steps, 1), TensorDict({}, batch_size=[len(state)]), memory)
 
 
 @dataclass
@@ -147,9 +147,10 @@ class PointReplay:
     alive: float = 1.0
 
     def clips(
-        self, n: int, length: int, *, stream: str, draw: int, codes: bool = False, demonstrated: bool = False
+        self, n: int, length: int, *, stream: str, draw: int, codes: bool = False, subset: Subset = "all"
     ) -> TensorDict:
         assert codes
+        demonstrated = subset == "demos"
         assert length == self.burn_in + demonstrated
         state = states(n, Seeds(11).torch(stream, draw))
         clip = {

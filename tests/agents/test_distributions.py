@@ -156,11 +156,11 @@ def test_one_hot_frequencies_log_prob_and_entropy() -> None:
 def test_policies_that_are_not_finite_raise_although_torchrl_is_loaded(bad: float) -> None:
     assert torch.distributions.Distribution._validate_args is False
     with pytest.raises(FloatingPointError, match="logits must be finite"):
-        OneHot(torch.tensor([[0.0, bad]]), unimix=0.01)
+        OneHot(torch.tensor([[0.0, bad]]), unimix=0.01).check()
     with pytest.raises(FloatingPointError, match="mean must be finite"):
-        BoundedNormal(torch.tensor([[bad]]), torch.ones(1, 1))
+        BoundedNormal(torch.tensor([[bad]]), torch.ones(1, 1)).check()
     with pytest.raises(FloatingPointError, match="std must be finite"):
-        BoundedNormal(torch.zeros(1, 1), torch.tensor([[bad]]))
+        BoundedNormal(torch.zeros(1, 1), torch.tensor([[bad]])).check()
 
 
 def test_the_schedule_waits_falls_and_stays() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from agents.distributions import ScheduledStdConfig
 from agents.dreamer import DreamerConfig
 from worldmodel.optim import OptimConfig
+from worldmodel.spec import Rollout
 
 SMALL = {"batch_size": 6, "horizon": 5, "units": 8, "layers": 1, "bins": 11}
 FASTER = OptimConfig(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-5, weight_decay=0.0, max_grad_norm=100.0, warmup_steps=0)
@@ -216,10 +217,10 @@ def test_what_lies_behind_a_predicted_end_counts_for_nothing() -> None:
         driver._dream.end = 2
         rollout = driver._dream.rollout
 
-        def spoiled(*args: Any, rollout=rollout, behind=behind, **kwargs: Any) -> TensorDict:
-            path = rollout(*args, **kwargs)
-            path["next", "reward"][:, 3:] += behind
-            return path
+        def spoiled(*args: Any, rollout=rollout, behind=behind, **kwargs: Any) -> Rollout:
+            found = rollout(*args, **kwargs)
+            found.path["next", "reward"][:, 3:] += behind
+            return found
 
         driver._dream.rollout = spoiled
         imagined = driver._imagined(replay(), 0)
@@ -238,7 +239,7 @@ def test_starts_where_the_real_episode_had_ended_count_for_nothing() -> None:
 
 
 def test_one_epoch_is_reinforce() -> None:
-    driver = agent(small(epochs=1, entropy_coef=0.0))
+    driver = agent(small(epochs=1, ratio_clip=None, entropy_coef=0.0))
     imagined = driver._imagined(replay(), 0)
     log_prob = driver.actor(imagined.latent, 0.8).log_prob(imagined.action)
     parameters = list(driver.actor.parameters())
@@ -312,7 +313,16 @@ def test_a_policy_sees_each_row_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("gamma", 1.0), ("bins", 100), ("epochs", 0), ("unimix", 1.0), ("lambda_", -0.1)]
+    ("field", "value"),
+    [
+        ("gamma", 1.0),
+        ("bins", 100),
+        ("epochs", 0),
+        ("tau", 0.1),
+        ("ratio_clip", None),
+        ("unimix", 1.0),
+        ("lambda_", -0.1),
+    ],
 )
 def test_values_out_of_range_are_named(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{field} must be .*{value}"):

@@ -17,6 +17,7 @@ PLAIN: dict[str, Any] = {
     "schedule": {"total": 3000},
     "replay": {"capacity": 1000},
     "worldmodel": {"_target_": "worldmodel.ivideogpt.ModelConfig"},
+    "demos": 0,
     "compute": {"threads": 1, "device": "cpu"},
     "run_dir": None,
 }

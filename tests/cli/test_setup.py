@@ -107,9 +107,31 @@ def test_the_check_is_complete_and_pytest_comes_last(tmp_path: Path) -> None:
         word for word in ("ruff check", "ruff format --check", "mypy", "pytest -n 2") if word not in "\n".join(lines)
     ] == []
     assert "pytest" in lines[-1]
-    assert lines[-1].startswith("OMP_NUM_THREADS=1")
+    assert "OMP_NUM_THREADS=1" in lines[-1]
     assert "make test" in (ROOT / ".ci/run").read_text()
     assert "pipefail" in (ROOT / ".ci/run").read_text()
+
+
+def test_tests_see_an_empty_home_of_their_own_and_nothing_that_the_user_set(tmp_path: Path) -> None:
+    planned(tmp_path, "test", present=STAMPS)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\ncase "$*" in *pytest*) env; echo "inside:$(ls -A "$HOME")"; exit 3;; esac\n')
+    python.chmod(0o755)
+    theirs = {name: str(tmp_path) for name in ("HOME", "TOKENDREAM_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")}
+    environment = {"PATH": os.environ["PATH"], "MUJOCO_GL": "egl", "NETRC": "theirs", "COLUMNS": "40", **theirs}
+    command = ["make", "--no-print-directory", "test"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2, "a failing pytest fails make"
+    seen = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    assert str(tmp_path) not in (seen["HOME"], seen["XDG_CACHE_HOME"])
+    assert seen["XDG_CACHE_HOME"].startswith(seen["HOME"])
+    assert "inside:\n" in done.stdout
+    assert not Path(seen["HOME"]).exists(), "it is removed afterwards"
+    assert not {"TOKENDREAM_CACHE", "XDG_CONFIG_HOME", "NETRC", "COLUMNS"} & seen.keys()
+    assert seen["MUJOCO_GL"] == "egl"
 
 
 def test_every_package_that_we_ask_for_is_pinned_inside_its_range() -> None:

@@ -14,7 +14,7 @@ from mbrl.data.ahead import Ahead
 from mbrl.data.mixture import PartConfig, split_of, survey
 from mbrl.data.segments import frame_step
 from mbrl.data.source import ClipSource, DataConfig
-from mbrl.replay.clips import ClipReplay, ReplayConfig
+from mbrl.replay.clips import ReplayConfig
 from mbrl.rundir.build import make
 from tests.data.numbered import numbered
 from worldmodel.seeds import Seeds
@@ -24,7 +24,6 @@ SPEC = ModelSpec(
     image=8,
     context_frames=2,
     action_dim=3,
-    latent_dim=4,
     max_frames=20,
     context="sliding",
     burn_in=0,
@@ -58,9 +57,7 @@ def test_a_clip_has_the_keys_dtypes_and_shapes_of_replay(make_set, config, tmp_p
     settings = ReplayConfig(
         capacity=100, recent_fraction=0.0, recent_episodes=1, return_prioritised_fraction=0.0, on_damage="stop"
     )
-    replay = ClipReplay(
-        settings, folder=tmp_path / "r", spec=EPISODIC, seeds=Seeds(1), tokenize=lambda c, f: (c, f), version=lambda: 0
-    )
+    replay = settings.build(folder=tmp_path / "r", spec=EPISODIC, seeds=Seeds(1))
     replay.append(numbered(0, 9))
     ours = source.clips(3, 5, stream="x", draw=0)
     theirs = replay.clips(3, 5, stream="x", draw=0)
@@ -83,7 +80,7 @@ def test_every_number_of_a_clip_belongs_to_its_frame(make_set, config, spec: Mod
         assert (context == 0).all() and (clip["context"][:, :, 0, 0, 0] == number[:, :2]).all()
     into = frame - 1  # the step that led into it
     opens = frame == 0
-    assert torch.equal(clip["first"], opens)
+    assert torch.equal(clip["reward_mask"], ~opens)
     assert torch.equal(clip["action"][..., 1], torch.where(opens, 0, into / 64))
     assert torch.equal(clip["reward"], torch.where(opens, 0, 100 * number + into))
     last = torch.tensor([9.0, 12.0, 30.0])[number.long()]
@@ -105,7 +102,8 @@ def test_a_short_episode_repeats_its_last_frame_and_action_and_knows_no_reward_t
     clip = built(config(make_set("a", [4]))).clips(2, 6, stream="x", draw=0)
     assert clip["pixels"][0, :, 1, 0, 0].tolist() == [2, 3, 4, 4, 4, 4]
     assert (clip["action"][0, :, 1] * 64).tolist() == [1, 2, 3, 3, 3, 3]
-    assert clip["reward"][0, :3].tolist() == [1, 2, 3] and clip["reward"][0, 3:].isnan().all()
+    assert clip["reward"][0].tolist() == [1, 2, 3, 0, 0, 0]
+    assert clip["reward_mask"][0].tolist() == [True] * 3 + [False] * 3
 
 
 @pytest.mark.parametrize("spec", [SPEC, EPISODIC])
@@ -127,11 +125,11 @@ def test_a_goal_stands_in_front_of_the_context_and_what_led_to_shuffled_frames_i
     frame = goals["pixels"][:, :, 1, 0, 0]
     assert torch.equal(goals["context"][:, 0, 1, 0, 0], frame[:, -1])
     assert torch.equal(goals["context"][:, 1, 1, 0, 0] + 1, frame[:, 0])
-    assert not goals["reward"].isnan().any()
+    assert goals["reward_mask"].all()
     shuffled = built(config(folder), sampling="shuffle").clips(30, 5, stream="x", draw=0)
     frame = shuffled["pixels"][:, :, 1, 0, 0].int()
     backwards = frame.diff(dim=1) < 0
-    assert backwards.any() and torch.equal(backwards, shuffled["reward"][:, 1:].isnan())
+    assert backwards.any() and torch.equal(backwards, ~shuffled["reward_mask"][:, 1:])
     assert (shuffled["action"][:, 1:][backwards] == 0).all()
     with pytest.raises(ValueError, match="context=sliding"):
         built(config(folder), EPISODIC, sampling="goal")
@@ -231,7 +229,7 @@ def test_the_opening_of_an_episode_is_its_first_frames(make_set, config) -> None
     assert clip["pixels"][:, :, 1, 0, 0].tolist() == [[2, 3, 4, 5]] * 2
     assert clip["pixels"][:, 0, 0, 0, 0].tolist() == [1, 2]
     episodic = built(config(folder), EPISODIC).opening(0, 3, 4)
-    assert episodic["pixels"][:, :, 1, 0, 0].tolist() == [[0, 1, 2, 3]] * 3 and episodic["first"][:, 0].all()
+    assert episodic["pixels"][:, :, 1, 0, 0].tolist() == [[0, 1, 2, 3]] * 3 and not episodic["reward_mask"][:, 0].any()
     with pytest.raises(ValueError, match=r"episodes must be within 0\.\.2"):
         built(config(folder)).opening(2, 2, 4)
 
@@ -239,7 +237,7 @@ def test_the_opening_of_an_episode_is_its_first_frames(make_set, config) -> None
 def test_a_video_serves_a_model_without_actions_and_no_other(make_set, config) -> None:
     data = config(make_set("a", [9, 9], actions=0, rewarded=False))
     clip = built(data, replace(SPEC, action_dim=0)).clips(2, 3, stream="x", draw=0)
-    assert clip["action"].shape == (2, 3, 0) and clip["reward"].isnan().all()
+    assert clip["action"].shape == (2, 3, 0) and not clip["reward_mask"].any() and not clip["reward"].any()
     with pytest.raises(ValueError, match="a has 0 actions, the model wants 3"):
         built(data)
 

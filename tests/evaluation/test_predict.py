@@ -21,7 +21,7 @@ from worldmodel.seeds import Seeds
 from worldmodel.spec import ModelSpec
 
 C, T, A, SIDE, S = 5, 4, 2, 16, 3
-SPEC = ModelSpec(image=SIDE, context_frames=2, action_dim=A, latent_dim=1, max_frames=T, context="sliding", burn_in=1)
+SPEC = ModelSpec(image=SIDE, context_frames=2, action_dim=A, max_frames=T, context="sliding", burn_in=1)
 SET_A = Path(__file__).resolve().parents[1] / "golden" / "data" / "set_a_ctx2"
 
 
@@ -41,12 +41,12 @@ class Gray(Predictor):
         means = {name: frames.float().mean((2, 3, 4)).round() for name, frames in grays.items()}
         return TensorDict({**means, "action": clip["action"]}, batch_size=clip.batch_size)
 
-    def dream(self, read: TensorDict, action_BTA: Tensor, generator: torch.Generator | None) -> Tensor:
+    def dream(self, read: TensorDict, action_BTA: Tensor, seeds: Seeds | None, draw: int = 0) -> Tensor:
         self.asked.append(action_BTA)
         shown = self.spec.burn_in
         drawn = torch.zeros(len(read), action_BTA.shape[1] - shown)
-        if generator is not None:
-            drawn = (torch.rand(drawn.shape, generator=generator) - 0.5) * self.noise
+        if seeds is not None:
+            drawn = (torch.rand(drawn.shape, generator=seeds.torch("predict", draw)) - 0.5) * self.noise
         steps = 10 * action_BTA[:, shown:, 0] + drawn
         last = read["codes"][:, shown - 1 : shown] if shown else read["context_codes"][:, -1:]
         return torch.cat([read["codes"][:, :shown], last + steps.cumsum(1)], 1)
@@ -83,7 +83,7 @@ def test_the_best_sample_is_taken_for_each_metric_and_clip_and_then_clips_are_av
     for first in range(0, C, 7 // S):  # groups of two clips, three futures of each drawn at once
         group = read[first : first + 2]
         many = group.apply(lambda value: value.repeat_interleave(S, 0), batch_size=[len(group) * S])
-        codes = predictor.dream(many, many["action"], Seeds(1).torch("predict", first, 0))
+        codes = predictor.dream(many, many["action"], Seeds(1), first * S)
         frames = predictor.frames(many, codes).unflatten(0, (len(group), S))
         for place in range(len(group)):
             by_hand = [psnr(truth[first + place], frames[place, s]) for s in range(S)]
@@ -194,9 +194,7 @@ def test_lpips_and_fvd_see_what_the_others_see() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         lpips = LPIPS("vgg")
-    spec = ModelSpec(
-        image=SIDE, context_frames=2, action_dim=A, latent_dim=1, max_frames=8, context="sliding", burn_in=1
-    )
+    spec = ModelSpec(image=SIDE, context_frames=2, action_dim=A, max_frames=8, context="sliding", burn_in=1)
     judge = Judge(("lpips", "fvd"), lpips=lpips, i3d=Features())  # type: ignore[arg-type]
     found = judged(Gray(spec, noise=2), clips=clips(frames=8), judge=judge, samples=2).scores
     values = {way: scores.fvd for way, scores in found.items()}
@@ -246,7 +244,7 @@ def test_a_world_model_predicts_as_it_imagines(words: tuple[str, ...]) -> None:
     state = model.encode(start)
     for frame in range(seen, 6):
         state = model.imagine(state, data["action"][:, frame], None)
-    assert torch.equal(codes, state["wm", "codes"])
+    assert torch.equal(codes, state["wm", "codes"][:, :6])
     assert torch.equal(codes[:, :seen], read["codes"][:, :seen])
     frames = predictor.frames(read, codes)
     assert frames.shape[1] == predictor.given + 6 - seen == predictor.truth(data).shape[1]
@@ -271,8 +269,13 @@ def test_a_published_model_predicts_as_it_generates(name: str) -> None:
     read = predictor.read(data)
     rows = torch.cat([action.new_zeros(2, 1, model.action_dim), action], 1) if model.action_dim else None
     for sampling, seed in (("argmax", None), ("published", 3)):
-        draws = [None if seed is None else torch.Generator().manual_seed(seed) for _ in range(2)]
-        made = predictor.frames(read, predictor.dream(read, action, draws[0]))
-        options: dict[str, Any] = {"frames": frames, "action": rows, "sampling": sampling, "generator": draws[1]}
+        seeds = None if seed is None else Seeds(seed)
+        made = predictor.frames(read, predictor.dream(read, action, seeds, 5))
+        options: dict[str, Any] = {
+            "frames": frames,
+            "action": rows,
+            "sampling": sampling,
+            "generator": seeds and seeds.torch("predict", 5),
+        }
         direct = model.predict(pixels[:, :2].float() / 255, **options).clamp(0, 1)
         torch.testing.assert_close(made, direct, rtol=0, atol=1e-5)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+import mbrl.io.checkpoint
 from mbrl.io.checkpoint import Checkpoints, DamagedCheckpoint, NotSaved, checkpoint_paths, read_checkpoint
 from mbrl.io.lock import RunInUse, RunLock
 
@@ -259,10 +260,10 @@ def test_any_failing_system_call_leaves_nothing_half_done(tmp_path: Path, call: 
 
 
 def test_a_folder_that_cannot_be_read_is_not_taken_for_damage(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Path) -> bytes:
-        raise PermissionError(13, "Permission denied", str(self))
+    def refuse(path: Path, *, most: int) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(mbrl.io.checkpoint, "read_plain", refuse)
     with pytest.raises(PermissionError):
         _load(three)
     monkeypatch.undo()

@@ -146,7 +146,7 @@ def check_action_reconstruction(golden: Golden) -> None:
         actions_BFA=actions_BFA,
         features_BFE=None,
         reward_BF=torch.zeros(actions_BFA.shape[:2]),
-        reward_known_BF=torch.zeros(actions_BFA.shape[:2], dtype=torch.bool),
+        reward_mask_BF=torch.zeros(actions_BFA.shape[:2], dtype=torch.bool),
         continue_BF=torch.ones(actions_BFA.shape[:2]),
         given=0,
         generator=generator(),

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agents.api import DreamMetrics
 from mbrl.cli.compose import compose
 from mbrl.cli.main import main
 from mbrl.cli.train import as_plain
@@ -131,7 +132,9 @@ def learn(folder: Path, played: Played, *, words: list[str], updates: int, episo
                 played.row(run.updater.update(part, number))
             played.weigh(f"weights/{part}", run.model.parameters_of(part).values())
         for number in range(updates):
-            played.row(run.agent.learn(run.replay, number))
+            learned = run.agent.learn(run.replay, number)
+            assert isinstance(learned, DreamMetrics)
+            played.row({**learned, "imagined_frames": learned.imagined_frames})
         agent = run.agent.state_dict()
         nets = [name for name in agent if name.startswith(("actor.", "critic."))]
         played.weigh("weights/agent", [agent[name] for name in nets])
@@ -150,7 +153,7 @@ def imagine(run: Any, played: Played) -> None:
     start = dream.encode(run.replay.clips(4, spec.burn_in, stream="golden", draw=0))
     path = dream.rollout(
         lambda td, step: (actions_HBA[step], step + 1), start, 0, 6, stream="golden", draw=0, keys=("latent", "pixels")
-    )
+    ).path
     for key in ("latent", "pixels", "reward", "continue"):
         played.weigh(f"dream/{key}", [path["next", key]])
         for step in path["next", key].unbind(1):

@@ -67,7 +67,7 @@ def numbered(decisions: int = 11, *, terminated: bool = False) -> Episode:
 
 
 def spec(**changes: Any) -> ModelSpec:
-    given: dict[str, Any] = {"image": IMAGE, "context": 2, "action_dim": 2, "latent_dim": 3, "max_frames": 5}
+    given: dict[str, Any] = {"image": IMAGE, "context_frames": 2, "action_dim": 2, "max_frames": 5}
     return ModelSpec(**{**given, "context": "first_frame", "burn_in": 2, "reads": ("pixels", "proprio"), **changes})
 
 
@@ -80,7 +80,7 @@ def test_a_window_of_an_episode_anchored_model_begins_with_its_first_frame_and_k
     assert found.clip["pixels"][:, :, 0, 0, 0].tolist() == [[0, 1], [4, 5]]
     assert found.clip["proprio"][..., 0].tolist() == [[0, 1], [4, 5]]
     assert found.clip["action"][..., 0].tolist() == [[0, 1], [4, 5]], "nothing led into the frame that opens"
-    assert found.clip["first"].tolist() == [[True, False], [False, False]]
+    assert found.clip["reward_mask"].tolist() == [[False, True], [True, True]]
     assert found.newest.tolist() == [1, 5]
     assert found.action[:, :, 1].tolist() == [[-2, -3, -4], [-6, -7, -8]]
     assert found.reward.tolist() == [[20, 30, 40], [60, 70, 80]]

@@ -48,17 +48,16 @@ def clip(frames: int = 5) -> TensorDict:
     def u8(n: int) -> Tensor:
         return torch.randint(256, (B, n, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
 
-    first = torch.zeros(B, frames, dtype=torch.bool)
-    first[:2, 0] = True  # so that pieces know unequally many rewards
+    mask = torch.ones(B, frames, dtype=torch.bool)
+    mask[:2, 0], mask[0, 2:] = False, False  # so that pieces know unequally many rewards
     reward = torch.rand(B, frames, generator=generator)
-    reward[0, 2:] = torch.nan
     parts = {
         "context": u8(1),
         "pixels": u8(frames),
         "action": torch.rand(B, frames, A, generator=generator) * 2 - 1,
         "reward": reward,
         "continue": torch.ones(B, frames),
-        "first": first,
+        "reward_mask": mask,
     }
     return TensorDict(parts, batch_size=[B])
 

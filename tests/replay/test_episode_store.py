@@ -109,7 +109,7 @@ def test_damage_can_be_skipped_out_loud(tmp_path: Path, make_episode, caplog: py
 
 def test_a_listing_cannot_reach_outside_its_folder(tmp_path: Path) -> None:
     with pytest.raises(DamagedEpisode, match="no episode file"):
-        EpisodeStore(tmp_path, capacity=9).load_state_dict({"episodes": [["../../etc/passwd", "0" * 64]]})
+        EpisodeStore(tmp_path, capacity=9).load_state_dict({"episodes": [["../../etc/passwd", "0" * 64]], "lent": []})
 
 
 def test_files_are_deleted_only_when_no_kept_checkpoint_needs_them(tmp_path: Path, make_episode) -> None:

@@ -65,7 +65,6 @@ def build(tmp_path: Path, make_episode):
                 image=5,
                 context_frames=context_frames,
                 action_dim=4,
-                latent_dim=1,
                 max_frames=9,
                 context=mode,
                 burn_in=1,  # type: ignore[arg-type]
@@ -98,7 +97,7 @@ def test_a_clip_has_the_names_dtypes_and_shapes_of_the_contract(build, mode: str
         "action": (torch.float32, (11, 3, 4)),
         "reward": (torch.float32, (11, 3)),
         "continue": (torch.float32, (11, 3)),
-        "first": (torch.bool, (11, 3)),
+        "reward_mask": (torch.bool, (11, 3)),
     }
     coded = build(mode, seed=2).clips(11, 3, stream="fit", draw=0, codes=True)
     assert {key: (value.dtype, tuple(value.shape)) for key, value in coded.items() if "codes" in key} == {
@@ -123,7 +122,7 @@ def test_clips_are_contiguous_in_one_episode_and_every_row_is_aligned(build, mod
         assert (context[:, :, 1] == 0).all()
 
     first = index == 0
-    np.testing.assert_array_equal(clip["first"].numpy(), first)
+    np.testing.assert_array_equal(clip["reward_mask"].numpy(), ~first)
     assert first.any() == (mode == "first_frame")
     np.testing.assert_array_equal(clip["reward"].numpy(), np.where(first, 0, 100 * number + index - 1))
     wanted = np.stack([number, index - 1, -np.ones_like(index), np.ones_like(index)], axis=-1) / 64
@@ -141,13 +140,13 @@ def test_a_clip_carries_what_the_model_reads_of_its_own_frames_and_nothing_else(
     clip = build(mode, reads=reads).clips(40, 3, stream="fit", draw=1, codes=codes)
     frames = {False: {"context", "pixels"}, True: {"context_codes", "codes"}}[codes] if "pixels" in reads else set()
     told = set(reads) - {"pixels"}
-    assert set(clip.keys()) == frames | told | {"action", "reward", "continue", "first"}
+    assert set(clip.keys()) == frames | told | {"action", "reward", "reward_mask", "continue"}
     widths = {"proprio": (2, torch.float32), "state": (5, torch.float32), "snapshot": (3, torch.float64)}
     for key in told:
         assert (clip[key].shape, clip[key].dtype) == (torch.Size([40, 3, widths[key][0]]), widths[key][1])
         number, index = clip[key][..., 0].numpy(), clip[key][..., 1].numpy()
         assert (np.diff(index, axis=1) == 1).all() and (number == number[:, :1]).all()
-        np.testing.assert_array_equal(clip["first"].numpy(), index == 0)
+        np.testing.assert_array_equal(clip["reward_mask"].numpy(), index > 0)
         np.testing.assert_array_equal(clip["reward"].numpy(), np.where(index == 0, 0, 100 * number + index - 1))
         if frames:
             seen = clip["codes"][..., :2].numpy() if codes else _where(clip["pixels"])

@@ -223,13 +223,13 @@ def test_who_imitates_sees_demonstrations_only(run: Callable[..., Run]) -> None:
     demo = episodes(made)[0]
     for number in range(2, 9):  # nothing that these frames show was demonstrated
         made.replay.append(dataclasses.replace(demo, pixels=demo.pixels * 0, number=number))
-    for demonstrated in (True, False):
-        clips = made.replay.clips(40, 3, stream="imitate", draw=1, demonstrated=demonstrated)
-        assert bool(clips["pixels"].flatten(1).any(1).all()) is demonstrated
+    for subset in ("demos", "all"):
+        clips = made.replay.clips(40, 3, stream="imitate", draw=1, subset=subset)
+        assert bool(clips["pixels"].flatten(1).any(1).all()) is (subset == "demos")
     none = run(name="none")
     none.replay.append(dataclasses.replace(demo, number=0))
     with pytest.raises(ValueError, match="no demonstration has the 3 frames that a clip of 3 needs: there are 0 "):
-        none.replay.clips(1, 3, stream="imitate", draw=0, demonstrated=True)
+        none.replay.clips(1, 3, stream="imitate", draw=0, subset="demos")
 
 
 def test_an_imitator_trains_and_says_how_likely_the_demonstrations_are(tmp_path: Path) -> None:

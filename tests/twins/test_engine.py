@@ -28,7 +28,12 @@ ATOL = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 
 def make_model(
-    dtype: torch.dtype = torch.float32, *, seed: int = 0, dropout: float = 0.0, action: str = "slot"
+    dtype: torch.dtype = torch.float32,
+    *,
+    seed: int = 0,
+    dropout: float = 0.0,
+    action: str = "slot",
+    features: Tensor | None = None,
 ) -> TokenModel:
     """A random model in which every weight matters: norms and the action embedding are drawn too."""
     transformer = TransformerConfig(
@@ -37,7 +42,14 @@ def make_model(
     heads = HeadConfig(action=action, reward="scalar", bins=0, low=0.0, high=0.0, width=0, action_recon=0.0)
     generator = torch.Generator().manual_seed(seed)
     model = TokenModel(
-        transformer, LAYOUT, action_dim=ACTIONS, heads=heads, feature_dim=0, continues=False, generator=generator
+        transformer,
+        LAYOUT,
+        condition_dim=ACTIONS,
+        heads=heads,
+        feature_dim=0,
+        continues=False,
+        generator=generator,
+        features_VJ=features,
     )
     with torch.no_grad():
         for parameter in model.parameters():
@@ -138,7 +150,7 @@ def test_forcing_the_sampled_ids_gives_the_sampled_frame():
     action = torch.randn(5, ACTIONS, generator=generator, dtype=torch.float64)
     engine = TokenEngine(model, rows=5, frames=3, sampling=SAMPLED)
     engine.prefill(*start)
-    sampled = engine.sample_frame(action, generator)
+    sampled = engine.sample_frame(action, engine.uniform(generator))
     engine.rewind(1)
     forced = engine.force_frame(action, sampled.ids_BK)
     assert torch.equal(forced.ids_BK, sampled.ids_BK)
@@ -150,7 +162,7 @@ def imagine(seed: int, sampling: SamplingConfig, model: TokenModel) -> list[Fram
     engine = TokenEngine(model, rows=6, frames=FRAMES, sampling=sampling)
     engine.prefill(*start)
     generator = torch.Generator().manual_seed(seed)
-    return [engine.sample_frame(torch.zeros(6, ACTIONS), generator) for _ in range(FRAMES)]
+    return [engine.sample_frame(torch.zeros(6, ACTIONS), engine.uniform(generator)) for _ in range(FRAMES)]
 
 
 def test_the_generator_alone_decides_the_sample():
@@ -180,7 +192,7 @@ def test_top_k_keeps_ties_and_draws_follow_the_distribution():
     sampling = SamplingConfig(temperature=0.5, top_k=2, codes_only=False)
     wanted_V = torch.tensor([4.0, -torch.inf, 2.0, 2.0, -torch.inf, 2.0, -torch.inf]).softmax(0)
     torch.testing.assert_close(probabilities(logits_BV, sampling)[0], wanted_V)
-    drawn = draw(logits_BV.expand(20_000, -1), sampling, torch.Generator().manual_seed(0))
+    drawn = draw(logits_BV.expand(20_000, -1), sampling, torch.rand(20_000, generator=torch.Generator().manual_seed(0)))
     frequency_V = torch.bincount(drawn, minlength=7) / 20_000
     assert frequency_V[wanted_V == 0].sum() == 0
     # five standard deviations of a frequency
@@ -255,7 +267,7 @@ def test_a_frame_costs_one_position_and_one_per_code(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     start = make_start(3, 0, torch.float32, generator)
     engine.prefill(*start)
-    frame = engine.sample_frame(torch.zeros(3, ACTIONS), generator)
+    frame = engine.sample_frame(torch.zeros(3, ACTIONS), engine.uniform(generator))
     engine.force_frame(torch.zeros(3, ACTIONS), frame.ids_BK)
     assert read == [LAYOUT.prelude, 1, 1, 1, 1, 4]
 

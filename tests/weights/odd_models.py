@@ -80,7 +80,7 @@ def make(name: str, folder: Path) -> Odd:
     tokens = TokenModel(
         config,
         tokenizer.layout,
-        action_dim=action_dim,
+        condition_dim=action_dim,
         heads=heads,
         feature_dim=0,
         continues=False,

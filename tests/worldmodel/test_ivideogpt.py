@@ -77,7 +77,7 @@ def clip(model: IVideoGPT, frames: int) -> TensorDict:
             "proprio": torch.randn(B, frames, Q, generator=generator),
             "reward": torch.rand(B, frames, generator=generator),
             "continue": torch.ones(B, frames),
-            "first": torch.zeros(B, frames, dtype=torch.bool),
+            "reward_mask": torch.ones(B, frames, dtype=torch.bool),
         },
         batch_size=[B],
     )
@@ -88,9 +88,9 @@ def cut(whole: TensorDict, frames: int) -> TensorDict:
     return TensorDict({"context": whole["context"], **kept}, batch_size=[B])
 
 
-def seen(model: IVideoGPT, whole: TensorDict, j: int) -> tuple[Tensor, ...]:
-    """Action into frame j, the frame, and the proprioception in it where the model reads that."""
-    return tuple(whole[key][:, j] for key in ("action", *model.spec.reads))
+def seen(whole: TensorDict, j: int) -> tuple[Tensor, TensorDict]:
+    """Action into frame j, and the real step there."""
+    return whole["action"][:, j], TensorDict({key: whole[key][:, j] for key in ("pixels", "proprio")}, batch_size=[B])
 
 
 def close(one: TensorDict, other: TensorDict) -> None:
@@ -103,7 +103,7 @@ def test_observing_a_frame_gives_the_state_that_encoding_it_gives(model: IVideoG
     whole = clip(model, 4)
     state = model.encode(cut(whole, 2))
     for j in (2, 3):
-        state = model.observe(state, *seen(model, whole, j))
+        state = model.observe(state, *seen(whole, j))
     close(state, model.encode(cut(whole, 4)))
 
 
@@ -111,19 +111,23 @@ def test_imagining_is_observing_what_was_imagined(model: IVideoGPT) -> None:
     whole = clip(model, 3)
     state = model.encode(cut(whole, 2))
     dreamt = model.imagine(state, whole["action"][:, 2], torch.Generator().manual_seed(0))
-    again = {"context_codes": state["wm", "context"], "codes": dreamt["wm", "codes"], "action": whole["action"]}
+    wm = dreamt["wm"]
+    again = {"context_codes": wm["context"].long(), "codes": wm["codes"][:, :3].long(), "action": whole["action"]}
     if model.config.proprio:
-        assert not torch.equal(dreamt["wm", "proprio"], state["wm", "proprio"])
-        again["proprio"] = torch.cat([whole["proprio"][:, :2], dreamt["wm", "proprio"][:, -1:]], 1)
+        assert not torch.equal(dreamt["proprio"], state["proprio"])
+        again["proprio"] = torch.cat([whole["proprio"][:, :2], dreamt["proprio"][:, None]], 1)
     close(dreamt, model.encode(TensorDict(again, batch_size=[B])))
 
 
 def test_proprioception_is_given_exactly_where_it_is_read(model: IVideoGPT) -> None:
     whole = clip(model, 2)
     state = model.encode(cut(whole, 1))
-    wrong = (*seen(model, whole, 1), whole["proprio"][:, 1])[: 2 if model.config.proprio else 3]
-    with pytest.raises(ValueError, match="proprio exactly if"):
-        model.observe(state, *wrong)
+    action, step = seen(whole, 1)
+    if not model.config.proprio:
+        close(model.observe(state, action, step), model.observe(state, action, step.exclude("proprio")))
+        return
+    with pytest.raises(ValueError, match=r"pixels, proprio of the real step \(proprio is missing\)"):
+        model.observe(state, action, step.exclude("proprio"))
 
 
 def test_codes_in_place_of_pixels_give_the_same_state(model: IVideoGPT) -> None:
@@ -133,7 +137,7 @@ def test_codes_in_place_of_pixels_give_the_same_state(model: IVideoGPT) -> None:
     given = TensorDict({"context_codes": context, "codes": codes, **kept}, batch_size=[B])
     close(model.encode(cut(whole, 3)), model.encode(given))
     with pytest.raises(ValueError, match="context's pixels"):
-        model.observe(model.encode(given), *seen(model, whole, 0))
+        model.observe(model.encode(given), *seen(whole, 0))
 
 
 def test_forks_permutations_and_stale_caches_change_nothing(model: IVideoGPT) -> None:
@@ -179,7 +183,7 @@ def test_two_draws_of_one_number_are_one_dream(model: IVideoGPT) -> None:
         return td["latent"][:, :A].tanh(), memory
 
     paths = [
-        dream.rollout(policy, dream.encode(cut(whole, 1)), None, 4, stream="x", draw=n, keys=("latent", "pixels"))
+        dream.rollout(policy, dream.encode(cut(whole, 1)), None, 4, stream="x", draw=n, keys=("latent", "pixels")).path
         for n in (7, 7, 8)
     ]
     assert paths[0].batch_size == (B, 4) and paths[0]["pixels"].shape == (B, 4, 3, SIDE, SIDE)
@@ -234,7 +238,7 @@ class Acted:
                 "action": action,
                 "reward": action[..., 0],
                 "continue": torch.ones(n, length),
-                "first": torch.zeros(n, length, dtype=torch.bool),
+                "reward_mask": torch.ones(n, length, dtype=torch.bool),
             },
             batch_size=[n],
         )

@@ -46,6 +46,7 @@ def assert_imagined_as_it_happens(env: RowsEnv, model: OracleModel, decisions: i
         assert torch.equal(state["continue"], (~real["terminated"]).float()), number
         assert torch.equal(state["wm", "snapshot"], real["snapshot"]), number
         assert torch.equal(state["latent"], model.encode(clip_of(real))["latent"]), number
+        assert torch.equal(state["latent"], model.observe(path[number], action, real)["latent"]), number
         if real["done"].any():
             return
     assert torch.equal(model.decode(path[-1]), real["pixels"])
@@ -128,14 +129,12 @@ def test_an_agent_reads_decimetres_from_the_first_start() -> None:
     assert model.spec.reads == ("state", "snapshot") and model.spec.latent_dim == 4
 
 
-def test_there_is_nothing_to_fit_to_tokenize_or_to_go_on_from_a_frame() -> None:
+def test_there_is_nothing_to_fit_or_to_tokenize() -> None:
     env = toy("reach", rows=1, snapshots=True)
     model = model_of(env, "toy", "reach")
     frame = env.reset()["pixels"]
     assert not model.parameters_of("tokenizer") and not model.parameters_of("dynamics") and not model.state_dict()
     with pytest.raises(TypeError, match="no codes"):
         model.tokenize(frame[:, None], frame[:, None])
-    with pytest.raises(TypeError, match="cannot go on from a frame"):
-        model.observe(TensorDict({}, batch_size=[1]), torch.zeros(1, 2), frame)
     with pytest.raises(TypeError, match="nothing to fit"):
         model.losses(TensorDict({}, batch_size=[1]), "dynamics", step=0, generator=torch.Generator())

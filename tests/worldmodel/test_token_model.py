@@ -27,7 +27,7 @@ def make(heads: HeadConfig = SCALAR, *, continues: bool = False, dropout: float 
     return TokenModel(
         dataclasses.replace(TRANSFORMER, dropout=dropout),
         LAYOUT,
-        action_dim=ACTIONS,
+        condition_dim=ACTIONS,
         heads=heads,
         feature_dim=FEATURE if heads.reward == "twohot" else 0,
         continues=continues,
@@ -51,7 +51,7 @@ def clip(**changes: Tensor) -> dict:
         "actions_BFA": actions,
         "features_BFE": None,
         "reward_BF": torch.linspace(-3, 5, ROWS * FRAMES).view(ROWS, FRAMES),
-        "reward_known_BF": torch.ones(ROWS, FRAMES, dtype=torch.bool),
+        "reward_mask_BF": torch.ones(ROWS, FRAMES, dtype=torch.bool),
         "continue_BF": torch.ones(ROWS, FRAMES),
         "given": 0,
         "generator": torch.Generator().manual_seed(0),
@@ -94,6 +94,7 @@ def test_code_loss_is_the_cross_entropy_of_the_supervised_next_ids():
     hidden = model.hidden_states(ids, actions)
     wanted = F.cross_entropy(model.llm.logits(hidden)[:, :-1].transpose(1, 2), labels[:, 1:], ignore_index=IGNORED)
     torch.testing.assert_close(model.code_loss(hidden, labels), wanted)
+    torch.testing.assert_close(model.code_loss(hidden, labels, first=LAYOUT.sdf_position(1)), wanted)
 
 
 def test_an_action_acts_from_its_own_separator_on_and_a_fresh_model_ignores_it():
@@ -148,19 +149,19 @@ def test_a_fresh_two_hot_head_predicts_the_middle_and_reads_its_feature_later():
     assert not torch.isclose(model.reward(hidden, feature), model.reward(hidden, feature + 1)).any()
 
 
-def test_unknown_rewards_weigh_nothing_even_if_they_are_nan():
+def test_unknown_rewards_weigh_nothing_whatever_stands_there():
     model, (context, future, _) = make(), codes()
     known = torch.ones(ROWS, FRAMES, dtype=torch.bool)
     known[0, 0] = known[2, 1] = False
-    holes = clip()["reward_BF"].masked_fill(~known, torch.nan)
-    with_nan = model.losses(context, future, **clip(reward_BF=holes, reward_known_BF=known))["reward"]
-    with_nan.backward()
+    holes = clip()["reward_BF"].masked_fill(~known, 1e6)
+    with_holes = model.losses(context, future, **clip(reward_BF=holes, reward_mask_BF=known))["reward"]
+    with_holes.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     with torch.no_grad():
         ids = layout_ids(context, future, LAYOUT)
         hidden = model.frame_hidden(model.hidden_states(ids, clip()["actions_BFA"]))
         wanted = model.reward_loss(hidden, clip()["reward_BF"])[known].mean()
-    torch.testing.assert_close(with_nan.detach(), wanted)
+    torch.testing.assert_close(with_holes.detach(), wanted)
 
 
 def test_there_are_as_many_losses_as_heads():

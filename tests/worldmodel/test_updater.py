@@ -34,6 +34,7 @@ class Noise:
             "reward": torch.rand(n, length, generator=generator),
             "continue": torch.ones(n, length),
             "first": torch.zeros(n, length, dtype=torch.bool),
+            "reward_mask": torch.ones(n, length, dtype=torch.bool),
         }
         return TensorDict(parts, batch_size=[n])
 

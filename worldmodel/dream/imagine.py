@@ -1,4 +1,7 @@
-"""The world model as an agent sees it: encode a clip, roll a policy out. Knows the WorldModel protocol only."""
+"""The world model as an agent sees it: encode a clip, go on, roll a policy out. Knows the WorldModel protocol only.
+
+The one loop over imagined steps is here.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,9 @@ from worldmodel.api import WorldModel
 from worldmodel.microbatch import RowNoise, Source
 from worldmodel.processes import Processes, alone
 from worldmodel.seeds import Seeds
+from worldmodel.spec import Rollout
+
+Policy = Callable[[TensorDict, Any], tuple[Tensor, Any]]
 
 
 class Dream:
@@ -32,10 +38,26 @@ class Dream:
         """A clip -> the dream state after its last frame."""
         return self.model.encode(clip)
 
+    def observe(self, state: TensorDict, action_BA: Tensor, step: TensorDict) -> TensorDict:
+        """The state after a real step [B], which has what `spec.reads`."""
+        return self.model.observe(state, action_BA, step)
+
+    def step(self, state: TensorDict, action_BA: Tensor, generator: Source | None = None) -> TensorDict:
+        """The state after an imagined step; without a generator the most likely one."""
+        return self.model.imagine(state, action_BA, generator)
+
+    def fork(self, state: TensorDict, copies: int) -> TensorDict:
+        """Every row `copies` times: row b becomes rows b * copies and on. Nothing is read again."""
+        return self.model.fork(state, copies)
+
+    def decode(self, state: TensorDict) -> Tensor:
+        """The newest frame, u8 [B, 3, H, W]."""
+        return self.model.decode(state)
+
     @torch.no_grad()
     def rollout(
         self,
-        policy: Callable[[TensorDict, Any], tuple[Tensor, Any]],
+        policy: Policy,
         state: TensorDict,
         memory: Any,
         horizon: int,
@@ -43,29 +65,52 @@ class Dream:
         stream: str,
         draw: int,
         keys: tuple[str, ...] = ("latent",),
-    ) -> TensorDict:
+        sample: bool = True,
+    ) -> Rollout:
         """Imagine `horizon` steps under `policy`.
 
         Args:
-            policy: td [B] (`latent`) and memory -> action f32 [B, A] in [-1, 1] and memory.
+            policy: td [B] of `keys`, and memory -> action f32 [B, A] in [-1, 1] and memory.
             state: dream state [B].
-            stream: with `draw`, names the random numbers the frames are sampled with.
-            keys: what the trajectory holds of each state, besides reward and continue: `latent`, `pixels`.
-        Returns: trajectory [B, horizon] (worldmodel.spec); no gradient enters the model.
+            stream: with `draw` and the state's number of frames, names the random numbers a frame is sampled with.
+            keys: what the policy sees and the trajectory holds of each state: `latent`, a part of it by its name in
+                `spec.latent`, `pixels`, or any key of the state.
+            sample: False takes the most likely frames and draws nothing.
+        Returns: the trajectory [B, horizon] (worldmodel.spec) and where it ended; no gradient enters the model.
         """
-        noise: Source = (generator := self.seeds.torch(stream, draw, device=state["latent"].device))
-        if (world := self._processes.world) > 1:
-            noise = RowNoise(generator=generator, first=self._processes.rank * len(state), rows=world * len(state))
-        seen = self._view(state, keys)
-        steps = []
-        for _ in range(horizon):
-            action_BA, memory = policy(state.select("latent"), memory)
-            state = self.model.imagine(state, action_BA, noise)
+        device, first = state["latent"].device, self.model.depth(state)
+        seen, steps = self._view(state, keys), []
+        for frame in range(first, first + horizon):
+            action_BA, memory = policy(TensorDict(seen, batch_size=state.batch_size), memory)
+            action_BA = action_BA.to(device)
+            # counted by the state's own frames: a rollout that is continued draws what a longer one would have drawn
+            generator = self.seeds.torch(stream, draw, frame, device=device) if sample else None
+            state = self.step(state, action_BA, None if generator is None else self._noise(generator, len(state)))
             arrived = self._view(state, keys)
-            step = {**seen, "action": action_BA, "next": {**arrived, **{k: state[k] for k in ("reward", "continue")}}}
-            steps.append(TensorDict(step, batch_size=state.batch_size))
+            earned = {key: state[key] for key in ("reward", "continue")}
+            steps.append(TensorDict({**seen, "action": action_BA, "next": arrived | earned}, state.batch_size))
             seen = arrived
-        return torch.stack(steps, 1)  # [B, horizon]
+        return Rollout(torch.stack(steps, 1), state, memory)
+
+    def _noise(self, generator: torch.Generator, rows: int) -> Source:
+        world = self._processes.world
+        if world == 1:
+            return generator
+        return RowNoise(generator=generator, first=self._processes.rank * rows, rows=world * rows)
 
     def _view(self, state: TensorDict, keys: tuple[str, ...]) -> dict[str, Tensor]:
-        return {key: self.model.decode(state) if key == "pixels" else state[key] for key in keys}
+        return {key: self._seen(state, key) for key in keys}
+
+    def _seen(self, state: TensorDict, key: str) -> Tensor:
+        if key == "pixels":
+            return self.decode(state)
+        return self.spec.part_of(state["latent"], key) if key in self.spec.latent else state[key]
+
+
+def given(action_BHA: Tensor) -> Policy:
+    """The policy that takes these actions whatever it sees; its memory is the step index, 0 at first."""
+
+    def policy(td: TensorDict, step: int) -> tuple[Tensor, int]:
+        return action_BHA[:, step], step + 1
+
+    return policy

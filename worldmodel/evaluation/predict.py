@@ -164,9 +164,7 @@ def evaluate(
         told: called with the clips done and all of them.
     Raises: ValueError where the clips cannot be predicted so.
     """
-    check(predictor, clips, ways=ways, samples=samples, sampled=sampled)
-    if judge.i3d is not None and (len(clips) < 2 or predictor.given + _horizon(predictor, clips) < LEAST_FRAMES):
-        raise ValueError(f"fvd needs at least 2 clips of {LEAST_FRAMES} frames, those that are shown included")
+    check(predictor, clips, judge, ways=ways, samples=samples, sampled=sampled)
     actions = {way: told_actions(predictor, clips["action"], way, seeds) for way in ways}
     real, found = Moments(), {way: _Way() for way in ways}
     kept: list[Film] = []
@@ -196,8 +194,10 @@ def _horizon(predictor: Predictor, clips: TensorDict) -> int:
     return clips["pixels"].shape[1] - predictor.spec.burn_in
 
 
-def check(predictor: Predictor, clips: TensorDict, *, ways: Sequence[Way], samples: int, sampled: bool) -> None:
-    """Raises: ValueError with one line."""
+def check(
+    predictor: Predictor, clips: TensorDict, judge: Judge, *, ways: Sequence[Way], samples: int, sampled: bool
+) -> None:
+    """Whether `evaluate` can do this. Raises: ValueError with one line."""
     spec, frames = predictor.spec, clips["pixels"].shape[1]
     if not spec.burn_in < frames <= spec.max_frames:
         raise ValueError(
@@ -213,6 +213,8 @@ def check(predictor: Predictor, clips: TensorDict, *, ways: Sequence[Way], sampl
         raise ValueError(f"the model knows no actions, so there is no way {sorted(told)[0]}; leave it out")
     if "shuffled" in ways and len(clips) < 2:
         raise ValueError(f"shuffled actions need at least 2 clips (got {len(clips)})")
+    if judge.i3d is not None and (len(clips) < 2 or predictor.given + _horizon(predictor, clips) < LEAST_FRAMES):
+        raise ValueError(f"fvd needs at least 2 clips of {LEAST_FRAMES} frames, those that are shown included")
 
 
 def told_actions(predictor: Predictor, action_CTA: Tensor, way: Way, seeds: Seeds) -> Tensor:
@@ -253,8 +255,8 @@ def versions(
     for drawn in range(0, samples, rows):
         copies = min(rows, samples - drawn)
         many = read.apply(lambda value: value.repeat_interleave(copies, 0), batch_size=[len(read) * copies])  # noqa: B023
-        generator = seeds.torch("predict", first, drawn, device=predictor.device) if sampled else None
-        codes = predictor.dream(many, action_CTA.repeat_interleave(copies, 0), generator)
+        draw = first * samples + drawn
+        codes = predictor.dream(many, action_CTA.repeat_interleave(copies, 0), seeds if sampled else None, draw)
         parts.append(predictor.frames(many, codes).unflatten(0, (len(read), copies)))
     yield from torch.cat(parts, 1)
 

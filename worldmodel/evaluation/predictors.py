@@ -12,12 +12,16 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from worldmodel.dream.imagine import Dream, given
 from worldmodel.rollout.sampling import SamplingConfig
+from worldmodel.seeds import Seeds
 from worldmodel.sequence import codes_of_ids, layout_ids
 from worldmodel.spec import ContextMode, ModelSpec
 from worldmodel.tokenizer.compressive import CompressiveTokenizer
 
 # B clips, t context frames, T frames behind them, G frames that are shown as they are, A action, K codes of a frame
+
+STREAM = "predict"
 
 
 class Predictor(ABC):
@@ -60,11 +64,11 @@ class Predictor(ABC):
         return TensorDict(read, batch_size=clip.batch_size)
 
     @abstractmethod
-    def dream(self, read: TensorDict, action_BTA: Tensor, generator: torch.Generator | None) -> Tensor:
+    def dream(self, read: TensorDict, action_BTA: Tensor, seeds: Seeds | None, draw: int = 0) -> Tensor:
         """Codes i64 [B, T, K]: those of the observed frames, and what follows them under these actions.
 
         Args:
-            generator: of the draws, on the model's device; None: the most likely codes.
+            seeds: with `draw`, name the random numbers; None: the most likely codes.
         """
 
     @torch.no_grad()
@@ -82,15 +86,15 @@ class Dreaming(Predictor):
         super().__init__(model.tokenizer, model.spec)
         self.model = model.eval()
 
-    def dream(self, read: TensorDict, action_BTA: Tensor, generator: torch.Generator | None) -> Tensor:
+    def dream(self, read: TensorDict, action_BTA: Tensor, seeds: Seeds | None, draw: int = 0) -> Tensor:
         """See `Predictor`: one encoding, then one imagined step for each frame."""
         observed, frames = self.spec.burn_in, action_BTA.shape[1]
         shown = {key: read[key][:, :observed] for key in read.keys() if key != "context_codes"}  # noqa: SIM118
         start = TensorDict({**shown, "context_codes": read["context_codes"]}, batch_size=read.batch_size)
-        state = self.model.encode(start)
-        for frame in range(observed, frames):
-            state = self.model.imagine(state, action_BTA[:, frame], generator)
-        return state["wm", "codes"]
+        dream, policy = Dream(self.model, seeds=seeds or Seeds(0)), given(action_BTA[:, observed:])
+        options = {"stream": STREAM, "draw": draw, "sample": seeds is not None}
+        made = dream.rollout(policy, dream.encode(start), 0, frames - observed, **options)
+        return made.state["wm", "codes"][:, :frames].long()
 
 
 class Generating(Predictor):
@@ -107,7 +111,6 @@ class Generating(Predictor):
             image=model.tokenizer.config.image,
             context_frames=model.context,
             action_dim=model.action_dim,
-            latent_dim=1,
             max_frames=horizon,
             context=context,
             burn_in=0,
@@ -115,12 +118,12 @@ class Generating(Predictor):
         super().__init__(model.tokenizer, spec)
         self.model, self.rule = model.eval(), rule
 
-    def dream(self, read: TensorDict, action_BTA: Tensor, generator: torch.Generator | None) -> Tensor:
+    def dream(self, read: TensorDict, action_BTA: Tensor, seeds: Seeds | None, draw: int = 0) -> Tensor:
         """See `Predictor`. Published rows of actions: row k leads from frame k of the clip, context included, on."""
         layout, rows = self.model.layout, len(read)
         ids = layout_ids(read["context_codes"], read["codes"][:, :0], layout)
         before = action_BTA.new_zeros(rows, layout.context - 1, action_BTA.shape[2])
         action = torch.cat([before, action_BTA], 1) if self.spec.action_dim else None
-        rule = self.rule if generator is not None else "argmax"
+        rule, generator = (self.rule, seeds.torch(STREAM, draw, device=self.device)) if seeds else ("argmax", None)
         drawn = self.model.generate(ids, frames=action_BTA.shape[1], action=action, sampling=rule, generator=generator)
         return codes_of_ids(drawn, layout)[1]

@@ -84,23 +84,24 @@ def pixel_l1(recon: Tensor, target: Tensor, weight: float, mean: Callable[[Tenso
     return (error * (weights / (size if mean is None else mean(size)))).mean()
 
 
-def reward_targets(clip_reward_BF: Tensor, first_BF: Tensor, target: str) -> tuple[Tensor, Tensor]:
+def reward_targets(clip_reward_BF: Tensor, mask_BF: Tensor, target: str) -> tuple[Tensor, Tensor]:
     """What each frame's reward head is to predict, and where that is known: f32 and bool [B, F].
 
-    A reward that nobody recorded is NaN in the clip.
+    Args:
+        mask_BF: where the clip's rewards are known (`reward_mask`).
 
-    >>> reward_targets(torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[True, False, False]]), "arriving")[1].tolist()
+    >>> reward = torch.tensor([[0.0, 1.0, 2.0]])
+    >>> reward_targets(reward, torch.tensor([[False, True, True]]), "arriving")[1].tolist()
     [[False, True, True]]
-    >>> reward, known = reward_targets(torch.tensor([[0.0, 1.0, 2.0]]), torch.zeros(1, 3).bool(), "published")
+    >>> reward, known = reward_targets(reward, torch.ones(1, 3).bool(), "published")
     >>> reward[known].tolist()
     [1.0, 2.0]
     """
     if target == "arriving":
-        return clip_reward_BF, ~first_BF & ~clip_reward_BF.isnan()
-    left_BF = clip_reward_BF.roll(-1, 1)
-    known_BF = ~left_BF.isnan()
+        return clip_reward_BF, mask_BF
+    known_BF = mask_BF.roll(-1, 1)
     known_BF[:, -1] = False  # the reward of leaving the last frame is not in the clip
-    return left_BF, known_BF
+    return clip_reward_BF.roll(-1, 1), known_BF
 
 
 def choose_frames(frames: int, wanted: int, *, keep_ends: bool, generator: torch.Generator) -> Tensor:
@@ -132,7 +133,8 @@ class AuxiliaryHeads(nn.Module):
         context_BC: Tensor,
         action_BFA: Tensor,
         reward_BF: Tensor,
-        scale: Callable[[Tensor], Tensor] | None = None,
+        known_BF: Tensor,
+        scale: Tensor | None = None,
     ) -> Tensor:
         """Scalar loss.
 
@@ -140,14 +142,14 @@ class AuxiliaryHeads(nn.Module):
             vectors_BFKV: straight-through code vectors of all chosen frames, first and last of the span included.
             context_BC: pooled context vectors.
             action_BFA: the actions between the first and the last chosen frame, F of them.
-            reward_BF: symlog reward on arriving in the chosen frames; NaN where there is none.
-            scale: of the mean over what is known, bool [B, F], where the clip is a piece of a larger batch.
+            reward_BF: symlog reward on arriving in the chosen frames.
+            known_BF: bool, where there is one.
+            scale: of the mean over what is known, where the clip is a piece of a larger batch.
         """
         frames = torch.cat([vectors_BFKV.flatten(2), context_BC[:, None].expand(-1, vectors_BFKV.shape[1], -1)], -1)
-        known = ~reward_BF.isnan()
-        reward_error = (self.reward(frames).squeeze(-1) - reward_BF.nan_to_num()) ** 2
-        reward_loss = (reward_error * known).sum() / known.sum().clamp(min=1)
+        reward_error = (self.reward(frames).squeeze(-1) - reward_BF) ** 2
+        reward_loss = (reward_error * known_BF).sum() / known_BF.sum().clamp(min=1)
         if scale is not None:
-            reward_loss = reward_loss * scale(known)
+            reward_loss = reward_loss * scale
         action = self.action(torch.cat([frames[:, 0], frames[:, -1]], -1))
         return reward_loss + 2 * functional.mse_loss(action, action_BFA.mean(1))

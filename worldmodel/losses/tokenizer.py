@@ -74,7 +74,8 @@ class TokenizerObjective:
         if self.opponent is not None:
             metrics = self._opposed(out, context, future, losses, micro)
         metrics |= {f"tokenizer/{name}": value.detach() for name, value in losses.items()}
-        metrics["tokenizer/codes_alive"] = torch.tensor(float(out.codes_future.unique().numel()))
+        seen_V = torch.zeros(self.tokenizer.layout.vocab_future, device=device)
+        metrics["tokenizer/codes_alive"] = seen_V.index_fill_(0, out.codes_future.flatten(), 1).sum()  # different ones
         return {"loss": torch.stack(list(losses.values())).sum(), **metrics}
 
     def _reconstruction(
@@ -94,17 +95,10 @@ class TokenizerObjective:
         self, out: TokenizerOutput, clip: Mapping[str, Tensor], chosen_F: Tensor, micro: MicroBatch
     ) -> Tensor:
         assert self.auxiliary is not None
-
-        def targets(rows: Mapping[str, Tensor]) -> Tensor:
-            return symlog(rows["reward"]).masked_fill(rows["first"], torch.nan)[:, chosen_F]
-
         pooled_BC = functional.adaptive_avg_pool2d(out.vectors_context[:, -1], self.pooled).flatten(1)
-        known_whole = ~targets(micro.whole).isnan()
-
-        def scale(known: Tensor) -> Tensor:
-            return micro.scale(known, known_whole)
-
-        return self.auxiliary(out.vectors_future, pooled_BC, clip["action"][:, 1:], targets(clip), scale)
+        reward_BF, known_BF = symlog(clip["reward"][:, chosen_F]), clip["reward_mask"][:, chosen_F]
+        scale = micro.scale(known_BF, micro.whole["reward_mask"][:, chosen_F])
+        return self.auxiliary(out.vectors_future, pooled_BC, clip["action"][:, 1:], reward_BF, known_BF, scale)
 
     def _opposed(
         self,

@@ -76,7 +76,7 @@ class VideoGPT(nn.Module):
     @property
     def action_dim(self) -> int:
         """Width A of the actions; 0 for an action-free model."""
-        return self.transformer.action_dim
+        return self.transformer.condition_dim
 
     @property
     def device(self) -> torch.device:
@@ -158,12 +158,14 @@ class VideoGPT(nn.Module):
         context_codes, _ = codes_of_ids(ids[:, : layout.prelude], layout)
         engine = self._prefilled(context_codes.flatten(1), frames, rule)
         if action is None and not force_separators and not rule.codes_only:
-            behind_BN = engine.sample_string(layout.stride * frames - 1, generator)
+            length = layout.stride * frames - 1
+            behind_BN = engine.sample_string(length, engine.uniform(generator, length))
             opening_B1 = torch.full_like(behind_BN[:, :1], layout.sdf)
             return torch.cat([ids[:, : layout.prelude], opening_B1, behind_BN], 1)
         into_BFA = None if action is None else self.transformer.into_frames(self._actions(action), frames)
         drawn = [
-            engine.sample_frame(None if into_BFA is None else into_BFA[:, j], generator).ids_BK for j in range(frames)
+            engine.sample_frame(None if into_BFA is None else into_BFA[:, j], engine.uniform(generator)).ids_BK
+            for j in range(frames)
         ]
         return string_of_ids(context_codes, torch.stack(drawn, 1), layout)
 
@@ -211,7 +213,7 @@ class VideoGPT(nn.Module):
             rewards = [obs[0].new_zeros(len(frames), 1)]
             for step in range(horizon):
                 actions.append(self._actions(policy(obs[-1], step)))
-                frame = engine.sample_frame(actions[-1], generator)
+                frame = engine.sample_frame(actions[-1], engine.uniform(generator))
                 rewards.append(self._reward(frame.hidden_BD))
                 known = (frame.ids_BK - self.layout.vocab_context).clamp(0, self.layout.vocab_future - 1)
                 seen = self.tokenizer.decode_future(decoded, known[:, None])[:, 0].clamp(0, 1)

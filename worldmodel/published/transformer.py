@@ -101,7 +101,7 @@ class TransformerWeights:
         model = TokenModel(
             self.config,
             layout,
-            action_dim=self.action_dim if action_dim is None else action_dim,
+            condition_dim=self.action_dim if action_dim is None else action_dim,
             heads=heads,
             feature_dim=max(0, feature_dim),
             continues="continue_linear.weight" in self.tensors,

@@ -8,20 +8,23 @@ It knows nothing of pixels, rewards or TensorDicts.
 from __future__ import annotations
 
 import itertools
+import os
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldmodel.microbatch import Source
+from worldmodel.microbatch import RowNoise, Source
 from worldmodel.rollout.fused import FusedTransformer
 from worldmodel.rollout.kv_cache import KVCache
 from worldmodel.rollout.sampling import SamplingConfig, draw
 from worldmodel.sequence import string_of_ids
 from worldmodel.transformer.token_model import TokenModel
 
-_next_ticket = itertools.count().__next__  # tickets are unique in the process, so engines cannot mistake each other's
+_next_call = itertools.count(int.from_bytes(os.urandom(4), "big")).__next__
+"""Tickets are unique in the process, so engines cannot mistake each other's, and not those of a loaded state either."""
+_ROWS = 2**20
 
 
 class Frame(NamedTuple):
@@ -42,16 +45,25 @@ class TokenEngine:
     """Keys and values of up to `rows` token strings that grow frame by frame; all rows have equally many frames.
 
     The engine is a memo: whatever it holds can be rebuilt by `prefill`. It lays the weights out anew at the first
-    `prefill` after a change; `forget` says that there was one (`prefill` and `resident` notice changes made in place by
-    an optimizer or `load_state_dict` anyway). It works as in eval mode and leaves the model's mode alone.
+    `prefill` after a change; `forget` says that there was one (`prefill`, `issued` and `resident` notice changes made
+    in place by an optimizer or `load_state_dict` anyway). It works as in eval mode and leaves the model's mode alone.
     """
 
-    def __init__(self, model: TokenModel, *, rows: int, frames: int, sampling: SamplingConfig) -> None:
+    def __init__(
+        self,
+        model: TokenModel,
+        *,
+        rows: int,
+        frames: int,
+        sampling: SamplingConfig,
+        weights: FusedTransformer | None = None,
+    ) -> None:
         """Nothing is allocated before the first prefill.
 
         Args:
             rows: most token strings at once.
             frames: most future frames.
+            weights: the model's, shared with other engines of the same sampling; None: laid out for this one alone.
         Raises: ValueError if the transformer has too few positions for that many frames.
         """
         layout, positions = model.layout, model.llm.config.positions
@@ -64,14 +76,12 @@ class TokenEngine:
             )
         self._model, self._layout, self._sampling = model, layout, sampling
         self._rows, self._frames = rows, frames
-        # ids that can be drawn: a range of the vocabulary
-        self._first = layout.vocab_context if sampling.codes_only else 0
-        self._last = layout.scf if sampling.codes_only else layout.vocab
+        self._weights = weights or laid_out(model, sampling)
+        self._version = -1  # of the weights that the keys and values were made with
         self._cache: KVCache | None = None
-        self._fused: FusedTransformer | None = None
-        self._stamp: tuple[tuple[int, int], ...] = ()
         self._held_rows = 0
-        self._tickets: list[Tensor | None] = []  # one entry per frame count held; None where no state was named
+        self._tickets: list[tuple[Tensor, int] | None] = []
+        """For each frame count held: the state's tickets and their version counter; None where no state was named."""
 
     @torch.no_grad()
     def prefill(
@@ -81,6 +91,7 @@ class TokenEngine:
         actions_BFA: Tensor | None,
         *,
         tickets_B1: Tensor | None = None,
+        copies: int = 1,
     ) -> Frame:
         """Read whole strings in one pass and forget what was held before.
 
@@ -89,73 +100,117 @@ class TokenEngine:
             ids_BFK: int64 [B, F, K] vocabulary ids of the frames so far; F = 0 is possible.
             actions_BFA: [B, F, A] action that led into each frame; None for an action-free model.
             tickets_B1: names that the states have already (a state that is rebuilt keeps its own); None makes new ones.
+            copies: how often each string is held afterwards; it is read once. Row b becomes rows b * copies and on.
         Raises: ValueError on too many rows or frames.
         """
-        rows, frames = ids_BFK.shape[:2]
+        rows, frames = len(ids_BFK) * copies, ids_BFK.shape[1]
         if rows > self._rows:
             raise ValueError(f"{rows} rows do not fit an engine made for {self._rows}")
         if frames > self._frames:
             raise ValueError(f"{frames} frames do not fit an engine made for {self._frames}")
         ids_BN = string_of_ids(context_codes_BtN, ids_BFK, self._layout)
-        fused, cache = self._prepare()
-        hidden_B1D = fused(self._model.embed(ids_BN, actions_BFA), cache, keep=1)
+        cache = self._empty()
+        hidden_BD = self._weights(self._model.embed(ids_BN, actions_BFA), cache, keep=1)[:, 0]
+        newest_BK = ids_BFK[:, -1] if frames else ids_BFK.new_empty(len(ids_BFK), 0)
+        if copies > 1:
+            cache.take(cache, rows=len(ids_BFK), copies=copies, positions=cache.position)
+            newest_BK, hidden_BD = (x.repeat_interleave(copies, 0) for x in (newest_BK, hidden_BD))
         self._held_rows, self._tickets = rows, [None] * frames
-        newest_BK = ids_BFK[:, -1] if frames else ids_BFK.new_empty(rows, 0)
-        return self._named(newest_BK, hidden_B1D[:, 0], tickets_B1)
+        return self._named(newest_BK, hidden_BD, tickets_B1)
 
     @torch.no_grad()
-    def sample_frame(self, action_BA: Tensor | None, generator: Source | None) -> Frame:
+    def fork(self, source: TokenEngine, frame: int, copies: int) -> Tensor:
+        """Hold what `source` (of the same weights) holds of its first `frame` frames, each row `copies` times.
+
+        Returns: tickets int64 [B * copies, 1].
+        Raises: ValueError on too many rows, or frames that are not held.
+        """
+        rows = source._held_rows * copies
+        if rows > self._rows:
+            raise ValueError(f"{rows} rows do not fit an engine made for {self._rows}")
+        if not 0 <= frame < len(source._tickets):
+            raise ValueError(f"cannot fork {frame} future frames: {len(source._tickets) - 1} are held")
+        assert source._cache is not None and source._weights is self._weights
+        positions = self._layout.length(frame)
+        self._empty().take(source._cache, rows=source._held_rows, copies=copies, positions=positions)
+        self._held_rows, self._tickets = rows, [None] * frame
+        return self._new_tickets()
+
+    @torch.no_grad()
+    def sample_frame(self, action_BA: Tensor | None, uniform_KB: Tensor | None) -> Frame:
         """Imagine the next frame: K + 1 passes of one position; logits only where a code is drawn.
 
         Args:
             action_BA: [B, A] action that leads into the frame; None for an action-free model.
-            generator: source of the draws, on the model's device; None takes the most likely code each time.
+            uniform_KB: [K, B], what `uniform` gives; None takes the most likely code each time.
         Raises: ValueError if the engine is full or holds nothing.
         """
-        fused, cache = self._resumed()
+        cache, weights = self._resumed(), self._weights
         added_B1D = self._action(action_BA)
-        x_BTD, drawn = self._opening(fused) + added_B1D, []
+        x_BTD, drawn = self._opening() + added_B1D, []
         if self._model.heads.action == "slot":
             added_B1D = torch.zeros_like(added_B1D)
-        for _ in range(self._layout.codes_future):
-            logits_BV = fused.logits(fused(x_BTD, cache, keep=1)[:, 0])
-            ids_B = draw(logits_BV, self._sampling, generator) + self._first
-            drawn.append(ids_B)
-            x_BTD = F.embedding(ids_B.unsqueeze(1), fused.embedding) + added_B1D
-        return self._named(torch.stack(drawn, 1), fused(x_BTD, cache, keep=1)[:, 0], None)
+        for place in range(self._layout.codes_future):
+            drawn.append(self._drawn(weights(x_BTD, cache, keep=1), uniform_KB, place))
+            x_BTD = F.embedding(drawn[-1].unsqueeze(1), weights.embedding) + added_B1D
+        return self._named(torch.stack(drawn, 1), weights(x_BTD, cache, keep=1)[:, 0], None)
 
     @torch.no_grad()
-    def sample_string(self, ids: int, generator: torch.Generator | None) -> Tensor:
+    def sample_string(self, ids: int, uniform_SB: Tensor | None) -> Tensor:
         """Imagine `ids` ids behind the `sdf` that comes next, separators drawn like any other id (spec 9.1): [B, ids].
 
         Whole frames are no longer told apart, so nothing is held afterwards. The sampling must allow separators.
         """
-        fused, cache = self._resumed()
-        x_BTD, drawn = self._opening(fused), []
-        for _ in range(ids):
-            drawn.append(draw(fused.logits(fused(x_BTD, cache, keep=1)[:, 0]), self._sampling, generator) + self._first)
-            x_BTD = F.embedding(drawn[-1].unsqueeze(1), fused.embedding)
+        cache, weights = self._resumed(), self._weights
+        x_BTD, drawn = self._opening(), []
+        for place in range(ids):
+            drawn.append(self._drawn(weights(x_BTD, cache, keep=1), uniform_SB, place))
+            x_BTD = F.embedding(drawn[-1].unsqueeze(1), weights.embedding)
         self._tickets = []
         return torch.stack(drawn, 1)
+
+    def uniform(self, generator: Source | None, ids: int | None = None) -> Tensor | None:
+        """The numbers in [0, 1) that a frame is drawn with, [K, B], or a string of `ids` ids; None without generator.
+
+        They are drawn where the generator lives, before the frame, which draws nothing itself.
+        """
+        if generator is None:
+            return None
+        weight, count = self._model.llm.lm_head.weight, self._layout.codes_future if ids is None else ids
+        own = generator if isinstance(generator, RowNoise) else RowNoise.all(generator, self._held_rows)
+        whole = torch.rand(count, own.rows, generator=own.generator, device=own.generator.device, dtype=weight.dtype)
+        drawn = whole[:, own.first : own.first + self._held_rows].contiguous()
+        return drawn.to(weight.device, non_blocking=True)
 
     @torch.no_grad()
     def force_frame(self, action_BA: Tensor | None, ids_BK: Tensor) -> Frame:
         """The next frame is given: one pass of K + 1 positions; otherwise as `sample_frame`."""
-        fused, cache = self._resumed()
+        cache = self._resumed()
         if ids_BK.shape != (self._held_rows, self._layout.codes_future):
             raise ValueError(f"ids {tuple(ids_BK.shape)} must be {(self._held_rows, self._layout.codes_future)}")
-        added_B1D, codes_BKD = self._action(action_BA), F.embedding(ids_BK, fused.embedding)
+        added_B1D, codes_BKD = self._action(action_BA), F.embedding(ids_BK, self._weights.embedding)
         if self._model.heads.action == "frame":
             codes_BKD = codes_BKD + added_B1D
-        x_BTD = torch.cat([self._opening(fused) + added_B1D, codes_BKD], 1)
-        return self._named(ids_BK, fused(x_BTD, cache, keep=1)[:, 0], None)
+        x_BTD = torch.cat([self._opening() + added_B1D, codes_BKD], 1)
+        return self._named(ids_BK, self._weights(x_BTD, cache, keep=1)[:, 0], None)
+
+    def issued(self, tickets_B1: Tensor) -> int | None:
+        """Frames of the state whose tickets are this very tensor, if it is held, else None. No host sync.
+
+        A tensor that was written to since it was given out (rows of a state changed in place) is not known any more.
+        """
+        if self._weights.holds(self._version):
+            for frame, held in enumerate(self._tickets):
+                if held is not None and held[0] is tickets_B1 and held[1] == tickets_B1._version:
+                    return frame
+        return None
 
     def resident(self, tickets_B1: Tensor, frame: int) -> bool:
         """Whether these states of `frame` future frames are held, row by row: if so, `rewind(frame)` is enough."""
-        if not 0 <= frame < len(self._tickets) or self._stamp != self._weights():
+        if not 0 <= frame < len(self._tickets) or not self._weights.holds(self._version):
             return False
-        held_B1 = self._tickets[frame]
-        return held_B1 is not None and torch.equal(held_B1, tickets_B1)  # sync, once per frame
+        held = self._tickets[frame]
+        return held is not None and held[1] == held[0]._version and torch.equal(held[0], tickets_B1)  # sync
 
     def rewind(self, frame: int) -> None:
         """Drop all future frames after the first `frame`; costs nothing.
@@ -170,16 +225,13 @@ class TokenEngine:
 
     def forget(self) -> None:
         """The weights have changed: nothing that is held counts any more."""
-        self._tickets, self._fused = [], None
+        self._tickets = []
+        self._weights.forget()
 
-    def _prepare(self) -> tuple[FusedTransformer, KVCache]:
-        """An empty cache and weights that are up to date, where the model lives now."""
-        llm = self._model.llm
-        weight, stamp = llm.lm_head.weight, self._weights()
-        if self._fused is None or self._stamp != stamp:
-            fused = FusedTransformer(llm, rows=self._rows, first=self._first, last=self._last)
-            self._fused, self._stamp = fused, stamp
-        held = None if self._cache is None else self._cache.k_LBHNC
+    def _empty(self) -> KVCache:
+        """An empty cache beside weights that are up to date, where the model lives now."""
+        llm, self._version = self._model.llm, self._weights.refresh()
+        weight, held = llm.lm_head.weight, None if self._cache is None else self._cache.k_LBHNC
         if self._cache is None or held is None or held.device != weight.device or held.dtype != weight.dtype:
             self._cache = KVCache(
                 layers=llm.config.layers,
@@ -191,36 +243,49 @@ class TokenEngine:
                 device=weight.device,
             )
         self._cache.rewind(0)
-        return self._fused, self._cache
+        return self._cache
 
-    def _resumed(self) -> tuple[FusedTransformer, KVCache]:
+    def _resumed(self) -> KVCache:
         """What the next frame continues from."""
-        if not self._tickets or self._fused is None or self._cache is None:
+        if not self._tickets or self._cache is None or self._version != self._weights.version:
             raise ValueError("the engine holds nothing: call prefill first (and again after forget)")
         if len(self._tickets) > self._frames:
             raise ValueError(f"frame {len(self._tickets)} does not fit an engine made for {self._frames} frames")
-        return self._fused, self._cache
+        return self._cache
 
-    def _opening(self, fused: FusedTransformer) -> Tensor:
+    def _drawn(self, hidden_B1D: Tensor, uniform_SB: Tensor | None, place: int) -> Tensor:
+        """Ids [B] of the next position."""
+        uniform_B = None if uniform_SB is None else uniform_SB[place]
+        return draw(self._weights.logits(hidden_B1D[:, 0]), self._sampling, uniform_B) + self._weights.ids.start
+
+    def _opening(self) -> Tensor:
         """Embedding [B, 1, D] of the `sdf` that opens a frame."""
-        return fused.embedding[self._layout.sdf].expand(self._held_rows, 1, -1)
+        return self._weights.embedding[self._layout.sdf].expand(self._held_rows, 1, -1)
 
     def _action(self, action_BA: Tensor | None) -> Tensor:
         """What the action into a frame adds, [B, 1, D]; 0 for an action-free model."""
-        if action_BA is None or (self._model.action_dim == 0 and action_BA.shape[-1] == 0):
+        if action_BA is None or (self._model.condition_dim == 0 and action_BA.shape[-1] == 0):
             return self._model.llm.lm_head.weight.new_zeros(self._held_rows, 1, 1)
-        if action_BA.shape != (self._held_rows, self._model.action_dim):
-            raise ValueError(f"action {tuple(action_BA.shape)} must be {(self._held_rows, self._model.action_dim)}")
+        if action_BA.shape != (self._held_rows, self._model.condition_dim):
+            raise ValueError(f"action {tuple(action_BA.shape)} must be {(self._held_rows, self._model.condition_dim)}")
         return self._model.action_linear(action_BA).unsqueeze(1)
 
     def _named(self, ids_BK: Tensor, hidden_BD: Tensor, tickets_B1: Tensor | None) -> Frame:
         """Push the newest frame's tickets."""
-        if tickets_B1 is None:
-            names = [_next_ticket() for _ in range(len(ids_BK))]
-            tickets_B1 = torch.tensor(names, dtype=torch.int64, device=ids_BK.device).unsqueeze(1)
-        self._tickets.append(tickets_B1.clone())
-        return Frame(ids_BK, hidden_BD, tickets_B1)
+        return Frame(ids_BK, hidden_BD, self._new_tickets(tickets_B1))
 
-    def _weights(self) -> tuple[tuple[int, int], ...]:
-        """A stamp that moves with every change of a weight in place."""
-        return tuple((parameter.data_ptr(), parameter._version) for parameter in self._model.parameters())
+    def _new_tickets(self, tickets_B1: Tensor | None = None) -> Tensor:
+        if tickets_B1 is None:
+            first = _ROWS * _next_call()
+            device = self._model.llm.lm_head.weight.device
+            with torch.inference_mode(mode=False):  # else writing to them would not be noticed
+                tickets_B1 = torch.arange(first, first + self._held_rows, device=device).unsqueeze(1)
+        self._tickets.append((tickets_B1, tickets_B1._version))
+        return tickets_B1
+
+
+def laid_out(model: TokenModel, sampling: SamplingConfig) -> FusedTransformer:
+    """The weights for engines of this sampling: logits of the ids only that it can draw."""
+    layout = model.layout
+    codes = range(layout.vocab_context, layout.scf)
+    return FusedTransformer(model, ids=codes if sampling.codes_only else range(layout.vocab))

@@ -8,6 +8,7 @@ mode the modules are in.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple, cast
 
 import torch
@@ -15,17 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worldmodel.rollout.kv_cache import KVCache
-from worldmodel.transformer.llama import Block, Llama, causal, rotate
+from worldmodel.transformer.llama import Block, causal, rotate
+from worldmodel.transformer.token_model import TokenModel
 
 
-def pack(weight_OI: Tensor, rows: int) -> Tensor:
-    """A weight in the form that `product` reads fastest for inputs of about `rows` rows.
+def pack(weight_OI: Tensor) -> Tensor:
+    """A weight in the form that `product` reads fastest.
 
-    On a CPU that is oneDNN's own blocked form, made once: F.linear goes to MKL, which was measured 2 to 4 times slower
-    on an AMD processor with AVX-512 and never faster.
+    On a CPU that is oneDNN's own blocked form, one for any number of rows: F.linear goes to MKL, which was measured 2
+    to 4 times slower on an AMD processor with AVX-512 and never faster.
     """
     if weight_OI.device.type == "cpu" and weight_OI.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        return torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), rows)
+        return torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous())
     return weight_OI
 
 
@@ -34,6 +36,11 @@ def product(x: Tensor, packed: Tensor) -> Tensor:
     if packed.is_mkldnn:
         return torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
     return F.linear(x, packed)
+
+
+def stamp(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
+    """What moves with every change of a tensor in place, and with the place itself. No host sync."""
+    return tuple((tensor.untyped_storage()._cdata, tensor._version) for tensor in tensors)
 
 
 class FusedBlock(NamedTuple):
@@ -45,35 +52,76 @@ class FusedBlock(NamedTuple):
     down: Tensor  # [D, M]
 
 
-def fuse(block: Block, rows: int) -> FusedBlock:
-    """A block's weights, packed for passes of one position of `rows` rows."""
+def fuse(block: Block) -> FusedBlock:
+    """A block's weights, packed."""
     attention, mlp = block.self_attn, block.mlp
     scale = (attention.q_proj.out_features // attention.heads) ** -0.5
     qkv = torch.cat([attention.q_proj.weight * scale, attention.k_proj.weight, attention.v_proj.weight])
     gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
     return FusedBlock(
-        pack(qkv * block.input_layernorm.weight, rows),
-        pack(attention.o_proj.weight, rows),
-        pack(gate_up * block.post_attention_layernorm.weight, rows),
-        pack(mlp.down_proj.weight, rows),
+        pack(qkv * block.input_layernorm.weight),
+        pack(attention.o_proj.weight),
+        pack(gate_up * block.post_attention_layernorm.weight),
+        pack(mlp.down_proj.weight),
     )
 
 
 class FusedTransformer:
-    """A transformer for the rollout, to be thrown away when its weights change."""
+    """A model's weights for the rollout. One copy serves all engines; it is refreshed in place, so pointers stay."""
 
-    def __init__(self, llm: Llama, *, rows: int, first: int, last: int) -> None:
-        """Lay the weights out.
+    def __init__(self, model: TokenModel, *, ids: range) -> None:
+        """Nothing is laid out before the first `refresh`.
 
         Args:
-            rows: rows of most passes.
-            first: first id that can be drawn.
-            last: one past the last id that can be drawn.
+            ids: those that can be drawn.
         """
-        self.blocks = [fuse(cast(Block, block), rows) for block in llm.model.layers]
-        self.embedding = llm.model.embed_tokens.weight.detach()  # composed once, not at every position
-        self.head = pack(llm.lm_head.weight[first:last], rows)
-        self.heads, self.eps = llm.config.heads, llm.config.norm_eps
+        self._model, self.ids = model, ids
+        self._stamp: tuple[tuple[int, int], ...] | None = None
+        self.version = 0
+        """+1 with every change of the weights that was noticed; keys and values of another version are stale."""
+        self.blocks: list[FusedBlock] = []
+        self.embedding = self.head = torch.empty(0)
+        self.heads, self.eps = model.llm.config.heads, model.llm.config.norm_eps
+
+    @property
+    def model(self) -> TokenModel:
+        """Whose weights these are."""
+        return self._model
+
+    def refresh(self) -> int:
+        """Lays the weights out anew where they have changed; the version."""
+        now = stamp(self._model.parameters())
+        if now != self._stamp:
+            self._lay()
+            self._stamp, self.version = now, self.version + 1
+        return self.version
+
+    def holds(self, version: int) -> bool:
+        """Whether the weights are still those of `version`; changes made in place are noticed. No host sync."""
+        return version == self.version and self._stamp == stamp(self._model.parameters())
+
+    def forget(self) -> None:
+        """The weights have changed."""
+        self._stamp, self.version = None, self.version + 1
+
+    def _lay(self) -> None:
+        llm = self._model.llm
+        lent = {weight.untyped_storage()._cdata for weight in self._model.parameters()}
+
+        def renewed(held: Tensor | None, new: Tensor) -> Tensor:
+            """`new`, copied into `held` unless that cannot take it or `new` is a parameter itself."""
+            if held is None or held.is_mkldnn or new.is_mkldnn or new.untyped_storage()._cdata in lent:
+                return new
+            fits = (held.shape, held.dtype, held.device) == (new.shape, new.dtype, new.device)
+            return held.copy_(new) if fits else new
+
+        held = self.blocks or [None] * len(llm.model.layers)
+        for layer, block in enumerate(llm.model.layers):  # one after the other: what is new exists twice
+            new = fuse(cast(Block, block))
+            held[layer] = FusedBlock(*map(renewed, held[layer] or [None] * len(new), new))
+        self.blocks = cast(list[FusedBlock], held)
+        self.embedding = renewed(self.embedding, llm.model.embed_tokens.weight.detach())  # not composed at every pass
+        self.head = renewed(self.head, pack(llm.lm_head.weight[self.ids.start : self.ids.stop].detach()))
         self.norm = llm.model.norm.weight
         # [2, N, 1, C]: the axis for heads is in place
         self.rope = llm.rope.to(self.norm.dtype).unsqueeze(2)

@@ -55,6 +55,14 @@ class KVCache:
         """Move on once every layer has written."""
         self._position += positions
 
+    def take(self, source: KVCache, *, rows: int, copies: int, positions: int) -> None:
+        """Hold the first `rows` rows of `source` (perhaps this cache itself), each `copies` times, and nothing else."""
+        for own, theirs in ((self.k_LBHNC, source.k_LBHNC), (self.v_LBHNC, source.v_LBHNC)):
+            for layer in range(len(own)):
+                content = theirs[layer, :rows, :, :positions].repeat_interleave(copies, 0)
+                own[layer, : rows * copies, :, :positions] = content
+        self._position = positions
+
     def rewind(self, position: int) -> None:
         """Forget everything from `position` on; costs nothing.
 

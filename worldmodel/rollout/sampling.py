@@ -1,4 +1,4 @@
-"""How an id is drawn from logits: temperature, top-k, from the caller's generator and without a host sync."""
+"""How an id is drawn from logits: temperature, top-k, from numbers that the caller has drawn, without a host sync."""
 
 # B rows, V ids
 
@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from worldmodel.microbatch import Source, uniform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +40,15 @@ def probabilities(logits_BV: Tensor, sampling: SamplingConfig) -> Tensor:
     return scores_BV.softmax(1)
 
 
-def draw(logits_BV: Tensor, sampling: SamplingConfig, generator: Source | None) -> Tensor:
-    """One index per row, int64 [B]; the argmax if there is no generator or the temperature is 0.
+def draw(logits_BV: Tensor, sampling: SamplingConfig, uniform_B: Tensor | None) -> Tensor:
+    """One index per row, int64 [B]; the argmax if there are no numbers or the temperature is 0.
 
-    One uniform number per row looks up the cumulative distribution: an order of magnitude cheaper on a CPU than
-    torch.multinomial, which draws one number per id. Indices with probability 0 are never drawn.
+    One uniform number in [0, 1) per row looks up the cumulative distribution: an order of magnitude cheaper on a CPU
+    than torch.multinomial, which draws one number per id. Indices with probability 0 are never drawn.
     """
-    if generator is None or sampling.temperature == 0:
+    if uniform_B is None or sampling.temperature == 0:
         return logits_BV.argmax(1)
-    cumulative_BV = probabilities(logits_BV, sampling).cumsum(1)
-    shape = torch.Size((len(logits_BV), 1))
-    uniform_B1 = uniform(shape, generator, device=logits_BV.device, dtype=logits_BV.dtype)
+    cumulative_BV, uniform_B1 = probabilities(logits_BV, sampling).cumsum(1), uniform_B.unsqueeze(1)
     # strictly below the total, so that rounding cannot reach past the last id with a probability
     threshold_B1 = torch.minimum(uniform_B1 * cumulative_BV[:, -1:], cumulative_BV[:, -1:].nextafter(uniform_B1 * 0))
     return torch.searchsorted(cumulative_BV, threshold_B1, right=True).squeeze(1)

@@ -99,7 +99,7 @@ class TokenModel(nn.Module):
         transformer: TransformerConfig,
         layout: TokenLayout,
         *,
-        action_dim: int,
+        condition_dim: int,
         heads: HeadConfig,
         feature_dim: int,
         continues: bool,
@@ -110,18 +110,19 @@ class TokenModel(nn.Module):
         """Fresh weights from `generator`; the action embedding, two-hot, continue and proprio outputs start at zero.
 
         Args:
-            action_dim: A; 0 makes an action-free model, which has no action embedding.
+            condition_dim: A, width of what is given with each frame: the action, and what is known of the robot; 0
+                makes an action-free model, which has no action embedding.
             features_VJ: what embedding and output matrix are composed of (`Llama`); None: free rows.
             proprio_dim: numbers Q whose push a head predicts; an action has what is known of them behind it (in A too).
             feature_dim: width E of the feature that the two-hot head reads beside the hidden state.
             continues: whether a head predicts that the episode goes on (else the probability is 1).
         """
         super().__init__()
-        self.layout, self.heads, self.action_dim, self.has_continue = layout, heads, action_dim, continues
+        self.layout, self.heads, self.condition_dim, self.has_continue = layout, heads, condition_dim, continues
         hidden = transformer.hidden
         self.llm = transformer.build(vocab=layout.vocab, generator=generator, features_VJ=features_VJ)
-        if action_dim:
-            self.action_linear = _zero(_Unset(action_dim, hidden))  # what is given actions starts unchanged
+        if condition_dim:
+            self.action_linear = _zero(_Unset(condition_dim, hidden))  # what is given actions starts unchanged
         if heads.reward == "scalar":
             self.reward_linear = _uniform(_Unset(hidden, 1), generator)
         if heads.reward == "twohot":
@@ -132,9 +133,9 @@ class TokenModel(nn.Module):
         if continues:
             self.continue_linear = _zero(_Unset(hidden, 1))
         if proprio_dim:
-            self.proprio_linear = _zero(_Unset(hidden + action_dim, proprio_dim))
+            self.proprio_linear = _zero(_Unset(hidden + condition_dim, proprio_dim))
         if heads.action_recon:
-            self.action_recon_linear = _uniform(_Unset(hidden, action_dim), generator)
+            self.action_recon_linear = _uniform(_Unset(hidden, condition_dim), generator)
 
     def embed(self, ids_BN: Tensor, actions_BFA: Tensor | None) -> Tensor:
         """Input embeddings [B, N, D]; actions_BFA[:, j] is added at the `sdf` of future frame j, or all over the frame.
@@ -144,11 +145,11 @@ class TokenModel(nn.Module):
             actions_BFA: float [B, F, A], the action that leads INTO frame j; None adds nothing.
         """
         embeddings_BND = self.llm.embed(ids_BN)
-        if actions_BFA is None or (self.action_dim == 0 and actions_BFA.shape[-1] == 0):
+        if actions_BFA is None or (self.condition_dim == 0 and actions_BFA.shape[-1] == 0):
             return embeddings_BND
         frames = self.layout.frames(ids_BN.shape[1])
-        if actions_BFA.shape != (ids_BN.shape[0], frames, self.action_dim):
-            raise ValueError(f"actions {tuple(actions_BFA.shape)} must be {(ids_BN.shape[0], frames, self.action_dim)}")
+        if actions_BFA.shape != (wanted := (ids_BN.shape[0], frames, self.condition_dim)):
+            raise ValueError(f"actions {tuple(actions_BFA.shape)} must be {wanted}")
         added_BND = torch.zeros_like(embeddings_BND)
         action_BFD = self.action_linear(actions_BFA).to(added_BND.dtype)
         if self.heads.action == "slot":
@@ -210,11 +211,15 @@ class TokenModel(nn.Module):
         """The hidden states at each future frame's last code, [B, F, D]: there reward and feature are read."""
         return hidden_BND[:, self.layout.reward_position(0) :: self.layout.stride]
 
-    def code_loss(self, hidden_BND: Tensor, labels_BN: Tensor) -> Tensor:
-        """Mean cross-entropy (nats) of the supervised next ids; logits are computed at their positions only."""
-        targets_BN = labels_BN[:, 1:]
-        supervised_BN = targets_BN != IGNORED
-        return F.cross_entropy(self.llm.logits(hidden_BND[:, :-1][supervised_BN]), targets_BN[supervised_BN])
+    def code_loss(self, hidden_BND: Tensor, labels_BN: Tensor, *, first: int = 0) -> Tensor:
+        """Mean cross-entropy (nats) of the supervised next ids.
+
+        Args:
+            first: no position before it is supervised, so no logits are computed there. A number of the layout and
+                not of the labels: those are on the device.
+        """
+        logits, targets_BN = self.llm.logits(hidden_BND[:, first:-1]), labels_BN[:, first + 1 :]
+        return F.cross_entropy(logits.flatten(0, 1), targets_BN.flatten(), ignore_index=IGNORED)
 
     def reward_symlog(self, hidden: Tensor, feature: Tensor | None = None) -> Tensor:
         """Predicted symlog reward [...] from hidden [..., D] and, read by the two-hot head only, feature [..., E]."""
@@ -260,7 +265,7 @@ class TokenModel(nn.Module):
         actions_BFA: Tensor | None,
         features_BFE: Tensor | None,
         reward_BF: Tensor,
-        reward_known_BF: Tensor,
+        reward_mask_BF: Tensor,
         continue_BF: Tensor,
         given: int,
         generator: torch.Generator,
@@ -274,8 +279,8 @@ class TokenModel(nn.Module):
             codes_BFK: what is to be predicted.
             read_BFK: what the model reads instead, a disturbed form of `codes_BFK`.
             push_BFQ: [B, F, Q] target of `push`; not supervised in the `burn_in` frames, which no dream predicts.
-            reward_BF: [B, F] reward received on arriving in frame j, environment units.
-            reward_known_BF: bool [B, F]; the reward loss is the mean over these.
+            reward_BF: [B, F] reward received on arriving in frame j, environment units; finite.
+            reward_mask_BF: bool [B, F], where it is known; the reward loss is the mean over these.
             continue_BF: float [B, F], 0 where the episode terminated in frame j.
             given: leading frames whose codes are not supervised.
             generator: source of dropout.
@@ -284,12 +289,11 @@ class TokenModel(nn.Module):
         ids_BN = targets_BN if read_BFK is None else layout_ids(context_codes_BtN, read_BFK, self.layout)
         hidden_BND = self.hidden_states(ids_BN, actions_BFA, generator=generator)
         hidden_BFD = self.frame_hidden(hidden_BND)
-        losses = {"codes": self.code_loss(hidden_BND, layout_labels(targets_BN, self.layout, given=given))}
+        labels_BN = layout_labels(targets_BN, self.layout, given=given)
+        losses = {"codes": self.code_loss(hidden_BND, labels_BN, first=self.layout.sdf_position(given))}
         if self.heads.reward != "none":
-            # an unknown reward may be NaN, which would survive a product with 0
-            known_BF = reward_BF.masked_fill(~reward_known_BF, 0)
-            each_BF = self.reward_loss(hidden_BFD, known_BF, features_BFE) * reward_known_BF
-            losses["reward"] = each_BF.sum() / reward_known_BF.sum().clamp(min=1)
+            each_BF = self.reward_loss(hidden_BFD, reward_BF, features_BFE) * reward_mask_BF
+            losses["reward"] = each_BF.sum() / reward_mask_BF.sum().clamp(min=1)
         if self.has_continue:
             losses["continue"] = self.continue_loss(hidden_BFD, continue_BF).mean()
         if push_BFQ is not None and actions_BFA is not None:

@@ -120,22 +120,31 @@ def shown(value: Any) -> str:
 
 
 def begin(job: Job) -> None:
-    """Raises: ValueError if the folder holds something else."""
+    """Marks the folder as this conversion's. Raises: ValueError if it holds something else."""
+    check_target(job)
     job.folder.mkdir(parents=True, exist_ok=True)
-    asked = {"source": job.source, "side": job.side, "crop": job.crop}
+    write_atomically(job.folder / MARK, json.dumps(asked_of(job)).encode())
+    clear_temporaries(job.folder)
+
+
+def asked_of(job: Job) -> dict[str, Any]:
+    """What a conversion that goes on must have in common with the one that began."""
+    return {"source": job.source, "side": job.side, "crop": job.crop}
+
+
+def check_target(job: Job) -> None:
+    """Raises: ValueError if the folder holds something else."""
     mark = job.folder / MARK
     if (job.folder / CARD).exists():
         if read_card(job.folder).source != job.source:
             raise ValueError(f"to={job.folder} is a data set of another source; give a new or an empty folder")
     elif mark.exists():
-        if json.loads(mark.read_text()) != asked:
+        if json.loads(mark.read_text()) != asked_of(job):
             raise ValueError(
                 f"to={job.folder} holds another conversion ({MARK}); give a new folder, or delete that one"
             )
     elif any(job.folder.glob("*.npz")):
         raise ValueError(f"to={job.folder} holds .npz files of its own; give a new or an empty folder")
-    write_atomically(mark, json.dumps(asked).encode())
-    clear_temporaries(job.folder)
 
 
 def finish(job: Job, kind: tuple[Any, ...]) -> None:

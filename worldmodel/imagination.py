@@ -1,0 +1,301 @@
+"""The half of iVideoGPT that imagines: dream states of fixed shape, and what leads from one to the next.
+
+Nothing is learned here. It sees the tokenizer, the token model and the rollout engine; losses are in `ivideogpt`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+from torch.nn import functional
+
+from worldmodel import proprio
+from worldmodel.losses.tokenizer import evaluating, unit
+from worldmodel.microbatch import Source
+from worldmodel.rollout.engine import Frame, TokenEngine
+from worldmodel.rollout.fused import stamp
+from worldmodel.rollout.pool import EnginePool
+from worldmodel.rollout.sampling import SamplingConfig
+from worldmodel.spec import ModelSpec, Part, StateKey
+from worldmodel.tokenizer.compressive import CompressiveTokenizer
+from worldmodel.tokenizer.outputs import DecodedContext
+from worldmodel.transformer.token_model import TokenModel
+
+# B rows, t context frames, N codes of a context frame, F future frames, K codes of a future frame, A action, D latent,
+# C what is told with a frame (action and proprioception), E feature of the reward head
+
+
+class Imagination(nn.Module):
+    """Tokenizer and token model as a dream: the methods of `worldmodel.api.WorldModel` that take or give states.
+
+    A state is what was observed and imagined; keys and values of the transformer and the decoded context are memos,
+    found again by the identity of a state's own tensors and rebuilt where they are not there.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenizer: CompressiveTokenizer,
+        tokens: TokenModel,
+        spec: ModelSpec,
+        pooled: int,
+        sampling: SamplingConfig,
+    ) -> None:
+        """Args:
+        spec: all of it but `state`.
+        pooled: side of the grid to which the context's code vectors are averaged.
+        sampling: how an imagined frame is drawn.
+        """
+        super().__init__()
+        self.tokenizer, self.layout, self.tokens, self.pooled = tokenizer, tokenizer.layout, tokens, pooled
+        self.spec = replace(spec, state=self._shapes(spec))
+        self.version = self.tokenizer_version = 0
+        self._pool = EnginePool(tokens, frames=spec.max_frames, sampling=sampling)
+        self._decoded: list[tuple[Tensor, int, DecodedContext]] = []  # of a start and of its forks
+        self._drawn_with: object = None
+
+    def updated(self, part: Part) -> None:
+        """After an optimizer step: versions move, engines forget what they cached under the old weights."""
+        self.version += 1
+        if part == "tokenizer":
+            self.tokenizer_version += 1
+        self._pool.forget()
+
+    @property
+    def _reads_proprio(self) -> bool:
+        return "proprio" in self.spec.reads
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; inputs are brought there."""
+        return next(self.tokens.parameters()).device
+
+    def _codes(self, clip: TensorDict) -> tuple[Tensor, Tensor]:
+        if "codes" in clip.keys():  # noqa: SIM118 - a TensorDict has no `in`
+            return clip["context_codes"], clip["codes"]
+        return self.tokenize(clip["context"], clip["pixels"])
+
+    def _per_frame(self, context_BN: Tensor) -> Tensor:
+        return context_BN.long().unflatten(1, (self.layout.context, self.layout.codes_context))  # [B, t, N]
+
+    def _ids(self, codes_BFK: Tensor) -> Tensor:
+        return codes_BFK.long() + self.layout.vocab_context
+
+    @torch.no_grad()  # an agent and the reward head read the codebooks; they do not move them
+    def _pooled(self, context_BN: Tensor) -> Tensor:
+        """Code vectors of the last context frame on a coarse grid: [B, V * pooled^2]."""
+        vectors_BVss = self.tokenizer.context_vectors(self._per_frame(context_BN)[:, -1:])[:, 0]
+        return functional.adaptive_avg_pool2d(vectors_BVss, self.pooled).flatten(1)
+
+    @torch.no_grad()
+    def code_features(self, context_BN: Tensor, codes_BFK: Tensor) -> tuple[Tensor, Tensor]:
+        """Code vectors of the context, pooled, [B, C], and of each frame, [B, F, E]."""
+        vectors_BFE = self.tokenizer.code_vectors(codes_BFK.to(self.device)).flatten(2)
+        return self._pooled(context_BN.to(self.device)), vectors_BFE
+
+    @torch.no_grad()
+    def tokenize(self, context_BtCHW: Tensor, frames_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 frames -> (context codes i64 [B, t*N], codes i64 [B, T, K])."""
+        frames = (unit(context_BtCHW.to(self.device)), unit(frames_BTCHW.to(self.device)))
+        with evaluating(self.tokenizer):
+            context_codes_BtN, codes_BFK = self.tokenizer.tokenize(*frames)
+        return context_codes_BtN.flatten(1), codes_BFK
+
+    @torch.no_grad()
+    def encode(self, clip: TensorDict) -> TensorDict:
+        """A clip of at least `spec.burn_in` frames (pixels or codes) -> the dream state after its last frame."""
+        clip = clip.to(self.device)
+        context_BN, codes_BFK = self._codes(clip)
+        if (frame := codes_BFK.shape[1]) > self.spec.max_frames:
+            raise ValueError(f"a clip may have {self.spec.max_frames} frames behind its context (got {frame})")
+        wm = {
+            "context": context_BN.to(self._code_dtype),
+            "pooled": self._pooled(context_BN),
+            "codes": self._filled("codes", codes_BFK),
+            "actions": self._filled("actions", clip["action"]),
+            "frame": torch.full((len(clip), 1), frame, device=self.device),
+        }
+        if self._reads_proprio:
+            wm["proprio"] = self._filled("proprio", clip["proprio"])
+        if "context" in clip.keys():  # noqa: SIM118 - a TensorDict has no `in`
+            wm["frames"] = clip["context"]  # u8 [B, t, 3, H, W]: only `observe` reads them
+        return self._state(wm, frame, self._prefill(self._pool.engine(len(clip)), wm, frame))
+
+    @torch.no_grad()
+    def imagine(self, state: TensorDict, action_BA: Tensor, generator: Source | None) -> TensorDict:
+        """Next state; codes sampled from `generator`, or the argmax where it is None."""
+        engine, frame = self._resume(state)
+        condition_BC = self._next_condition(state["wm"], frame, action_BA)
+        imagined = engine.sample_frame(condition_BC, engine.uniform(generator))
+        return self._next(state, frame, condition_BC, imagined, None)
+
+    @torch.no_grad()
+    def observe(self, state: TensorDict, action_BA: Tensor, step: TensorDict) -> TensorDict:
+        """Next state; codes read from a real step. The state must come from pixels (its context is needed)."""
+        if missing := [key for key in self.spec.reads if key not in step.keys()]:  # noqa: SIM118
+            raise ValueError(f"observe needs {', '.join(self.spec.reads)} of the real step ({missing[0]} is missing)")
+        if ("wm", "frames") not in state.keys(include_nested=True):
+            raise ValueError("observe needs the context's pixels: encode a clip with `context` u8, not `context_codes`")
+        _, codes_BFK = self.tokenize(state["wm", "frames"], step["pixels"][:, None])
+        engine, frame = self._resume(state)
+        condition_BC = self._next_condition(state["wm"], frame, action_BA)
+        observed = engine.force_frame(condition_BC, self._ids(codes_BFK)[:, 0])
+        proprio_BQ = step["proprio"].to(self.device) if self._reads_proprio else None
+        return self._next(state, frame, condition_BC, observed, proprio_BQ)
+
+    @torch.no_grad()
+    def fork(self, state: TensorDict, copies: int) -> TensorDict:
+        """See `worldmodel.api.WorldModel.fork`: keys and values are copied, or made once where they are not held."""
+        if copies == 1:
+            return state
+        rows, forked = len(state), state.repeat_interleave(copies, 0)
+        engine, frame = self._pool.engine(rows), self.depth(state)
+        many = self._pool.engine(rows * copies)
+        if self._holds(engine, state["wm"], frame):
+            forked["wm", "ticket"] = many.fork(engine, frame, copies)
+        else:
+            forked["wm", "ticket"] = self._prefill(many, state["wm"], frame, copies=copies).tickets_B1
+        if (context := self._drawn(state["wm", "context"])) is not None:
+            each = [x.repeat_interleave(copies, 0) for x in (context.recon, *context.features)]
+            self._remember(forked["wm", "context"], DecodedContext(each[0], each[1:]))
+        return forked
+
+    def depth(self, state: TensorDict) -> int:
+        """See `worldmodel.api.WorldModel.depth`."""
+        issued = self._pool.engine(len(state)).issued(state["wm", "ticket"])
+        return int(state["wm", "frame"][0, 0]) if issued is None else issued  # sync, where others made the state
+
+    @torch.no_grad()
+    def decode(self, state: TensorDict) -> Tensor:
+        """The state's newest frame, u8 [B, 3, H, W]. All states of one start share one decoding of its context."""
+        frame, wm = self.depth(state), state["wm"]
+        with evaluating(self.tokenizer):
+            context = self._decoded_context(wm["context"])
+            newest_BCHW = context.recon[:, -1]
+            if frame:
+                newest_BCHW = self.tokenizer.decode_future(context, wm["codes"][:, frame - 1 : frame].long())[:, 0]
+        return (newest_BCHW.clamp(0, 1) * 255).round().to(torch.uint8)
+
+    def _decoded_context(self, context_BN: Tensor) -> DecodedContext:
+        context = self._drawn(context_BN)
+        if context is None:
+            context = self.tokenizer.decode_context(self._per_frame(context_BN))
+            self._remember(context_BN, context)
+        return context
+
+    def _drawn(self, context_BN: Tensor) -> DecodedContext | None:
+        """What was decoded of this very tensor, if that and the weights are what they were."""
+        now = stamp((*self.tokenizer.parameters(), *self.tokenizer.buffers()))
+        if now != self._drawn_with:
+            self._drawn_with, self._decoded = now, []
+        for held, version, context in self._decoded:
+            if held is context_BN and version == context_BN._version:
+                return context
+        return None
+
+    def _remember(self, context_BN: Tensor, context: DecodedContext) -> None:
+        self._decoded = [*self._decoded[-1:], (context_BN, context_BN._version, context)]
+
+    def _holds(self, engine: TokenEngine, wm: TensorDict, frame: int) -> bool:
+        return engine.issued(wm["ticket"]) == frame or engine.resident(wm["ticket"], frame)
+
+    def _resume(self, state: TensorDict) -> tuple[TokenEngine, int]:
+        """The engine, holding exactly `state`: a rewind if it is resident, else one prefill from its own codes."""
+        engine, frame, wm = self._pool.engine(len(state)), self.depth(state), state["wm"]
+        if self._holds(engine, wm, frame):
+            engine.rewind(frame)
+        else:
+            self._prefill(engine, wm, frame, tickets_B1=wm["ticket"])
+        return engine, frame
+
+    def _prefill(self, engine: TokenEngine, wm: Mapping[str, Tensor] | TensorDict, frame: int, **options: Any) -> Frame:
+        actions_BFA = wm["actions"][:, :frame]
+        told = [proprio.known(wm["proprio"][:, :frame])] if self._reads_proprio else []
+        condition_BFC = torch.cat([actions_BFA, *told], -1)
+        codes_BFK = wm["codes"][:, :frame]
+        return engine.prefill(self._per_frame(wm["context"]), self._ids(codes_BFK), condition_BFC, **options)
+
+    def _next_condition(self, wm: TensorDict, frame: int, action_BA: Tensor) -> Tensor:
+        """What the transformer is told at the next frame: the action, and what is known of the robot where it opens."""
+        told = [proprio.known_next(wm["proprio"][:, max(0, frame - 2) : frame])] if self._reads_proprio else []
+        return torch.cat([action_BA.to(self.device), *told], -1)
+
+    def _next(
+        self, state: TensorDict, frame: int, condition_BC: Tensor, newest: Frame, proprio_BQ: Tensor | None
+    ) -> TensorDict:
+        """The state one frame on, in buffers of its own: others may go on from `state`."""
+        wm, action_dim = dict(state["wm"].items()), self.spec.action_dim
+        # an id of the wrong kind (possible with published sampling) reads as the nearest future code (spec 4.2)
+        codes_BK = (newest.ids_BK - self.layout.vocab_context).clamp(0, self.layout.vocab_future - 1)
+        written = {"codes": codes_BK, "actions": condition_BC[:, :action_dim]}
+        if self._reads_proprio and proprio_BQ is None:
+            push_BQ = self.tokens.push(newest.hidden_BD, condition_BC)
+            proprio_BQ = proprio.moved(wm["proprio"][:, frame - 1], condition_BC[:, action_dim:], push_BQ)
+        if proprio_BQ is not None:
+            written["proprio"] = proprio_BQ
+        for key, value in written.items():
+            wm[key] = wm[key].clone()
+            wm[key][:, frame] = value
+        wm["frame"] = wm["frame"] + 1
+        return self._state(wm, frame + 1, newest)
+
+    def _reward(self, hidden_BD: Tensor, read_BE: Tensor | None) -> Tensor:
+        if self.tokens.heads.reward == "none":  # a model of videos: nobody knows
+            return hidden_BD.new_full((len(hidden_BD), 1), torch.nan)
+        return self.tokens.reward(hidden_BD, read_BE)[:, None]
+
+    @property
+    def _code_dtype(self) -> torch.dtype:
+        """The smallest in which every code fits."""
+        largest = max(self.layout.vocab_context, self.layout.vocab_future) - 1
+        return torch.int16 if largest <= torch.iinfo(torch.int16).max else torch.int32
+
+    def _shapes(self, spec: ModelSpec) -> dict[StateKey, tuple[tuple[int, ...], torch.dtype]]:
+        """Of everything in a dream state (`worldmodel.spec.ModelSpec.state`)."""
+        layout, frames, floats = self.layout, spec.max_frames, torch.float32
+        shapes: dict[StateKey, tuple[tuple[int, ...], torch.dtype]] = {
+            ("wm", "context"): ((layout.context * layout.codes_context,), self._code_dtype),
+            ("wm", "pooled"): ((self.tokenizer.vector_dim * self.pooled**2,), floats),
+            ("wm", "codes"): ((frames, layout.codes_future), self._code_dtype),
+            ("wm", "actions"): ((frames, spec.action_dim), floats),
+            ("wm", "frame"): ((1,), torch.int64),
+            ("wm", "ticket"): ((1,), torch.int64),
+            "latent": ((spec.latent_dim,), floats),
+            "reward": ((1,), floats),
+            "continue": ((1,), floats),
+        }
+        if "proprio" in spec.reads:
+            known = spec.latent["proprio"]
+            shapes |= {("wm", "proprio"): ((frames, known), floats), "proprio": ((known,), floats)}
+        return shapes
+
+    def _filled(self, key: str, value_BF: Tensor) -> Tensor:
+        """What is known of the first frames, [B, max_frames, ...], the others 0."""
+        shape, dtype = self.spec.state["wm", key]
+        held = value_BF.new_zeros(len(value_BF), *shape, dtype=dtype)
+        held[:, : value_BF.shape[1]] = value_BF
+        return held
+
+    def _state(self, wm: dict[str, Tensor], frame: int, newest: Frame) -> TensorDict:
+        pooled_BC, rows, at = wm["pooled"], len(wm["codes"]), slice(frame - 1, frame)
+        if frame:
+            vectors_BE = self.tokenizer.code_vectors(wm["codes"][:, at].long()).flatten(1)
+        else:
+            vectors_BE = pooled_BC.new_zeros(rows, self.layout.codes_future * self.tokenizer.vector_dim)
+        parts = {"context": pooled_BC, "codes": vectors_BE, "hidden": newest.hidden_BD}
+        if self._reads_proprio:
+            parts["proprio"] = wm["proprio"][:, frame - 1]
+        read = [parts[name] for name in ("context", "codes", "proprio") if name in parts]
+        read_BE = torch.cat(read, -1) if self.tokens.heads.reward == "twohot" else None
+        state = TensorDict({"wm": {**wm, "ticket": newest.tickets_B1}}, batch_size=[rows])
+        state["latent"] = torch.cat([parts[part] for part in self.spec.latent], -1).float()
+        if self._reads_proprio:
+            state["proprio"] = parts["proprio"]
+        state["reward"] = self._reward(newest.hidden_BD, read_BE)
+        state["continue"] = self.tokens.continues(newest.hidden_BD)[:, None]
+        return state
