@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mbrl.envs.protocol import ProtocolConfig
 from mbrl.envs.rows import admissible
 from mbrl.envs.simulator import Task, decide
+from worldmodel.microbatch import MicroBatch
 from worldmodel.spec import EnvSpec, ModelSpec, Part, Reads
 
 SCALE = 10.0
@@ -133,6 +134,8 @@ class OracleModel(nn.Module):
     def prepare(self, part: Part) -> None:
         """Nothing is needed."""
 
-    def losses(self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator) -> NoReturn:
+    def losses(
+        self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator, micro: MicroBatch | None = None
+    ) -> NoReturn:
         """Raises: TypeError; there is nothing to fit."""
         raise TypeError("the oracle model has nothing to fit: set schedule.tokenizer and schedule.dynamics to nothing")

@@ -6,7 +6,7 @@ A ground file: it knows parameters and their names and nothing else, so `worldmo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -124,6 +124,11 @@ class Optimizer:
             return self._lr
         gone = min(1.0, (self.updates - self._warmup_steps) / (self._decay_steps - self._warmup_steps))
         return self._lr * 0.5 * (1 + math.cos(math.pi * gone))
+
+    @property
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """What it moves."""
+        return self._parameters.values()
 
     def step(self, loss: Tensor) -> float | None:
         """Takes one step down the gradient of a scalar loss.
