@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mbrl.envs.protocol import ProtocolConfig
 from mbrl.envs.rows import admissible
 from mbrl.envs.simulator import Task, decide
-from worldmodel.microbatch import MicroBatch
+from worldmodel.microbatch import MicroBatch, RowNoise
 from worldmodel.spec import EnvSpec, ModelSpec, Part, Reads
 
 SCALE = 10.0
@@ -70,7 +70,7 @@ class OracleModel(nn.Module):
         """The moment of the clip's last frame."""
         return self._at(clip["snapshot"][:, -1], clip["state"][:, -1], clip["state"].shape[1])
 
-    def imagine(self, state: TensorDict, action_BA: Tensor, generator: torch.Generator | None) -> TensorDict:
+    def imagine(self, state: TensorDict, action_BA: Tensor, generator: torch.Generator | RowNoise | None) -> TensorDict:
         """One true decision in every row, one after the other; nothing is drawn from `generator`."""
         snapshot_BP = state["wm", "snapshot"].cpu().numpy()
         clean_BA = admissible(action_BA, self._env_spec)
