@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from worldmodel.microbatch import MicroBatch, Source
 from worldmodel.spec import ModelSpec, Part
 
 
@@ -21,19 +22,16 @@ class WorldModel(Protocol):
     spec: ModelSpec
     version: int
     """+1 after every weight update; whatever was cached under another version is stale."""
-    tokenizer_version: int
-    """+1 after every update of the tokenizer; codes memoised under another one are stale."""
-
-    def tokenize(self, context_BtCHW: Tensor, frames_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 frames -> (context codes i64 [B, t*N], codes i64 [B, T, K])."""
-        ...
 
     def encode(self, clip: TensorDict) -> TensorDict:
         """A clip (pixels or codes, with `action`) -> the dream state after its last frame."""
         ...
 
-    def imagine(self, state: TensorDict, action_BA: Tensor, generator: torch.Generator | None) -> TensorDict:
-        """Next state; the frame is sampled from `generator`, or is the most likely one where it is None."""
+    def imagine(self, state: TensorDict, action_BA: Tensor, generator: Source | None) -> TensorDict:
+        """Next state; the frame is sampled from `generator`, or is the most likely one where it is None.
+
+        Where processes share the rows of a dream it is a `RowNoise` (`worldmodel.microbatch` draws from either).
+        """
         ...
 
     def observe(self, state: TensorDict, action_BA: Tensor, step: TensorDict) -> TensorDict:
@@ -59,12 +57,16 @@ class WorldModel(Protocol):
         """
         ...
 
-    def losses(self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def losses(
+        self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator, micro: MicroBatch | None = None
+    ) -> dict[str, Tensor]:
         """Losses of one part on a training clip: `loss` with gradient, and detached scalars to log.
 
         Args:
             step: updates of this part so far (schedules such as a warm-up without quantisation read it).
             generator: every random choice of the loss draws from it.
+            micro: which piece of a larger batch the clip is (`generator` is the same in every piece), so that the mean
+                of the pieces' losses is the loss of the batch; None: it is the whole batch.
         """
         ...
 
@@ -86,4 +88,20 @@ class WorldModel(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Any:
         """Inverse of `state_dict`, strict."""
+        ...
+
+
+@runtime_checkable
+class Tokenizing(Protocol):
+    """What a world model with codes (`spec.codes`) answers besides `WorldModel`; others are not asked."""
+
+    tokenizer_version: int
+    """+1 after every update of the tokenizer; codes memoised under another one are stale."""
+
+    def tokenize(self, context_BtCHW: Tensor, frames_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 frames -> (context codes i64 [B, t*N], codes i64 [B, T, K])."""
+        ...
+
+    def code_features(self, context_BN: Tensor, codes_BFK: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors of the context's codes f32 [B, C] and of each frame's f32 [B, F, E]."""
         ...

@@ -6,7 +6,7 @@ The only file that sees all three. Composition only: networks, losses and the ca
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from tensordict import TensorDict
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from worldmodel import proprio
 from worldmodel.imagination import Imagination
+from worldmodel.layout import TokenLayout
 from worldmodel.losses.parts import AuxiliaryHeads, LossConfig, reward_targets
 from worldmodel.losses.tokenizer import TokenizerObjective
 from worldmodel.microbatch import MicroBatch, uniform
 from worldmodel.rollout.sampling import SamplingConfig
 from worldmodel.seeds import Seeds, moved, seeded_globally
-from worldmodel.spec import ContextMode, EnvSpec, ModelSpec, Part, Reads
+from worldmodel.spec import CodeSpec, ContextMode, EnvSpec, ModelSpec, Part, Reads
 from worldmodel.tokenizer.compressive import CompressiveTokenizer, TokenizerConfig
 from worldmodel.transformer.llama import TransformerConfig
 from worldmodel.transformer.token_model import HeadConfig, TokenModel
@@ -54,6 +55,7 @@ class ModelConfig:
     losses: LossConfig
     sampling: SamplingConfig
     proprio: bool
+    parts: ClassVar[tuple[Part, ...]] = ("tokenizer", "dynamics")
 
     @property
     def reads(self) -> tuple[Reads, ...]:
@@ -140,6 +142,8 @@ class IVideoGPT(Imagination):
             burn_in=config.burn_in,
             reads=config.reads,
             latent={part: widths[part] for part in config.latent + (("proprio",) if config.proprio else ())},
+            parts=config.parts,
+            codes=codes_of(layout),
         )
         super().__init__(tokenizer=tokenizer, tokens=tokens, spec=spec, pooled=pooled, sampling=config.sampling)
         self.config, self.auxiliary = config, None
@@ -154,7 +158,7 @@ class IVideoGPT(Imagination):
             config=config.losses, tokenizer=tokenizer, auxiliary=self.auxiliary, pooled=pooled
         )
 
-    # -- what the fitter asks -----------------------------------------------------------------------------------------
+    # -- what the updater asks -----------------------------------------------------------------------------------------
 
     def prepare(self, part: Part) -> None:
         """Makes ready what the losses of `part` need beside the weights. Raises: ValueError where it is not there."""
@@ -164,27 +168,22 @@ class IVideoGPT(Imagination):
             self.objective.distance = load_lpips().to(self.device)
 
     def losses(
-        self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator, share: MicroBatch | None = None
+        self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator, micro: MicroBatch | None = None
     ) -> dict[str, Tensor]:
-        """Losses of one part on a training clip (worldmodel/api.py).
-
-        Args:
-            share: which part of a larger batch the clip is; `generator` then is the same in every part.
-        """
+        """Losses of one part on a training clip (worldmodel/api.py)."""
         clip = clip.to(self.device)
+        micro = micro or MicroBatch.alone(clip)
         self.prepare(part)
-        own = generator if share is None else share.own(generator)
+        own = micro.own(generator)
         with seeded_globally(own):  # the tokenizer's dropout
             if part == "tokenizer":
-                return self.objective(clip, step=step, generator=generator, share=share)
-            noise = moved(generator, self.device)
-            dropout = noise if share is None else moved(own, self.device)
-            return self._dynamics_losses(clip, noise, dropout, share)
+                return self.objective(clip, step=step, generator=generator, micro=micro)
+            return self._dynamics_losses(clip, moved(generator, self.device), moved(own, self.device), micro)
 
     def _dynamics_losses(
-        self, clip: TensorDict, generator: torch.Generator, dropout: torch.Generator, share: MicroBatch | None
+        self, clip: TensorDict, generator: torch.Generator, dropout: torch.Generator, micro: MicroBatch
     ) -> dict[str, Tensor]:
-        cfg, noise = self.config.losses, generator if share is None else share.noise(generator)
+        cfg, noise = self.config.losses, micro.noise(generator)
         context_BN, codes_BFK = self._codes(clip)
         read_BFK, before_BN = codes_BFK, context_BN
         if cfg.token_noise:
@@ -196,10 +195,10 @@ class IVideoGPT(Imagination):
         reward_BF, known_BF = reward_targets(clip["reward"], clip["reward_mask"], cfg.reward_target)
         action_BFA, proprio_BFQ, push_BFQ = clip["action"], None, None
         if self.config.proprio:
-            known_BFX = proprio.disturbed(proprio.known(clip["proprio"]), generator)
+            known_BFX = proprio.disturbed(proprio.known(clip["proprio"]), noise)
             action_BFA = torch.cat([action_BFA, known_BFX], -1)
             push_BFQ = proprio.push(clip["proprio"], known_BFX)
-            proprio_BFQ = proprio.disturbed(clip["proprio"], generator, width=1)
+            proprio_BFQ = proprio.disturbed(clip["proprio"], noise, width=1)
         losses = self.tokens.losses(
             self._per_frame(before_BN),
             codes_BFK,
@@ -215,15 +214,13 @@ class IVideoGPT(Imagination):
             generator=dropout,
         )
         if "reward" in losses:
-            losses["reward"] = cfg.reward * losses["reward"] * self._known_scale(known_BF, share)
+            losses["reward"] = cfg.reward * losses["reward"] * self._known_scale(known_BF, micro)
         metrics = {f"dynamics/{name}": value.detach() for name, value in losses.items()}
         return {"loss": torch.stack(list(losses.values())).sum(), **metrics}
 
-    def _known_scale(self, known_BF: Tensor, share: MicroBatch | None) -> Tensor | float:
-        if share is None:
-            return 1.0
-        whole = reward_targets(share.whole["reward"], share.whole["reward_mask"], self.config.losses.reward_target)[1]
-        return share.scale(known_BF, whole.to(self.device))
+    def _known_scale(self, known_BF: Tensor, micro: MicroBatch) -> Tensor:
+        whole = reward_targets(micro.whole["reward"], micro.whole["reward_mask"], self.config.losses.reward_target)[1]
+        return micro.scale(known_BF, whole.to(self.device))
 
     def parameters_of(self, part: Part) -> dict[str, nn.Parameter]:
         """Trainable parameters of one part, by name."""
@@ -237,3 +234,13 @@ class IVideoGPT(Imagination):
         pooled_BC, vectors_BFE = self.code_features(context_BN, codes_BFK)
         told = [] if proprio_BFQ is None else [proprio_BFQ]
         return torch.cat([pooled_BC[:, None].expand(-1, vectors_BFE.shape[1], -1), vectors_BFE, *told], -1)
+
+
+def codes_of(layout: TokenLayout) -> CodeSpec:
+    """What others may know of the codes."""
+    return CodeSpec(
+        context=layout.codes_context,
+        future=layout.codes_future,
+        vocab_context=layout.vocab_context,
+        vocab_future=layout.vocab_future,
+    )

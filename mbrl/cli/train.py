@@ -6,6 +6,7 @@ usage: mbrl train [key=value ...] [group=variant ...] [--config-dir DIR]
   mbrl train task.name=plate-slide-v3 seed=2     another task (mbrl tasks lists them), another seed
   mbrl train run_dir=runs/mine                   a folder of your choice; the same line again continues the run
   mbrl train agent=mine --config-dir configs.d   your own configs.d/agent/mine.yaml
+  torchrun --nproc-per-node=2 -m mbrl train ...  two processes share every batch; the first one acts and writes
 
 The classes that your files name as _target_ may lie in configs.d, in the folder that holds configs.d, or be installed.
 A run that is continued keeps its configuration; words that would make it another run are refused.
@@ -14,21 +15,24 @@ Groups and their variants are the folders and files under configs/. Ctrl-C saves
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mbrl.cli.compose import chosen, compose, compose_onto, decided, own_folder, take_config_dir, typed
-from mbrl.cli.errors import DONE
+from mbrl.cli.compose import chosen, compose, compose_onto, decided, merged, own_folder, take_config_dir, typed
+from mbrl.cli.errors import DONE, BadInput
+from mbrl.cli.ranked import device_of, told_by_first
 from mbrl.cli.words import target
 from mbrl.program import program
+from mbrl.ranks import Ranks, current
 
 log = logging.getLogger("mbrl")
 
@@ -54,29 +58,77 @@ class Settled:
     stored: dict[str, Any] | None
     sizes: str = ""
 
+    def told(self) -> dict[str, Any]:
+        """Plain JSON, for the other processes of a run."""
+        return {**dataclasses.asdict(self), "folder": str(self.folder)}
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Settled:
+        """Inverse of `told`."""
+        return cls(**{**told, "folder": Path(told["folder"])})
+
 
 def run(args: list[str]) -> int:
     """Trains; the exit code is 0 at the end of the run and 75 after a requested stop."""
-    settled = settle(args)
-    folder = settled.folder
+    ranks = current()
+    with ExitStack() as held:
+        processes: Any = None
+        if ranks.world > 1:
+            from worldmodel.processes import joined
 
-    from mbrl.run.assemble import Configs, assemble
+            processes = held.enter_context(joined(rank=ranks.rank, world=ranks.world))
+        settled = Settled.of(told_by_first(processes, args, lambda: possible(args, ranks)))
+
+        from mbrl.run.assemble import Configs
+        from worldmodel.processes import alone
+
+        configs = Configs.of(settled.plain, trusted=settled.trusted, world=ranks.world)
+        processes = processes or alone()
+        processes.device = device_of(configs.compute.device, ranks)
+        return begin(settled, configs, args, processes) if processes.first else join(settled, configs, processes)
+
+
+def possible(args: list[str], ranks: Ranks) -> dict[str, Any]:
+    """What `args` mean, once it is known to be possible; plain JSON. Raises: ValueError."""
+    from mbrl.run.assemble import Configs
     from mbrl.run.rehearsal import rehearsed
 
-    configs = Configs.of(settled.plain, trusted=settled.trusted)
+    settled = settle(args)
+    configs = Configs.of(settled.plain, trusted=settled.trusted, world=ranks.world)
     rehearsed(configs.rehearsal, configs.protocol)  # before there is a folder
+    return settled.told()
+
+
+def join(settled: Settled, configs: Any, processes: Any) -> int:
+    """Learns as one of several processes, beside the first."""
+    from mbrl.run.assemble import assemble_other
+    from mbrl.run.train import train
+    from mbrl.rundir.stop import SAVED_PLEASE_REQUEUE, Stop
+
+    stop = Stop()
+    stop.listen()
+    state = assemble_other(configs, settled.folder, stop=stop, processes=processes)
+    state.begin()
+    train(state)
+    return SAVED_PLEASE_REQUEUE if state.stopped else DONE
+
+
+def begin(settled: Settled, configs: Any, args: list[str], processes: Any) -> int:
+    """Trains in the first process, which writes all that is written."""
+    folder = settled.folder
 
     from mbrl.envs.simulator import EnvDataError
     from mbrl.files import clear_temporaries
     from mbrl.io.checkpoint import checkpoint_paths
     from mbrl.io.lock import RunLock
+    from mbrl.run.assemble import assemble
     from mbrl.run.train import train
     from mbrl.run.validate import check_recorded
     from mbrl.rundir.folder import emptied_on_failure, holds_run, run_info, write_run
     from mbrl.rundir.origin import start_from
     from mbrl.rundir.stop import SAVED_PLEASE_REQUEUE, Stop
 
-    info = {**run_info(settled.plain, argv=args), "init": begun_from(settled)}
+    info = {**run_info(settled.plain, argv=args), "processes": processes.world, "init": begun_from(settled)}
     with RunLock(folder):
         new = not holds_run(folder)
         if new is not (settled.stored is None):  # what was settled before the lock was held is no longer so
@@ -88,7 +140,8 @@ def run(args: list[str]) -> int:
                 write_run(folder, settled.plain, info)
             talk(folder / "console.log")
             stop.listen()
-            state, lines = assemble(configs, folder, info=info, stop=stop), [settled.sizes]
+            state = assemble(configs, folder, info=info, stop=stop, processes=processes)
+            lines = [settled.sizes]
             if info["init"] is not None and not checkpoint_paths(folder / "checkpoints"):
                 lines += start_from(state.model, info["init"])
         for line in filter(None, (f"run folder: {folder}", *lines)):  # only now can nothing be refused any more
@@ -105,11 +158,12 @@ def run(args: list[str]) -> int:
             log.info("%s", describe(state, info, resumed))
             if told := told_by_the_simulator(state.model.spec.reads):
                 log.warning("%s", told)
+            state.begin()
             try:
                 train(state)
             except EnvDataError as error:
                 raise EnvDataError(f"{error}; {saved(folder)}") from error
-    if stop:
+    if state.stopped:
         again = f"{program()} train run_dir={shlex.quote(str(folder))}"
         log.info("stopped and saved at env step %d; continue with: %s", state.clock.env_steps, again)
         return SAVED_PLEASE_REQUEUE
@@ -133,13 +187,28 @@ def settle(args: list[str]) -> Settled:
         stored = read_config(folder)
         own = take_config_dir(args)[1]
         trusted = allowed_classes(stored, own and own_folder(own))
-        plain = as_plain(compose_onto(stored, "train", args))
+        plain = fitted_to_model(as_plain(compose_onto(stored, "train", args)), args, trusted=trusted)
         check_resumed(stored, plain)
         return Settled(plain={**plain, "run_dir": str(folder)}, folder=folder, trusted=trusted, stored=stored)
     if not is_free(folder):
         raise ValueError(f"run_dir={folder} is not empty and holds no run; give a new or an empty folder")
     plain, sizes = begun("train", args)
+    plain = fitted_to_model(plain, args, trusted=True)
     return Settled(plain={**plain, "run_dir": str(folder)}, folder=folder, trusted=True, stored=None, sizes=sizes)
+
+
+def fitted_to_model(plain: dict[str, Any], args: list[str], *, trusted: bool) -> dict[str, Any]:
+    """`plain` with nothing owed to what its world model does without. Raises: BadInput for a word about just that."""
+    from mbrl.run.lacking import idle, spared
+
+    found = merged("train", args, None)
+    for word in (*found.variants, *found.values):
+        if idle(plain, word.key, trusted=trusted):
+            raise BadInput(
+                f"{word.text} has no effect: the world model ({plain['worldmodel']['_target_']}) is built without it; "
+                "leave it out"
+            )
+    return spared(plain, typed=[word.key for word in found.values], trusted=trusted)
 
 
 def begun_from(settled: Settled) -> dict[str, Any] | None:
@@ -147,7 +216,7 @@ def begun_from(settled: Settled) -> dict[str, Any] | None:
 
     Raises: ValueError if `init` is no folder with weights, or the world model has none.
     """
-    from mbrl.rundir.folder import read_info, world_model
+    from mbrl.rundir.folder import WEIGHTLESS, read_info, world_model
     from mbrl.rundir.origin import record_of
 
     init = settled.plain["init"]
@@ -155,8 +224,8 @@ def begun_from(settled: Settled) -> dict[str, Any] | None:
         return None
     if not isinstance(init, str):
         raise ValueError(f"init must be a folder, or null for fresh weights (got {init})")
-    if world_model(settled.plain) == "oracle":
-        raise ValueError(f"init={init} needs a world model that has weights; leave init out, or worldmodel=oracle")
+    if (model := world_model(settled.plain)) in WEIGHTLESS:
+        raise ValueError(f"init={init} needs a world model that has weights; leave init out, or worldmodel={model}")
     if settled.stored is not None:
         recorded: Mapping[str, Any] = read_info(settled.folder)
         if "init" not in recorded:
@@ -192,10 +261,10 @@ def begun(root: str, args: Sequence[str]) -> tuple[dict[str, Any], str]:
     if not isinstance(plain["init"], str):
         return plain, ""
 
-    from mbrl.rundir.folder import world_model
+    from mbrl.rundir.folder import WEIGHTLESS, world_model
     from mbrl.rundir.sizes import with_sizes_of
 
-    if world_model(plain) == "oracle":
+    if world_model(plain) in WEIGHTLESS:
         return plain, ""
     folder, parts = Path(plain["init"]), plain.get("load", ("tokenizer", "dynamics"))
     try:
@@ -240,8 +309,8 @@ def describe(state: Any, info: Mapping[str, Any], resumed: int | None) -> str:
         else f"continued at env step {state.clock.env_steps}, after {clock_time(state.logger.wall_s)}"
     )
     model = (
-        f"tokenizer {sizes['tokenizer']:,} and token model {sizes['dynamics']:,} parameters"
-        if any(sizes.values())
+        f"{info['world_model']}, parameters: {', '.join(f'{part} {count:,}' for part, count in sizes.items())}"
+        if sizes
         else f"{info['world_model']}, without parameters"
     )
     exact = "bit for bit on this machine, with this many threads" if info["device_kind"] == "cpu" else "not bit for bit"

@@ -112,7 +112,7 @@ class Collector:
             "actions": {
                 str(row): torch.stack([s["action"] for s in steps]) for row, steps in enumerate(self.open) if steps
             },
-            "memory": {} if self.memory is None else dict(self.memory.items(include_nested=False)),
+            "memory": {} if self.memory is None else self.memory.to_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -78,7 +78,7 @@ fit.tokenizer.length=1                           | fit.tokenizer.length=1 must b
 fit.tokenizer.length=300                         | fit.tokenizer.length=300 | protocol.decisions=25 | lower it
 fit.tokenizer.optim.lr=-1                        | fit.tokenizer.optim.lr must be > 0 (got -1.0)
 fit.precision=float16                            | fit.precision must be float32 or bfloat16 (got float16)
-fit.codebooks=open                               | fit.codebooks must be frozen or trained (got open)
+fit.tokenizer.codebooks=open                     | fit.tokenizer.codebooks must be frozen or trained (got open)
 worldmodel.max_frames=4000  | worldmodel.max_frames=4000 | positions= | lower worldmodel.max_frames to
 worldmodel.burn_in=0                            | worldmodel.burn_in must be >= 1 | (got 0)
 worldmodel.latent=[pixels]                       | worldmodel.latent must be some of | (got ['pixels'])
@@ -125,9 +125,14 @@ protocol.flip=vertical                           | protocol.flip none | use prot
 task=metaworld protocol=mwm protocol.camera.name=corner5 | protocol.camera.name must be one of corner, | (got corner5)
 worldmodel.heads={reward:none,bins:0,low:0,high:0,width:0} | worldmodel.heads.reward=none | imagined rewards | twohot
 worldmodel.losses.future_frames=1                | worldmodel.losses.future_frames must be >= 2 | got 1 | aux_coef
-worldmodel=oracle  | schedule.tokenizer.initial and updates must be 0 | nothing to fit | 600
-experiment=[toy,oracle] fit.random_shift=4 | fit.random_shift | must be 0 with worldmodel=oracle
-worldmodel=oracle schedule.tokenizer.initial=0  | schedule.dynamics.initial | (got 500 and 30) | experiment=oracle
+worldmodel=oracle schedule.tokenizer.initial=4  | tokenizer.initial and updates | nothing to fit | (got 4 and 0)
+experiment=[toy,oracle] fit.random_shift=4 | fit.random_shift | must be 0 | nothing to fit (got 4)
+worldmodel=oracle schedule.gate={episodes:2,reward_r2:0.5,codes_alive:0} | gate.episodes must be 0 | nothing to fit
+worldmodel=oracle transformer=s                  | transformer=s has no effect | OracleModelConfig) is built without it
+worldmodel=none tokenizer.quantizer=fsq          | tokenizer.quantizer=fsq has no effect | NullModelConfig
+worldmodel=none fit.dynamics.batch=2             | fit.dynamics.batch=2 has no effect | NullModelConfig
+worldmodel=none                                  | needs a world model to dream in (got DreamerConfig | agent=random
+worldmodel=none agent=random worldmodel.reads=[] | worldmodel.reads must be some of pixels, proprio, state
 fit.dynamics.length=9                            | length=9 | horizon to 7 or raise fit.dynamics.length to 10
 """
 

@@ -61,7 +61,7 @@ def test_an_episode_too_short_for_a_clip_of_the_dream_is_judged_without_one(tmp_
     words = ["protocol.decisions=3", "fit.tokenizer.length=3", "fit.dynamics.length=4", "worldmodel.max_frames=4"]
     words += ["agent.horizon=2", "schedule.prefill=24", "schedule.total=40"]
     words += [f"schedule.{name}.start=24" for name in ("tokenizer", "dynamics", "learn", "evaluate", "save")]
-    assert main(["train", "experiment=debug", f"run_dir={tmp_path / 'run'}", *words, "protocol.decisions=3"]) == 0
+    assert main(["train", "experiment=debug", f"run_dir={tmp_path / 'run'}", *words]) == 0
 
 
 def test_a_finished_run_that_is_made_longer_is_judged_again_at_its_new_end(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from mbrl.run.assemble import Configs, assemble
 from mbrl.run.run import Run
 from mbrl.rundir.folder import default_folder, run_info
 from mbrl.rundir.stop import Stop
+from tests.children import laid
 from tests.run.test_resume import assert_same_run
 from worldmodel.seeds import Seeds
 
@@ -36,7 +37,7 @@ SHORT = "schedule.total=100"
 
 
 def configured(folder: Path, *words: str) -> dict[str, Any]:
-    return as_plain(compose("train", ["experiment=debug", f"run_dir={folder}", *words]))
+    return as_plain(compose("train", laid("experiment=debug", f"run_dir={folder}", *words)))
 
 
 def assembled(folder: Path, *words: str) -> Run:
