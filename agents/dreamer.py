@@ -17,7 +17,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from agents.api import Dream, DreamMetrics, Memory, Metrics, Mode, Policy, Replay
-from agents.distributions import BoundedNormal, LearnedStdConfig, ScheduledStdConfig, TwoHot, check_finite
+from agents.distributions import BoundedNormal, LearnedStdConfig, ScheduledStdConfig, check_finite
 from agents.exploration import Exploration
 from agents.memory import LatentFilter, without_last
 from agents.nets import Actor, Critic
@@ -26,6 +26,7 @@ from worldmodel.optim import OptimConfig, Optimizer, to_host
 from worldmodel.processes import Processes, alone
 from worldmodel.seeds import Seeds
 from worldmodel.spec import EnvSpec, ModelSpec
+from worldmodel.twohot import TwoHot
 
 PATIENCE = 10  # updates in a row that may fail to be finite
 
@@ -150,6 +151,7 @@ class Dreamer:
                 f"and its {spec.burn_in} observed ones (got {config.horizon}); lower agent.horizon"
             )
         self._dream, self._seeds, self._processes = dream, seeds, processes
+        self._codes = spec.codes is not None
         self._filter = LatentFilter(dream)
         self._batch_size, self._horizon, self._burn_in = config.batch_size, config.horizon, spec.burn_in
         self.gamma, self._lambda, self._action_dim = config.gamma, config.lambda_, spec.action_dim
@@ -176,7 +178,7 @@ class Dreamer:
             **size,
             generator=generator,
         )
-        twohot = TwoHot(bins=config.bins, limit=config.limit)
+        twohot = TwoHot(low=-config.limit, high=config.limit, bins=config.bins)
         self.critic = Critic(
             spec.latent_dim, twohot, zero_init_value=config.zero_init_value, **size, generator=generator
         )
@@ -262,7 +264,9 @@ class Dreamer:
     @torch.no_grad()
     def _imagined(self, replay: Replay, update: int) -> ImaginedBatch:
         """Imagines from inside real clips, and judges what was imagined."""
-        clip = replay.clips(self._batch_size, self._burn_in, stream="learn", draw=update, codes=True).to(self._device)
+        clip = replay.clips(self._batch_size, self._burn_in, stream="learn", draw=update, codes=self._codes).to(
+            self._device
+        )
         policy = self._policy(self._seeds.torch("imagine/policy", update, device=self._device), self._processes)
         with self._processes.together():
             state = self._dream.encode(clip)
@@ -293,7 +297,7 @@ class Dreamer:
     def _demo_batch(self, replay: Replay, update: int) -> DemoBatch:
         """Real states of demonstrations, as many as dreams begin, and what the expert did next in each."""
         clip = replay.clips(
-            self._batch_size, self._burn_in + 1, stream="imitate", draw=update, codes=True, subset="demos"
+            self._batch_size, self._burn_in + 1, stream="imitate", draw=update, codes=self._codes, subset="demos"
         ).to(self._device)
         return DemoBatch(self._dream.encode(without_last(clip))["latent"], clip["action"][:, -1])
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from mbrl.envs.protocol import ProtocolConfig
 from mbrl.envs.rows import admissible
-from mbrl.envs.simulator import Simulator, Task, decide
+from mbrl.envs.simulator import Task, decide
+from worldmodel.microbatch import MicroBatch, RowNoise
 from worldmodel.spec import EnvSpec, ModelSpec, Part, Reads
 
 SCALE = 10.0
@@ -28,6 +29,7 @@ class OracleModelConfig:
     """Nothing to set: the simulator is what it is."""
 
     reads: ClassVar[tuple[Reads, ...]] = ("state", "snapshot")
+    parts: ClassVar[tuple[Part, ...]] = ()
 
     def build(self, *, task: Task, protocol: ProtocolConfig, env_spec: EnvSpec) -> OracleModel:
         """A world of its own that goes wherever imagination goes."""
@@ -40,11 +42,11 @@ class OracleModel(nn.Module):
     Dream state: `latent` f32 [S], the scaled state; `wm`: `snapshot` f64 [P] and `frame` i64 [1].
     """
 
-    def __init__(self, simulator: Simulator, protocol: ProtocolConfig, env_spec: EnvSpec) -> None:
+    def __init__(self, simulator: Any, protocol: ProtocolConfig, env_spec: EnvSpec) -> None:
         super().__init__()
         self._simulator, self._protocol, self._env_spec = simulator, protocol, env_spec
         simulator.reset(0)
-        self._centre_S = torch.from_numpy(simulator.state())
+        self._centre_S = torch.from_numpy(simulator.state().copy())
         self.spec = ModelSpec(
             image=protocol.image,
             context_frames=1,
@@ -62,20 +64,20 @@ class OracleModel(nn.Module):
                 "continue": ((1,), torch.float32),
             },
         )
-        self.version = self.tokenizer_version = 0
+        self.version = 0
 
     def encode(self, clip: TensorDict) -> TensorDict:
         """The moment of the clip's last frame."""
         return self._at(clip["snapshot"][:, -1], clip["state"][:, -1], clip["state"].shape[1])
 
-    def imagine(self, state: TensorDict, action_BA: Tensor, generator: torch.Generator | None) -> TensorDict:
+    def imagine(self, state: TensorDict, action_BA: Tensor, generator: torch.Generator | RowNoise | None) -> TensorDict:
         """One true decision in every row, one after the other; nothing is drawn from `generator`."""
         snapshot_BP = state["wm", "snapshot"].cpu().numpy()
         clean_BA = admissible(action_BA, self._env_spec)
         rows = [self._decide(*row) for row in zip(snapshot_BP, clean_BA, strict=True)]
         snapshots, states, rewards, goings = zip(*rows, strict=True)
-        moments = (torch.from_numpy(np.stack(values)) for values in (snapshots, states))
-        arrived = self._at(*moments, self.depth(state) + 1)
+        moments, features = (torch.from_numpy(np.stack(values)) for values in (snapshots, states))
+        arrived = self._at(moments, features, self.depth(state) + 1)
         arrived["reward"] = torch.tensor(rewards, dtype=torch.float32)[:, None]
         arrived["continue"] = torch.tensor(goings, dtype=torch.float32)[:, None]
         return arrived.to(action_BA.device)
@@ -109,14 +111,14 @@ class OracleModel(nn.Module):
         if made.unstable:  # the step counts for nothing, as in RowsEnv, and the moment stays
             simulator.restore(snapshot_P)
         goes_on = not (made.terminated or made.unstable)
-        return simulator.snapshot(), simulator.state(), made.reward, goes_on
+        return simulator.snapshot().copy(), simulator.state().copy(), made.reward, goes_on
 
     def decode(self, state: TensorDict) -> Tensor:
         """Draws every row's moment, u8 [B, 3, H, W]."""
         frames = []
         for snapshot_P in state["wm", "snapshot"].cpu().numpy():
             self._simulator.restore(snapshot_P)
-            frames.append(torch.from_numpy(self._simulator.draw()))
+            frames.append(torch.from_numpy(self._simulator.draw().copy()))
         return torch.stack(frames)
 
     def _feature(self, state_S: Tensor) -> Tensor:
@@ -129,13 +131,11 @@ class OracleModel(nn.Module):
     def updated(self, part: Part) -> None:
         """Nothing moves."""
 
-    def tokenize(self, context_BtCHW: Tensor, frames_BTCHW: Tensor) -> NoReturn:
-        """Raises: TypeError; there are no codes."""
-        raise TypeError("the oracle model has no codes: it reads the simulator's state, not pixels")
-
     def prepare(self, part: Part) -> None:
         """Nothing is needed."""
 
-    def losses(self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator, **more: Any) -> NoReturn:
+    def losses(
+        self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator, micro: MicroBatch | None = None
+    ) -> NoReturn:
         """Raises: TypeError; there is nothing to fit."""
         raise TypeError("the oracle model has nothing to fit: set schedule.tokenizer and schedule.dynamics to nothing")

@@ -30,7 +30,7 @@ LONG_FUNCTIONS: dict[str, int] = {}
 
 # From lowest to highest; a module may import what stands strictly lower, or its own folder.
 WORLDMODEL_RANKS = (
-    ("spec", "layout", "seeds", "microbatch", "optim", "processes"),
+    ("spec", "layout", "seeds", "microbatch", "optim", "processes", "twohot"),
     ("sequence", "augment"),
     ("tokenizer",),
     ("api", "proprio", "transformer"),
@@ -38,7 +38,7 @@ WORLDMODEL_RANKS = (
     ("evaluation",),
     ("losses",),
     ("imagination",),
-    ("ivideogpt",),
+    ("ivideogpt", "none"),
     ("weights",),
     ("published",),
     ("training",),
@@ -46,7 +46,7 @@ WORLDMODEL_RANKS = (
 )
 STRANGERS = {frozenset(("tokenizer", other)) for other in ("transformer", "rollout", "dream", "training")}
 AGENTS_GROUND = ("api", "nets", "distributions", "returns", "memory", "exploration")
-AGENTS_MAY_SEE = ("worldmodel.spec", "worldmodel.seeds", "worldmodel.optim", "worldmodel.processes")
+AGENTS_MAY_SEE = tuple(f"worldmodel.{name}" for name in ("spec", "seeds", "optim", "processes", "twohot"))
 # other files of mbrl/: 0
 MBRL_RANKS = {
     **{"envs": 1, "replay": 1, "io": 1, "oracle": 2, "rundir": 2, "data": 3, "measure": 3},
@@ -56,7 +56,7 @@ FOREIGN = {  # who may import a library that must not spread; benchmarks may imp
     "torchrl": ("worldmodel.spec", "worldmodel.dream.env", "agents.distributions", "agents.planner", "mbrl.envs"),
     "hydra": ("mbrl.cli",),
     "omegaconf": ("mbrl.cli",),
-    "metaworld": ("mbrl.envs.metaworld", "mbrl.cli.doctor"),
+    "metaworld": ("mbrl.envs.metaworld",),
     "mujoco": ("mbrl.envs", "mbrl.envs.gl"),
     "wandb": ("mbrl.io",),
 }

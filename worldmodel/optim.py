@@ -141,8 +141,9 @@ class Optimizer:
 
     def apply(self, loss: Tensor) -> float | None:
         """As `step`, for a loss whose gradients (perhaps those of several pieces) are there already."""
-        norm = whole(nn.utils.clip_grad_norm_(self._parameters.values(), self._max_grad_norm))
-        norm, finite = to_host(torch.stack([norm, torch.isfinite(norm) & torch.isfinite(loss.detach())]))
+        whole_norm = whole(nn.utils.clip_grad_norm_(self._parameters.values(), self._max_grad_norm))
+        finite_too = torch.isfinite(whole_norm) & torch.isfinite(loss.detach())
+        norm, finite = to_host(torch.stack([whole_norm, finite_too]))
         if finite:
             for group in self._adam.param_groups:
                 group["lr"] = self.lr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,13 +9,14 @@ from typing import Any
 
 import torch
 
+from agents.api import Agent, asked, build
 from mbrl.envs.make import make_envs
 from mbrl.envs.rows import RowsEnv
 from mbrl.io.checkpoint import Checkpoints
 from mbrl.io.video import Videos
 from mbrl.measure.instruments import Instruments
 from mbrl.replay.clips import ClipReplay, OwnRows
-from mbrl.replay.store import Stored, expected_bytes
+from mbrl.replay.store import Stored
 from mbrl.run.best import Best
 from mbrl.run.clock import Clock
 from mbrl.run.collect import Collector
@@ -26,11 +26,12 @@ from mbrl.run.learning import Learning
 from mbrl.run.progress import Progress
 from mbrl.run.rehearsal import check_rehearsal, lent, rehearsed
 from mbrl.run.run import Run
-from mbrl.run.validate import check_together
+from mbrl.run.validate import check_together, footprint
 from mbrl.rundir.build import make
 from mbrl.rundir.machine import check_device, check_matmul, set_matmul_precision
 from mbrl.rundir.sharing import pieces
 from mbrl.rundir.stop import Stop
+from worldmodel.api import Tokenizing, WorldModel
 from worldmodel.dream.imagine import Dream
 from worldmodel.processes import Processes, alone
 from worldmodel.seeds import Seeds
@@ -53,17 +54,21 @@ class ComputeConfig:
         threads: torch threads; results are exact for a fixed number of threads only.
         matmul: products of float32 matrices on a CPU: `ieee`, or `bf16`, faster (mbrl/rundir/machine.py).
         rows: environments that collect side by side.
+        workers: processes in which environments live, at most one for each; 0: in the run's own. The bits are the same.
     """
 
     device: str
     threads: int
     matmul: str
     rows: int
+    workers: int
 
     def __post_init__(self) -> None:
         for name in ("threads", "rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1 (got {getattr(self, name)})")
+        if self.workers < 0:
+            raise ValueError(f"workers must be >= 0 (got {self.workers}); 0 steps all environments in one process")
         check_device(self.device)
         check_matmul(self.matmul)
 
@@ -90,7 +95,7 @@ class Configs:
             raise ValueError(f"seed must be in [0, 2^31) (got {plain['seed']})")
         if plain["keep"] < 2:
             raise ValueError(f"keep must be >= 2: the newest checkpoint may be the damaged one (got {plain['keep']})")
-        rehearsal = check_rehearsal(plain.get("rehearsal", ()))
+        rehearsal = check_rehearsal(plain["rehearsal"])
         return cls(seed=plain["seed"], keep=plain["keep"], demos=demos, rehearsal=rehearsal, groups=groups)
 
     def __getattr__(self, name: str) -> Any:
@@ -106,7 +111,7 @@ def shared(groups: Mapping[str, Any], world: int) -> Iterator[str]:
     agent, learn = groups["agent"], groups["schedule"].learn
     if world == 1 or not (learn.initial or (learn.every and learn.updates)):
         return
-    if "processes" not in inspect.signature(agent.build).parameters:
+    if "processes" not in asked(agent):
         yield (
             f"agent={type(agent).__name__} learns in one process only (got {world}): its `build` does not ask for the "
             "`processes` that it would share its batches with; start it without torchrun"
@@ -119,9 +124,9 @@ def shared(groups: Mapping[str, Any], world: int) -> Iterator[str]:
 class EvalSetup:
     """What it takes to act and to be scored: everything of a run but its learning."""
 
-    model: Any
-    agent: Any
-    prefiller: Any
+    model: WorldModel
+    agent: Agent
+    prefiller: Agent
     evaluator: Evaluator
     seeds: Seeds
 
@@ -145,7 +150,7 @@ def assemble_eval(configs: Configs, collecting: RowsEnv | None, processes: Proce
     runtime = {
         "spec": model.spec,
         "env_spec": env_spec,
-        "dream": Dream(model, seeds=seeds, processes=processes),
+        **({"dream": Dream(model, seeds=seeds, processes=processes)} if model.spec.dreams else {}),
         "seeds": seeds,
         "device": device,
         "processes": processes,
@@ -164,7 +169,7 @@ def assemble(
     processes = processes or alone(configs.compute.device)
     sets = rehearsed(configs.rehearsal, configs.protocol)
     envs = worlds_of(configs, stream="env", rows=configs.compute.rows)
-    require_room(configs, envs, folder, rehearsed=sum(sum(data.frames) - len(data) for data in sets))
+    require_room(configs, folder, rehearsed=sum(sum(data.frames) - len(data) for data in sets))
     old = lent(sets, envs, configs.worldmodel.reads)
     player = assemble_eval(configs, envs, processes)
     learning = learning_of(configs, folder, player, old, stop=stop, processes=processes)
@@ -191,7 +196,12 @@ def assemble(
         evaluator=player.evaluator,
         best=Best({"model": model, "agent": player.agent}),
         instruments=Instruments(
-            model=model, agent=player.agent, replay=replay, seeds=player.seeds, parts=envs.parts, demos=configs.demos
+            model=model,
+            agent=player.agent,
+            replay=replay,
+            seeds=player.seeds,
+            parts=envs.facts.parts,
+            demos=configs.demos,
         ),
         progress=progress,
         logger=configs.logger.build(folder=folder, config=info),
@@ -219,8 +229,8 @@ def learning_of(
         folder=folder / "replay",
         spec=model.spec,
         seeds=player.seeds,
-        tokenize=model.tokenize,
-        version=lambda: model.tokenizer_version,
+        tokenize=model.tokenize if isinstance(model, Tokenizing) else None,
+        version=lambda: model.tokenizer_version if isinstance(model, Tokenizing) else 0,
         demos=configs.demos,
         lent=lent,
     )
@@ -239,31 +249,23 @@ def learning_of(
 
 def updater_of(configs: Configs, model: Any, replay: ClipReplay, processes: Processes) -> Updater:
     """What fine-tunes the model on the replay: the tokenizer on pixels, the dynamics on memoised codes."""
-    memoised = not configs.fit.random_shift  # codes of moved frames are made anew at each draw
+    memoised = model.spec.codes is not None and not configs.fit.random_shift  # moved frames have codes of their own
     sources = {
-        part: OwnRows(replay, rank=processes.rank, world=processes.world, codes=memoised and part == "dynamics")
-        for part in configs.fit.parts
+        part: OwnRows(replay, rank=processes.rank, world=processes.world, codes=memoised and part != "tokenizer")
+        for part in model.spec.parts
     }
     updater: Updater = configs.fit.build(model=model, seeds=Seeds(configs.seed), processes=processes, sources=sources)
     return updater
 
 
-def require_room(configs: Configs, envs: RowsEnv, folder: Path, *, rehearsed: int) -> None:
+def require_room(configs: Configs, folder: Path, *, rehearsed: int) -> None:
     """Refuses a replay that memory or disk could not hold; of data sets (`rehearsed` decisions) memory holds a copy.
 
     Raises: ValueError.
     """
     stored = min(configs.replay.capacity, configs.schedule.total // configs.protocol.action_repeat)
-    own, old = (
-        expected_bytes(
-            decisions,
-            image=configs.protocol.image,
-            action_dim=envs.env_spec.action_dim,
-            known=envs.known,
-            episode_decisions=configs.protocol.decisions,
-        )
-        for decisions in (stored + configs.demos * configs.protocol.decisions, rehearsed)
-    )
+    own = footprint(configs.groups, stored + configs.demos * configs.protocol.decisions)
+    old = footprint(configs.groups, rehearsed)
     replace(own, ram=own.ram + old.ram).require_room(folder)
 
 
@@ -276,10 +278,5 @@ def worlds_of(configs: Configs, *, stream: str, rows: int) -> RowsEnv:
         stream=stream,
         rows=rows,
         snapshots="snapshot" in configs.worldmodel.reads,
+        workers=configs.compute.workers,
     )
-
-
-def build(config: Any, runtime: Mapping[str, Any]) -> Any:
-    """`config.build(...)` with those of the run's objects that its signature names."""
-    asked = inspect.signature(config.build).parameters
-    return config.build(**{name: runtime[name] for name in asked})

@@ -26,11 +26,9 @@ from mbrl.run.pictures import draw_episode, draw_open_loop
 from mbrl.run.progress import Progress
 from mbrl.rundir.result import RESULT, Episodes, result_of, write_result
 from worldmodel.api import WorldModel
-from worldmodel.spec import Part
 
 log = logging.getLogger("mbrl")
 
-FITTED: tuple[Part, ...] = ("tokenizer", "dynamics")
 PATIENCE = 3
 """Checkpoints in a row that may fail (disk full) before the run gives up."""
 
@@ -106,7 +104,8 @@ class Run(Learning):
 
     def _fitted(self) -> bool:
         """Whether the model is more than its first weights (one without weights always is)."""
-        return self.clock.done.get("dynamics", 0) > 0 or not self.model.parameters_of("dynamics")
+        parts = self.model.spec.parts
+        return not parts or self.clock.done.get(parts[-1], 0) > 0
 
     def evaluate(self) -> None:
         """An interim evaluation, on starts and goals of its own; its weights may turn out to be the best so far."""
@@ -245,7 +244,7 @@ class Run(Learning):
 
 def parameter_counts(model: WorldModel) -> dict[str, int]:
     """How many numbers each part of a world model learns."""
-    return {part: sum(p.numel() for p in model.parameters_of(part).values()) for part in FITTED}
+    return {part: sum(p.numel() for p in model.parameters_of(part).values()) for part in model.spec.parts}
 
 
 class RunState:

@@ -17,7 +17,7 @@ def train(run: Learning) -> None:
                 for episode in finished:
                     run.measure(episode)
         run.agree()  # (several processes: the others wait until here)
-        for part in ("tokenizer", "dynamics"):  # 3  fine-tune the world model on replay, each part on its cadence
+        for part in run.model.spec.parts:  # 3  fine-tune the world model on replay, each part on its cadence
             for update in run.owed(part):
                 with run.timed("fit"):
                     run.note(run.updater.update(part, update))

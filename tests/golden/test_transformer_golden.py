@@ -26,7 +26,7 @@ from worldmodel.rollout.kv_cache import KVCache
 from worldmodel.rollout.sampling import probabilities
 from worldmodel.sequence import codes_of_ids, layout_ids
 from worldmodel.transformer import TransformerConfig
-from worldmodel.transformer.token_model import symlog
+from worldmodel.twohot import symlog
 from worldmodel.weights.mismatch import Mismatch
 
 PUBLISHED = SamplingConfig(temperature=1.0, top_k=100, codes_only=False)
@@ -89,7 +89,7 @@ def check_layout(golden: Golden) -> None:
 
 def check_action_free(golden: Golden) -> None:
     model, states = loaded(golden.name, "transformer").transformer, []
-    assert model.action_dim == 0 and not hasattr(model, "action_linear")
+    assert model.condition_dim == 0 and not hasattr(model, "action_linear")
     embeddings = model.embed(golden.given("input_ids"), None)
     keep = [
         block.register_forward_hook(lambda module, inputs, output: states.append(output))

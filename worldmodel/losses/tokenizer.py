@@ -19,7 +19,7 @@ from worldmodel.microbatch import MicroBatch
 from worldmodel.seeds import moved
 from worldmodel.tokenizer.compressive import CompressiveTokenizer
 from worldmodel.tokenizer.outputs import TokenizerOutput
-from worldmodel.transformer.token_model import symlog
+from worldmodel.twohot import symlog
 
 # B clips, t context frames, F chosen future frames, C pooled context
 

@@ -14,7 +14,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from worldmodel.api import WorldModel
+from worldmodel.api import Tokenizing, WorldModel
 from worldmodel.augment import shifted
 from worldmodel.losses.adversarial import Adversary, AdversaryConfig
 from worldmodel.microbatch import MicroBatch, RowNoise
@@ -23,7 +23,6 @@ from worldmodel.processes import Processes, Sharding, without_sync
 from worldmodel.seeds import Seeds
 from worldmodel.spec import Part
 
-PARTS: tuple[Part, ...] = ("tokenizer", "dynamics")
 PATIENCE = 10  # non-finite losses in a row before the run is called diverged
 
 
@@ -155,13 +154,15 @@ class Updater:
         self.adversary: Adversary | None = None
         self._frozen: list[nn.Module] = []
         """Codebooks that keep the meaning of their codes."""
-        if config.tokenizer is not None and model.parameters_of("tokenizer"):
+        if config.tokenizer is not None and model.spec.codes is not None:
             self._ready_tokenizer(config.tokenizer)
-        for part in PARTS:
-            if part not in config.parts:
+        self.parts: dict[Part, PartConfig] = {}
+        for part in model.spec.parts:
+            if (own := getattr(config, part)) is not None:
+                self.parts[part] = own
+            else:
                 for parameter in model.parameters_of(part).values():
                     parameter.requires_grad_(False)
-        self.parts = {part: own for part, own in config.parts.items() if model.parameters_of(part)}
         self._modules: dict[Part, nn.Module] = {}
         for part in self.parts:
             model.prepare(part)
@@ -217,7 +218,7 @@ class Updater:
             generator = self.seeds.torch(f"shift/{part}", number)
             clip = shifted(clip, shift, RowNoise(generator=generator, first=first, rows=config.batch))
         clip = clip.to(processes.device)
-        if part == "tokenizer" or not hasattr(self.model, "tokenize"):
+        if part == "tokenizer" or not isinstance(self.model, Tokenizing):
             return clip
         if "codes" not in clip.keys():  # noqa: SIM118 - a TensorDict has no `in`
             with self._autocast():
