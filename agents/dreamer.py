@@ -234,8 +234,7 @@ class Dreamer:
             return {"agent/skipped": 1.0}
         self._failed = 0
         there = {name: value.float() for name, value in scalars.items() if isinstance(value, Tensor)}
-        means = self._processes.mean(torch.stack(list(there.values())))
-        scalars |= zip(there, to_host(means), strict=True)
+        scalars |= zip(there, to_host(self._processes.mean(torch.stack(list(there.values())))), strict=True)
         metrics = {f"agent/{name}": value for name, value in scalars.items()}
         metrics |= {"agent/skipped": 0.0, "time/actor_critic_s": time.perf_counter() - imagined_at}
         frames = self._batch_size * self._horizon
@@ -249,8 +248,7 @@ class Dreamer:
         std = self._std_at(self._explored)
 
         def policy(td: TensorDict, memory: Memory) -> tuple[Tensor, Memory]:
-            latent_BD = td["latent"]
-            rows = len(latent_BD) * processes.world  # drawn for all of them, whoever has which
+            latent_BD, rows = td["latent"], len(td) * processes.world  # drawn for all rows, whoever has which
             noise_RA = torch.randn(rows, self._action_dim, generator=generator, device=latent_BD.device)
             return self.actor(latent_BD, std).sample(processes.own_rows(noise_RA)), memory
 
@@ -279,9 +277,8 @@ class Dreamer:
             value_BS = self.critic.value(latent_BSD)
             return_BH = lambda_returns(reward_BH, value_BS[:, 1:], self.gamma * continue_BH, self._lambda)
             check_finite("imagined returns", return_BH)
-        surplus_BH = self._processes.all_gather_rows(return_BH - value_BS[:, :-1])  # one scale for the whole batch
-        normed_BH = self.normaliser(self._processes.all_gather_rows(return_BH), surplus_BH)
-        advantage_BH = self._processes.own_rows(normed_BH)
+        whole, surplus_BH = map(self._processes.all_gather_rows, (return_BH, return_BH - value_BS[:, :-1]))
+        advantage_BH = self._processes.own_rows(self.normaliser(whole, surplus_BH))  # one scale for the whole batch
         target_BH = self.target_critic.value(latent_BSD[:, :-1]) if self.target_critic else None
         metrics = {
             "reward_mean": reward_BH.mean(),

@@ -18,15 +18,16 @@ from tests.run.test_resume import leaves, rows
 
 pytestmark = pytest.mark.distributed
 ROOT = Path(__file__).resolve().parents[2]
-ONCE, AGAIN = "{every: 50, start: 100, initial: 10, updates: 10}", "{every: 100, start: 100, initial: 1, updates: 1}"
+LAST = (
+    "{every: 0, start: 100, initial: 20, updates: 0}"  # nobody acts afterwards, so that all learn from the same frames
+)
 # Adam divides by the root of the mean square: where that is nearly 0 it shows nothing but how sums are rounded; and
 # rounding to codes makes much of little, so the tokenizer's steps are small
 OPTIMS = ("fit.tokenizer.optim", "fit.dynamics.optim", "agent.actor_optim", "agent.critic_optim")
 SMALL = {
     "experiment": "debug",
-    "schedule.total": "150",
-    **{f"schedule.{name}": ONCE for name in ("tokenizer", "dynamics", "learn")},
-    **{f"schedule.{name}": AGAIN for name in ("evaluate", "save")},
+    "schedule.total": "100",
+    **{f"schedule.{name}": LAST for name in ("tokenizer", "dynamics", "learn")},
     **{"fit.tokenizer.batch": "4", "fit.tokenizer.length": "4", "fit.dynamics.batch": "4"},
     **{"agent.batch_size": "4", "agent.horizon": "3", "evaluation.episodes": "1", "evaluation.rows": "1"},
     **{f"{name}.eps": "1e-3" for name in OPTIMS},
@@ -92,9 +93,6 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
         if isinstance(value, torch.Tensor):
             near = 1e-5 if "exp_avg" in name else 1e-6  # moments are of gradients, which are larger than their steps
             torch.testing.assert_close(two[name], value, rtol=0, atol=near, msg=lambda m, n=name: f"{n}: {m}")
-        elif name == "/replay/episodes":  # actions differ by as little as weights do, and so do the files' hashes
-            numbers = [[file.rpartition("-")[0] for file, _ in listing] for listing in (two[name], value)]
-            assert numbers[0] == numbers[1]
         elif "/scores/" not in name:
             assert two[name] == value, name
     for name in ("tokenizer/loss", "dynamics/loss", "agent/critic_loss", "agent/advantage_std"):
