@@ -1,9 +1,11 @@
-"""The Agent protocol, and the little of replay, dream and clock that an agent may see."""
+"""The Agent protocol, the little of replay, dream and clock that an agent may see, and how an agent is built."""
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from tensordict import TensorDict
@@ -12,12 +14,16 @@ from torch import Tensor
 from worldmodel.spec import ModelSpec, Reads, Rollout, Subset
 
 Memory: TypeAlias = TensorDict | None
-"""The agent's own; None at the start. The loop carries and saves it and never looks inside. Tensors only."""
+"""The agent's own; None at the start. The loop carries and saves it. Tensors only.
+
+It looks at one key: an `action` f32 [E, A] in it, what leads into the next frame, becomes the action that was executed.
+"""
 Metrics: TypeAlias = Mapping[str, float | Tensor]
 """Scalars of one update, by the name of their column in metrics.csv; an agent that dreams gives `DreamMetrics`."""
 Policy: TypeAlias = Callable[[TensorDict, Memory], tuple[Tensor, Memory]]
 """td [B] with the keys that were asked for (`latent`, ...) and memory -> action f32 [B, A], memory."""
 Mode: TypeAlias = Literal["explore", "evaluate"]
+Built_co = TypeVar("Built_co", covariant=True)
 
 
 class DreamMetrics(dict[str, float | Tensor]):
@@ -41,8 +47,8 @@ class Replay(Protocol):
     ) -> TensorDict:
         """`n` random clips (worldmodel.spec) of `length` frames, never across episodes; batch [n].
 
-        `codes=True` gives `context_codes` and `codes` instead of pixels; `subset` says which episodes to draw from:
-        all, the run's demonstrations, or the newest.
+        `codes=True` gives `context_codes` and `codes` instead of pixels (of a model with `spec.codes`); `subset` says
+        which episodes to draw from: all, the run's demonstrations, or the newest.
         """
         ...
 
@@ -125,7 +131,7 @@ class Agent(Protocol):
     """
 
     def act(self, td: TensorDict, memory: Memory, mode: Mode, *, step: int) -> tuple[Tensor, Memory]:
-        """Actions f32 [E, A] in [-1, 1] for the real step `td` [E] (`pixels`, `is_init`).
+        """Actions f32 [E, A] in [-1, 1] for the real step `td` [E] (`pixels`, `is_init`, `spec.reads`).
 
         `step` counts decisions of this caller: exploration noise and schedules are functions of it alone.
         """
@@ -161,3 +167,44 @@ class ModelBasedAgent(Protocol):
     def value(self, latent_BD: Tensor) -> Tensor:
         """The discounted return that it expects from these latents, f32 [B], in environment units."""
         ...
+
+
+class Buildable(Protocol[Built_co]):
+    """A config dataclass that makes an agent or a model of the run's objects that its `build` names."""
+
+    def build(self, *args: Any, **kwargs: Any) -> Built_co:
+        """The object; see `build`."""
+        ...
+
+
+def build(config: Buildable[Built_co], runtime: Mapping[str, Any]) -> Built_co:
+    """`config.build(...)` with those of the run's objects that its signature names.
+
+    A `build` that names `runtime` gets the whole mapping: so an agent builds another one inside it, whose names it does
+    not know, by `build(self.inner, runtime)`. Nothing else differs between the outer and the inner one: the same seeds,
+    the same dream. State of an inner agent goes under a prefix, its memory under a key of its own.
+
+    Args:
+        runtime: for an agent `spec, env_spec, dream, seeds, device, expert` (no `dream` where the model has none).
+    Raises: ValueError in one line if `build` names something that this run does not have.
+    """
+    parameters, there = inspect.signature(config.build).parameters, {**runtime, "runtime": runtime}
+    needed = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
+    if missing := [name for name in needed if name not in there]:
+        raise ValueError(
+            f"{type(config).__name__}.build asks for {', '.join(missing)}, which this run does not have; "
+            f"there are {', '.join(there)}"
+        )
+    return config.build(**{name: there[name] for name in parameters if name in there})
+
+
+def asked(config: Any) -> set[str]:
+    """What `build` of a config (or of its class) names, and those of the configs inside it (an agent in an agent)."""
+    names = set(inspect.signature(config.build).parameters) if hasattr(config, "build") else set()
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        inside = list(vars(config).values())
+    elif isinstance(config, Mapping):
+        inside = list(config.values())
+    else:
+        inside = list(config) if isinstance(config, tuple | list) else []
+    return names.union(*(asked(value) for value in inside))

@@ -152,7 +152,7 @@ class Dreamer:
                 f"horizon must be <= {spec.max_frames - spec.burn_in}, the frames that fit behind the model's context "
                 f"and its {spec.burn_in} observed ones (got {config.horizon}); lower agent.horizon"
             )
-        self._dream, self._seeds = dream, seeds
+        self._dream, self._seeds, self._codes = dream, seeds, spec.codes is not None
         self._filter = LatentFilter(dream)
         self._batch_size, self._horizon, self._burn_in = config.batch_size, config.horizon, spec.burn_in
         self.gamma, self._lambda, self._action_dim = config.gamma, config.lambda_, spec.action_dim
@@ -259,7 +259,9 @@ class Dreamer:
     @torch.no_grad()
     def _imagined(self, replay: Replay, update: int) -> ImaginedBatch:
         """Imagines from inside real clips, and judges what was imagined."""
-        clip = replay.clips(self._batch_size, self._burn_in, stream="learn", draw=update, codes=True).to(self._device)
+        clip = replay.clips(self._batch_size, self._burn_in, stream="learn", draw=update, codes=self._codes).to(
+            self._device
+        )
         policy = self.dream_policy(self._seeds.torch("imagine/policy", update, device=self._device))
         state = self._dream.encode(clip)
         path = self._dream.rollout(policy, state, None, self._horizon, stream="imagine", draw=update).path
@@ -289,7 +291,7 @@ class Dreamer:
     def _demo_batch(self, replay: Replay, update: int) -> DemoBatch:
         """Real states of demonstrations, as many as dreams begin, and what the expert did next in each."""
         clip = replay.clips(
-            self._batch_size, self._burn_in + 1, stream="imitate", draw=update, codes=True, subset="demos"
+            self._batch_size, self._burn_in + 1, stream="imitate", draw=update, codes=self._codes, subset="demos"
         ).to(self._device)
         return DemoBatch(self._dream.encode(without_last(clip))["latent"], clip["action"][:, -1])
 

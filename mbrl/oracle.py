@@ -6,7 +6,7 @@ It reads true states and steps true physics, so what is learned in it says nothi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mbrl.envs.protocol import ProtocolConfig
 from mbrl.envs.rows import admissible
-from mbrl.envs.simulator import Simulator, Task, decide
+from mbrl.envs.simulator import Task, decide
 from worldmodel.spec import EnvSpec, ModelSpec, Part, Reads
 
 SCALE = 10.0
@@ -28,6 +28,7 @@ class OracleModelConfig:
     """Nothing to set: the simulator is what it is."""
 
     reads: ClassVar[tuple[Reads, ...]] = ("state", "snapshot")
+    parts: ClassVar[tuple[Part, ...]] = ()
 
     def build(self, *, task: Task, protocol: ProtocolConfig, env_spec: EnvSpec) -> OracleModel:
         """A world of its own that goes wherever imagination goes."""
@@ -40,11 +41,11 @@ class OracleModel(nn.Module):
     Dream state: `latent` f32 [S], the scaled state; `wm`: `snapshot` f64 [P] and `frame` i64 [1].
     """
 
-    def __init__(self, simulator: Simulator, protocol: ProtocolConfig, env_spec: EnvSpec) -> None:
+    def __init__(self, simulator: Any, protocol: ProtocolConfig, env_spec: EnvSpec) -> None:
         super().__init__()
         self._simulator, self._protocol, self._env_spec = simulator, protocol, env_spec
         simulator.reset(0)
-        self._centre_S = torch.from_numpy(simulator.state())
+        self._centre_S = torch.from_numpy(simulator.state().copy())
         self.spec = ModelSpec(
             image=protocol.image,
             context_frames=1,
@@ -62,7 +63,7 @@ class OracleModel(nn.Module):
                 "continue": ((1,), torch.float32),
             },
         )
-        self.version = self.tokenizer_version = 0
+        self.version = 0
 
     def encode(self, clip: TensorDict) -> TensorDict:
         """The moment of the clip's last frame."""
@@ -109,14 +110,14 @@ class OracleModel(nn.Module):
         if made.unstable:  # the step counts for nothing, as in RowsEnv, and the moment stays
             simulator.restore(snapshot_P)
         goes_on = not (made.terminated or made.unstable)
-        return simulator.snapshot(), simulator.state(), made.reward, goes_on
+        return simulator.snapshot().copy(), simulator.state().copy(), made.reward, goes_on
 
     def decode(self, state: TensorDict) -> Tensor:
         """Draws every row's moment, u8 [B, 3, H, W]."""
         frames = []
         for snapshot_P in state["wm", "snapshot"].cpu().numpy():
             self._simulator.restore(snapshot_P)
-            frames.append(torch.from_numpy(self._simulator.draw()))
+            frames.append(torch.from_numpy(self._simulator.draw().copy()))
         return torch.stack(frames)
 
     def _feature(self, state_S: Tensor) -> Tensor:
@@ -128,10 +129,6 @@ class OracleModel(nn.Module):
 
     def updated(self, part: Part) -> None:
         """Nothing moves."""
-
-    def tokenize(self, context_BtCHW: Tensor, frames_BTCHW: Tensor) -> NoReturn:
-        """Raises: TypeError; there are no codes."""
-        raise TypeError("the oracle model has no codes: it reads the simulator's state, not pixels")
 
     def prepare(self, part: Part) -> None:
         """Nothing is needed."""

@@ -23,6 +23,11 @@ import mbrl.run.train
 WATCH = os.WEXITED | os.WNOHANG | os.WNOWAIT  # has the child ended? (and leave it for waitpid)
 
 
+def laid(*words: str) -> list[str]:
+    """Words over words: of two for the same key the later one."""
+    return list({word.partition("=")[0]: word for word in words}.values())
+
+
 def run_child(line: list[str], *, once: Callable[[], bool] | None = None, number: int = signal.SIGKILL) -> int:
     """`mbrl` with these words: its exit code; negative: died of that signal.
 

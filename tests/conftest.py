@@ -12,7 +12,7 @@ import torch
 
 from mbrl.data.dataset import write_card
 from mbrl.replay.episode import write_episode
-from tests.children import run_child
+from tests.children import laid, run_child
 from tests.data.numbered import CARD, numbered
 
 Train = Callable[..., int]
@@ -35,7 +35,7 @@ def train() -> Train:
     """`train(folder, *overrides, once=None, number=SIGKILL)`: see `run_child`."""
 
     def run(folder: Path, *overrides: str, **when: object) -> int:
-        return run_child(["train", "experiment=debug", f"run_dir={folder}", *overrides], **when)  # type: ignore[arg-type]
+        return run_child(["train", *laid("experiment=debug", f"run_dir={folder}", *overrides)], **when)  # type: ignore[arg-type]
 
     return run
 

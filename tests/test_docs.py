@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from mbrl.cli.compose import compose
 from mbrl.cli.main import main
+from mbrl.cli.train import as_plain, fitted_to_model
 from mbrl.run.assemble import Configs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,14 +41,15 @@ def test_a_command_of_the_readme_is_accepted(words: list[str]) -> None:
 
 def test_every_experiment_is_accepted() -> None:
     for path in sorted((ROOT / "configs" / "experiment").glob("*.yaml")):
-        plain: Any = OmegaConf.to_container(compose("train", [f"experiment={path.stem}"]))
+        words = [f"experiment={path.stem}"]
+        plain: Any = fitted_to_model(as_plain(compose("train", words)), words, trusted=True)
         assert Configs.of(plain, trusted=True).groups
 
 
 def test_the_agent_of_the_documents_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "docs" / "adding_an_agent.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (config,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    code, *_ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    config, *_ = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     (tmp_path / "my_agents.py").write_text(code)
     folder = tmp_path / "my_configs" / "agent"
     folder.mkdir(parents=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from tensordict import TensorDict
@@ -21,12 +21,6 @@ class WorldModel(Protocol):
     spec: ModelSpec
     version: int
     """+1 after every weight update; whatever was cached under another version is stale."""
-    tokenizer_version: int
-    """+1 after every update of the tokenizer; codes memoised under another one are stale."""
-
-    def tokenize(self, context_BtCHW: Tensor, frames_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 frames -> (context codes i64 [B, t*N], codes i64 [B, T, K])."""
-        ...
 
     def encode(self, clip: TensorDict) -> TensorDict:
         """A clip (pixels or codes, with `action`) -> the dream state after its last frame."""
@@ -86,4 +80,20 @@ class WorldModel(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Any:
         """Inverse of `state_dict`, strict."""
+        ...
+
+
+@runtime_checkable
+class Tokenizing(Protocol):
+    """What a world model with codes (`spec.codes`) answers besides `WorldModel`; others are not asked."""
+
+    tokenizer_version: int
+    """+1 after every update of the tokenizer; codes memoised under another one are stale."""
+
+    def tokenize(self, context_BtCHW: Tensor, frames_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 frames -> (context codes i64 [B, t*N], codes i64 [B, T, K])."""
+        ...
+
+    def code_features(self, context_BN: Tensor, codes_BFK: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors of the context's codes f32 [B, C] and of each frame's f32 [B, F, E]."""
         ...

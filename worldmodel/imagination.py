@@ -152,10 +152,9 @@ class Imagination(nn.Module):
         """See `worldmodel.api.WorldModel.fork`: keys and values are copied, or made once where they are not held."""
         if copies == 1:
             return state
-        rows, forked = len(state), state.repeat_interleave(copies, 0)
-        engine, frame = self._pool.engine(rows), self.depth(state)
-        many = self._pool.engine(rows * copies)
-        if self._holds(engine, state["wm"], frame):
+        engine, frame, held = self._located(state)
+        many, forked = self._pool.engine(len(state) * copies), state.repeat_interleave(copies, 0)
+        if held:
             forked["wm", "ticket"] = many.fork(engine, frame, copies)
         else:
             forked["wm", "ticket"] = self._prefill(many, state["wm"], frame, copies=copies).tickets_B1
@@ -166,8 +165,7 @@ class Imagination(nn.Module):
 
     def depth(self, state: TensorDict) -> int:
         """See `worldmodel.api.WorldModel.depth`."""
-        issued = self._pool.engine(len(state)).issued(state["wm", "ticket"])
-        return int(state["wm", "frame"][0, 0]) if issued is None else issued  # sync, where others made the state
+        return self._located(state)[1]
 
     @torch.no_grad()
     def decode(self, state: TensorDict) -> Tensor:
@@ -200,16 +198,21 @@ class Imagination(nn.Module):
     def _remember(self, context_BN: Tensor, context: DecodedContext) -> None:
         self._decoded = [*self._decoded[-1:], (context_BN, context_BN._version, context)]
 
-    def _holds(self, engine: TokenEngine, wm: TensorDict, frame: int) -> bool:
-        return engine.issued(wm["ticket"]) == frame or engine.resident(wm["ticket"], frame)
+    def _located(self, state: TensorDict) -> tuple[TokenEngine, int, bool]:
+        """The engine for so many rows, the state's number of frames, and whether the engine holds it."""
+        engine, wm = self._pool.engine(len(state)), state["wm"]
+        if (issued := engine.issued(wm["ticket"])) is not None:
+            return engine, issued, True
+        frame = int(wm["frame"][0, 0])  # sync, where this is not the very state that was given out
+        return engine, frame, engine.resident(wm["ticket"], frame)
 
     def _resume(self, state: TensorDict) -> tuple[TokenEngine, int]:
         """The engine, holding exactly `state`: a rewind if it is resident, else one prefill from its own codes."""
-        engine, frame, wm = self._pool.engine(len(state)), self.depth(state), state["wm"]
-        if self._holds(engine, wm, frame):
+        engine, frame, held = self._located(state)
+        if held:
             engine.rewind(frame)
         else:
-            self._prefill(engine, wm, frame, tickets_B1=wm["ticket"])
+            self._prefill(engine, state["wm"], frame, tickets_B1=state["wm", "ticket"])
         return engine, frame
 
     def _prefill(self, engine: TokenEngine, wm: Mapping[str, Tensor] | TensorDict, frame: int, **options: Any) -> Frame:

@@ -6,7 +6,7 @@ The only file that sees all three. Composition only: networks, losses and the ca
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from tensordict import TensorDict
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from worldmodel import proprio
 from worldmodel.imagination import Imagination
+from worldmodel.layout import TokenLayout
 from worldmodel.losses.parts import AuxiliaryHeads, LossConfig, reward_targets
 from worldmodel.losses.tokenizer import TokenizerObjective
 from worldmodel.microbatch import MicroBatch, uniform
 from worldmodel.rollout.sampling import SamplingConfig
 from worldmodel.seeds import Seeds, moved, seeded_globally
-from worldmodel.spec import ContextMode, EnvSpec, ModelSpec, Part, Reads
+from worldmodel.spec import CodeSpec, ContextMode, EnvSpec, ModelSpec, Part, Reads
 from worldmodel.tokenizer.compressive import CompressiveTokenizer, TokenizerConfig
 from worldmodel.transformer.llama import TransformerConfig
 from worldmodel.transformer.token_model import HeadConfig, TokenModel
@@ -54,6 +55,7 @@ class ModelConfig:
     losses: LossConfig
     sampling: SamplingConfig
     proprio: bool
+    parts: ClassVar[tuple[Part, ...]] = ("tokenizer", "dynamics")
 
     @property
     def reads(self) -> tuple[Reads, ...]:
@@ -140,6 +142,8 @@ class IVideoGPT(Imagination):
             burn_in=config.burn_in,
             reads=config.reads,
             latent={part: widths[part] for part in config.latent + (("proprio",) if config.proprio else ())},
+            parts=config.parts,
+            codes=codes_of(layout),
         )
         super().__init__(tokenizer=tokenizer, tokens=tokens, spec=spec, pooled=pooled, sampling=config.sampling)
         self.config, self.auxiliary = config, None
@@ -237,3 +241,13 @@ class IVideoGPT(Imagination):
         pooled_BC, vectors_BFE = self.code_features(context_BN, codes_BFK)
         told = [] if proprio_BFQ is None else [proprio_BFQ]
         return torch.cat([pooled_BC[:, None].expand(-1, vectors_BFE.shape[1], -1), vectors_BFE, *told], -1)
+
+
+def codes_of(layout: TokenLayout) -> CodeSpec:
+    """What others may know of the codes."""
+    return CodeSpec(
+        context=layout.codes_context,
+        future=layout.codes_future,
+        vocab_context=layout.vocab_context,
+        vocab_future=layout.vocab_future,
+    )

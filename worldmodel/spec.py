@@ -5,8 +5,9 @@ D latent feature, F frames so far, Q proprioception, S state, P snapshot.
 Frames are uint8 [3, H, W] everywhere outside a network.
 
 * real step, batch [E]: `pixels` u8 [3,H,W], `proprio` f32 [Q] (what a robot knows of itself, scaled to be about 1),
-  `is_init` bool [1], `action` f32 [A] in [-1, 1], and under `next`: `pixels`, `proprio`, `reward` f32 [1] (summed over
-  the action repeat, plus the protocol's bonus), `terminated`, `truncated`, `done`, `success` bool [1].
+  `is_init` bool [1], `action` f32 [A] in [-1, 1], the one that was executed, and under `next`: `pixels`, `proprio`,
+  `reward` f32 [1] (summed over the action repeat, plus the protocol's bonus), `terminated`, `truncated`, `done`,
+  `success` bool [1] (False where the world knows none).
   Beside them, for instruments and for models that declare it (`ModelSpec.reads`): `state` f32 [S], the simulator's
   knowledge, and `snapshot` f64 [P], from which a simulator can go on.
 * clip, batch [B]: what a world model reads: t context frames and T frames that follow.
@@ -40,17 +41,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from tensordict import TensorDict
 
 ContextMode = Literal["sliding", "first_frame"]
-Part = Literal["tokenizer", "dynamics"]
+Part: TypeAlias = str
+"""A part of a world model that is fitted by itself; `schedule.<part>` and `fit.<part>` say when and how."""
 Reads = Literal["pixels", "proprio", "state", "snapshot"]
 StateKey = str | tuple[str, ...]
 Subset = Literal["all", "demos", "recent"]
 """Of the episodes of a replay."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeSpec:
+    """The discrete codes of a model that has any (`worldmodel.api.Tokenizing`).
+
+    Attributes:
+        context: N, codes of a context frame.
+        future: K, codes of a future frame.
+        vocab_context: how many codes there are for a context frame.
+        vocab_future: the same for a future frame.
+    """
+
+    context: int
+    future: int
+    vocab_context: int
+    vocab_future: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +80,7 @@ class ModelSpec:
         image: side of the square frames in pixels.
         context_frames: context frames t.
         action_dim: A.
-        max_frames: future frames that fit behind one context.
+        max_frames: future frames that fit behind one context; a model that dreams has more than `burn_in`.
         context: `sliding`: the context is the t frames just before the clip (the paper); `first_frame`: the
             episode's first frame, t times, for the whole episode; the clip's first frame is observed, not predicted.
         burn_in: real frames T given after the context when imagination or acting starts (0 is possible with
@@ -69,6 +88,8 @@ class ModelSpec:
         reads: what of a real step the model reads; a clip carries these keys and no others of their kind.
         latent: named parts of the feature that an agent reads, in order, and their widths.
         state: shape of one row and dtype of everything in a dream state, at every step.
+        parts: what of it is fitted, in this order; the losses of the last part judge the whole model.
+        codes: None for a model without codes.
     """
 
     image: int
@@ -80,6 +101,13 @@ class ModelSpec:
     reads: tuple[Reads, ...] = ("pixels",)
     latent: Mapping[str, int] = field(default_factory=dict)
     state: Mapping[StateKey, tuple[tuple[int, ...], torch.dtype]] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
+    codes: CodeSpec | None = None
+
+    @property
+    def dreams(self) -> bool:
+        """Whether the model imagines any frame."""
+        return self.max_frames > self.burn_in
 
     @property
     def latent_dim(self) -> int:

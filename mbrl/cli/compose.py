@@ -134,6 +134,7 @@ def merged(root: str, overrides: Sequence[str], config_dir: Path | None) -> Merg
     if own is not None and own.resolve() != folders[0]:
         folders.append(own_folder(own))
     places = default_places(folders[0] / f"{root}.yaml")
+    places |= nested_places(places, folders)
     assignments = [parse(word, places) for word in words]
     check_once(assignments, SEVERAL)
     variants = [a for a in assignments if a.place or is_group(a.key, folders)]
@@ -264,6 +265,19 @@ def default_places(path: Path) -> dict[str, str]:
     ]
     pairs = [key.strip("/").partition("@") for key in keys]
     return {place or group: group for group, _, place in pairs}
+
+
+def nested_places(places: Mapping[str, str], folders: Sequence[Path]) -> dict[str, str]:
+    """Where variant files put a variant of a group inside themselves: `{"agent.inner": "agent", ...}`.
+
+    Such a file begins with `defaults: [/agent@inner: random, _self_]`; `agent.inner=dreamer_toy` chooses another one.
+    """
+    nested: dict[str, str] = {}
+    for group in sorted(set(places.values())):
+        for path in (path for folder in folders for path in (folder / group).glob("*.yaml")):
+            for inner, name in re.findall(r"^\s*-\s*/(\w+)@(\w+):", path.read_text(), re.MULTILINE):
+                nested |= {f"{place}.{name}": inner for place, of in places.items() if of == group}
+    return nested
 
 
 def composition_error(error: Exception, variants: Sequence[Assignment]) -> str:

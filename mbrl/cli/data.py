@@ -4,7 +4,8 @@ usage: mbrl data collect|convert|check|preview|mixture ...
 
   mbrl data collect task=[door-close-v3,reach-v3] policy=noisy episodes=20 to=data/mine workers=2
       task: names, or all 50; several tasks get a folder each. policy: scripted, noisy (the expert, with noise=0.3 that
-      lasts), random, or a run folder. Also seed=0 protocol=default. Started again it plays what is missing.
+      lasts), random, or a run folder. Also seed=0 protocol=default, and --config-dir DIR for worlds of your own.
+      Started again it plays what is missing.
   mbrl data convert from=DIR to=DIR format=published_npz|video|frames|bair|robonet|rlds [image=64] [rate=10] [key=image]
       [action=action] [crop=centre] [camera=0] [split=train] [limit=N] [damaged=skip]
   mbrl data check DIR ...                        reads every byte and lists all that is wrong (exit code 3)

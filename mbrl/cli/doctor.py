@@ -30,7 +30,7 @@ OUR_NAMES = (*IMPORTED, "benchmarks", "configs")
 DECISIONS = 25  # per speed measurement; enough for two digits, 3 s in the slow mode
 ENOUGH_FRAMES = 40.0  # frames/s below which drawing, not learning, is what one waits for
 MOST_OF_MEMORY = 0.7
-ROWS, ACTION_DIM = 64, 4  # of the rollout that is timed; 4 is Meta-World's
+ROWS = 64  # of the rollout that is timed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,16 +154,18 @@ def rollout(plain: Mapping[str, Any]) -> Iterator[Finding]:
     from worldmodel.rollout.engine import TokenEngine
     from worldmodel.transformer.token_model import TokenModel
 
-    if world_model(plain) == "oracle":
-        yield Finding("ok", "the simulator itself imagines (worldmodel=oracle, for diagnosis): no transformer to time")
+    if (name := world_model(plain)) != "ivideogpt":
+        yield Finding("ok", f"the world model is {name}: no transformer to time")
         return
     parts = {name: make(plain[name], name, trusted=True) for name in ("tokenizer", "transformer", "worldmodel")}
+    task, protocol = (make(plain[name], name, trusted=True) for name in ("task", "protocol"))
+    action_dim = task.facts(protocol).action_dim
     layout, device = parts["tokenizer"].layout, "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator().manual_seed(0)
     model = TokenModel(
         parts["transformer"],
         layout,
-        condition_dim=ACTION_DIM,
+        condition_dim=action_dim,
         heads=parts["worldmodel"].heads,
         feature_dim=1,  # the heads are not used here
         continues=False,
@@ -171,9 +173,9 @@ def rollout(plain: Mapping[str, Any]) -> Iterator[Finding]:
     ).to(device)
     engine = TokenEngine(model, rows=ROWS, frames=parts["worldmodel"].max_frames, sampling=parts["worldmodel"].sampling)
     context = torch.zeros(ROWS, layout.context * layout.codes_context, dtype=torch.int64, device=device)
-    action, draws = torch.zeros(ROWS, ACTION_DIM, device=device), torch.Generator(device).manual_seed(0)
+    action, draws = torch.zeros(ROWS, action_dim, device=device), torch.Generator(device).manual_seed(0)
     engine.prefill(
-        context, context.new_zeros(ROWS, 0, layout.codes_future), torch.zeros(ROWS, 0, ACTION_DIM, device=device)
+        context, context.new_zeros(ROWS, 0, layout.codes_future), torch.zeros(ROWS, 0, action_dim, device=device)
     )
     engine.sample_frame(action, engine.uniform(draws))  # the first frame allocates
     frames, begin = parts["worldmodel"].max_frames - 1, time.perf_counter()
@@ -217,18 +219,17 @@ def captured() -> tuple[bool, str]:
 
 def memory(plain: Mapping[str, Any]) -> Iterator[Finding]:
     """What the replay of this run will need, against what is free."""
-    from mbrl.replay.store import available_ram, expected_bytes
-    from mbrl.run.validate import KNOWN, SNAPSHOT
-    from mbrl.rundir.folder import world_model
+    from mbrl.replay.store import available_ram
+    from mbrl.run.validate import footprint
+    from mbrl.rundir.build import make
 
+    groups = {name: make(plain[name], name, trusted=True) for name in ("task", "protocol", "worldmodel")}
     protocol, schedule, replay = plain["protocol"], plain["schedule"], plain["replay"]
     decisions, shown = schedule["total"] // protocol["action_repeat"], plain["demos"] * protocol["decisions"]
-    known = KNOWN | (SNAPSHOT if world_model(plain) == "oracle" else {})
-    kept, size = min(replay["capacity"], decisions) + shown, {"image": protocol["image"], "action_dim": ACTION_DIM}
-    size["episode_decisions"] = protocol["decisions"]
-    ram = expected_bytes(kept, known=known, **size).ram
+    kept = min(replay["capacity"], decisions) + shown
+    ram = footprint(groups, kept).ram
     decisions += shown
-    disk = expected_bytes(decisions, known=known, **size).disk
+    disk = footprint(groups, decisions).disk
     folder = Path(plain["run_dir"] or ".").absolute()
     while not folder.exists():
         folder = folder.parent
@@ -246,10 +247,20 @@ def memory(plain: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def worlds(plain: Mapping[str, Any]) -> Iterator[Finding]:
-    """Whether Meta-World can be imported."""
-    from metaworld.env_dict import ENV_CLS_MAP
+    """What the run's task says of its worlds, and whether they can do what the protocol asks."""
+    from mbrl.rundir.build import make
 
-    yield Finding("ok", f"Meta-World {metadata.version('metaworld')} with {len(ENV_CLS_MAP)} tasks")
+    task, protocol = (make(plain[name], name, trusted=True) for name in ("task", "protocol"))
+    facts = task.facts(protocol)
+    has = [word for word, true in (("an expert", facts.expert), ("snapshots", facts.snapshot_dim)) if true]
+    yield Finding(
+        "ok",
+        f"{task.name} of {len(task.tasks)} tasks: {facts.action_dim} {'choices' if facts.discrete else 'actions'}, "
+        f"proprioception {facts.proprio_dim}, state {facts.state_dim}{''.join(f', {word}' for word in has)}, "
+        f"{'success' if facts.success else 'no success: ranked by returns'}",
+    )
+    for complaint in task.complaints(protocol):
+        yield Finding("fail", complaint)
 
 
 def rendering(plain: Mapping[str, Any]) -> Iterator[Finding]:
@@ -272,6 +283,11 @@ def rendering(plain: Mapping[str, Any]) -> Iterator[Finding]:
     slow = rates[protocol.quality] < ENOUGH_FRAMES
     mend = "; a graphics card's EGL driver or protocol.quality=fast is faster" if slow else ""
     yield Finding("warn" if slow else "ok", text + mend)
+    if (workers := plain["compute"]["workers"]) > 1:
+        counts: dict[str, Any] = {"decisions": DECISIONS, "rows": workers}
+        alone, together = (frames_per_second(task, protocol, **counts, workers=n) for n in (0, workers))
+        text = f"{workers} rows in {workers} workers {together:.0f} frames/s, in one process {alone:.0f}"
+        yield Finding("ok" if together > alone else "warn", f"{text}, ratio {together / alone:.2f}")
 
 
 CHECKS: dict[str, Callable[[Mapping[str, Any]], Iterator[Finding]]] = {

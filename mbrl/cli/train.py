@@ -25,8 +25,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mbrl.cli.compose import chosen, compose, compose_onto, decided, own_folder, take_config_dir, typed
-from mbrl.cli.errors import DONE
+from mbrl.cli.compose import chosen, compose, compose_onto, decided, merged, own_folder, take_config_dir, typed
+from mbrl.cli.errors import DONE, BadInput
 from mbrl.cli.words import target
 from mbrl.program import program
 
@@ -66,6 +66,7 @@ def run(args: list[str]) -> int:
     configs = Configs.of(settled.plain, trusted=settled.trusted)
     rehearsed(configs.rehearsal, configs.protocol)  # before there is a folder
 
+    from mbrl.envs.simulator import EnvDataError
     from mbrl.files import clear_temporaries
     from mbrl.io.checkpoint import checkpoint_paths
     from mbrl.io.lock import RunLock
@@ -104,7 +105,10 @@ def run(args: list[str]) -> int:
             log.info("%s", describe(state, info, resumed))
             if told := told_by_the_simulator(state.model.spec.reads):
                 log.warning("%s", told)
-            train(state)
+            try:
+                train(state)
+            except EnvDataError as error:
+                raise EnvDataError(f"{error}; {saved(folder)}") from error
     if stop:
         again = f"{program()} train run_dir={shlex.quote(str(folder))}"
         log.info("stopped and saved at env step %d; continue with: %s", state.clock.env_steps, again)
@@ -129,13 +133,28 @@ def settle(args: list[str]) -> Settled:
         stored = read_config(folder)
         own = take_config_dir(args)[1]
         trusted = allowed_classes(stored, own and own_folder(own))
-        plain = as_plain(compose_onto(stored, "train", args))
+        plain = fitted_to_model(as_plain(compose_onto(stored, "train", args)), args, trusted=trusted)
         check_resumed(stored, plain)
         return Settled(plain={**plain, "run_dir": str(folder)}, folder=folder, trusted=trusted, stored=stored)
     if not is_free(folder):
         raise ValueError(f"run_dir={folder} is not empty and holds no run; give a new or an empty folder")
     plain, sizes = begun("train", args)
+    plain = fitted_to_model(plain, args, trusted=True)
     return Settled(plain={**plain, "run_dir": str(folder)}, folder=folder, trusted=True, stored=None, sizes=sizes)
+
+
+def fitted_to_model(plain: dict[str, Any], args: list[str], *, trusted: bool) -> dict[str, Any]:
+    """`plain` with nothing owed to what its world model does without. Raises: BadInput for a word about just that."""
+    from mbrl.run.lacking import idle, spared
+
+    found = merged("train", args, None)
+    for word in (*found.variants, *found.values):
+        if idle(plain, word.key, trusted=trusted):
+            raise BadInput(
+                f"{word.text} has no effect: the world model ({plain['worldmodel']['_target_']}) is built without it; "
+                "leave it out"
+            )
+    return spared(plain, typed=[word.key for word in found.values], trusted=trusted)
 
 
 def begun_from(settled: Settled) -> dict[str, Any] | None:
@@ -143,7 +162,7 @@ def begun_from(settled: Settled) -> dict[str, Any] | None:
 
     Raises: ValueError if `init` is no folder with weights, or the world model has none.
     """
-    from mbrl.rundir.folder import read_info, world_model
+    from mbrl.rundir.folder import WEIGHTLESS, read_info, world_model
     from mbrl.rundir.origin import record_of
 
     init = settled.plain["init"]
@@ -151,8 +170,8 @@ def begun_from(settled: Settled) -> dict[str, Any] | None:
         return None
     if not isinstance(init, str):
         raise ValueError(f"init must be a folder, or null for fresh weights (got {init})")
-    if world_model(settled.plain) == "oracle":
-        raise ValueError(f"init={init} needs a world model that has weights; leave init out, or worldmodel=oracle")
+    if (model := world_model(settled.plain)) in WEIGHTLESS:
+        raise ValueError(f"init={init} needs a world model that has weights; leave init out, or worldmodel={model}")
     if settled.stored is not None:
         recorded: Mapping[str, Any] = read_info(settled.folder)
         if "init" not in recorded:
@@ -188,10 +207,10 @@ def begun(root: str, args: Sequence[str]) -> tuple[dict[str, Any], str]:
     if not isinstance(plain["init"], str):
         return plain, ""
 
-    from mbrl.rundir.folder import world_model
+    from mbrl.rundir.folder import WEIGHTLESS, world_model
     from mbrl.rundir.sizes import with_sizes_of
 
-    if world_model(plain) == "oracle":
+    if world_model(plain) in WEIGHTLESS:
         return plain, ""
     folder, parts = Path(plain["init"]), plain.get("load", ("tokenizer", "dynamics"))
     try:
@@ -236,8 +255,8 @@ def describe(state: Any, info: Mapping[str, Any], resumed: int | None) -> str:
         else f"continued at env step {state.clock.env_steps}, after {clock_time(state.logger.wall_s)}"
     )
     model = (
-        f"tokenizer {sizes['tokenizer']:,} and token model {sizes['dynamics']:,} parameters"
-        if any(sizes.values())
+        f"{info['world_model']}, parameters: {', '.join(f'{part} {count:,}' for part, count in sizes.items())}"
+        if sizes
         else f"{info['world_model']}, without parameters"
     )
     exact = "bit for bit on this machine, with this many threads" if info["device_kind"] == "cpu" else "not bit for bit"
@@ -257,6 +276,16 @@ def told_by_the_simulator(reads: Sequence[str]) -> str:
         f"WARNING: FOR DIAGNOSIS ONLY: this world model reads the simulator's {' and '.join(told)}; "
         "what is learned here is no result from pixels"
     )
+
+
+def saved(folder: Path) -> str:
+    """What a run has on disk when its world fails, and how to go on."""
+    from mbrl.io.checkpoint import checkpoint_paths
+
+    paths = checkpoint_paths(folder / "checkpoints")
+    if not paths:
+        return f"no checkpoint was saved yet in {folder}"
+    return f"saved up to {paths[0].name}; `{program()} train run_dir={shlex.quote(str(folder))}` goes on from there"
 
 
 def summary(result: Mapping[str, Any], folder: Path) -> str:

@@ -8,9 +8,6 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
-import signal
-import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -25,8 +22,9 @@ from mbrl.collection.policies import Acting, build
 from mbrl.data.dataset import CARD, Card, read_card, write_card
 from mbrl.envs.make import make_envs
 from mbrl.envs.protocol import ProtocolConfig
-from mbrl.envs.rows import RowsEnv, admissible
+from mbrl.envs.rows import RowsEnv, env_spec_of
 from mbrl.envs.simulator import Task
+from mbrl.envs.workers import belong_to
 from mbrl.files import clear_temporaries
 from mbrl.replay.cut import KEPT, episode_of
 from mbrl.replay.episode import NAME, Episode, write_episode
@@ -46,6 +44,7 @@ class Order:
         random: the configuration of the agent that acts by chance.
         folder: the data set.
         episodes: how many of this policy it is to hold.
+        own: the user's folder of configurations.
     """
 
     task: Task
@@ -54,6 +53,7 @@ class Order:
     random: Mapping[str, Any]
     folder: Path
     episodes: int
+    own: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class Table:
         if self._order != order:
             self.close()
             self._env = world(order)
-            self._acting, self._order = build(order.policy, self._env, random=order.random), order
+            self._acting, self._order = build(order.policy, self._env, random=order.random, own=order.own), order
         assert self._env is not None and self._acting is not None
         for number in piece.numbers:
             write_episode(order.folder, episode(self._env, self._acting, number=number, row=piece.row))
@@ -105,8 +105,7 @@ def episode(env: RowsEnv, acting: Acting, *, number: int, row: int) -> Episode:
     steps: list[TensorDict] = []
     while True:
         wanted = acting.act(now, number=number, decision=len(steps))
-        done = torch.from_numpy(admissible(wanted, env.env_spec).copy())
-        stepped, now = env.step_and_maybe_reset(now.set("action", done))
+        stepped, now = env.step_and_maybe_reset(now.set("action", wanted))
         steps.append(stepped[0].select(*KEPT, strict=False).clone())
         if bool(stepped["next", "done"][0]):
             return episode_of(steps, env=row, number=number)
@@ -117,9 +116,7 @@ def check(order: Order) -> Card:
 
     Raises: ValueError, NoRendering if the world cannot be played, or the folder holds other data.
     """
-    env = world(order)
-    spec = env.env_spec
-    env.close()
+    spec = env_spec_of(order.task.facts(order.protocol), order.protocol)
     card = Card(
         name=order.folder.name,
         source="collected with `mbrl data collect`",
@@ -232,16 +229,9 @@ TABLE = Table()
 
 
 def begin_worker(parent: int) -> None:
-    """One thread, no Ctrl-C of its own, and an end when the parent has none to give (killed)."""
+    """One thread, and an end with the parent."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    belong_to(parent)
 
 
 def work(piece: Piece) -> int:

@@ -14,6 +14,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from mbrl.envs.rows import RowsEnv
+from mbrl.run.collect import acted
 from mbrl.rundir.build import make
 from worldmodel.seeds import Seeds
 
@@ -35,13 +36,10 @@ class Expert:
 
     def __init__(self, env: RowsEnv, *, noise: float, seeds: Seeds) -> None:
         """Raises: ValueError if there is no expert to ask."""
+        if not env.facts.expert:
+            raise ValueError(f"{env.task} has no scripted expert: collect with policy=random")
         self._env, self._noise, self._seeds = env, noise, seeds
         self._last: Tensor = torch.zeros(1)
-        env.reset()
-        try:
-            env.expert_actions()
-        except NotImplementedError as error:
-            raise ValueError(f"{env.task} has no scripted expert ({error}): collect with policy=random") from error
 
     def act(self, now: TensorDict, *, number: int, decision: int) -> Tensor:
         """See `Acting`."""
@@ -58,7 +56,7 @@ class Played:
     """An agent of `agents.api`, with its memory."""
 
     def __init__(self, agent: Any, env: RowsEnv, *, reads: tuple[str, ...] = ()) -> None:
-        self._agent, self._reads, self._decisions = agent, reads, env.env_spec.decisions
+        self._agent, self._env, self._reads, self._decisions = agent, env, reads, env.env_spec.decisions
         self._memory: Any = None
 
     @torch.no_grad()
@@ -67,8 +65,9 @@ class Played:
         if not decision:
             self._memory = None
         step = number * self._decisions + decision  # each episode draws numbers of its own
-        seen = now.select("pixels", "is_init", *self._reads)
-        action_1A, self._memory = self._agent.act(seen, self._memory, "explore", step=step)
+        action_1A, self._memory = acted(
+            self._agent, self._env, now, self._memory, "explore", step=step, reads=self._reads
+        )
         return action_1A
 
 
@@ -79,12 +78,13 @@ def check_noise(noise: float) -> float:
     return noise
 
 
-def build(policy: Mapping[str, Any], env: RowsEnv, *, random: Mapping[str, Any]) -> Acting:
+def build(policy: Mapping[str, Any], env: RowsEnv, *, random: Mapping[str, Any], own: Path | None = None) -> Acting:
     """Who a data set's card describes.
 
     Args:
         policy: `policy`, `seed`, and `noise` or `run`, as in `Card.policies`.
         random: the configuration of the agent that acts by chance (configs/agent/random.yaml).
+        own: the user's folder of configurations, whose classes a run may name.
     Raises: ValueError where there is no expert, or the run is none.
     """
     name = policy["policy"]
@@ -93,18 +93,18 @@ def build(policy: Mapping[str, Any], env: RowsEnv, *, random: Mapping[str, Any])
         config: Any = make(random, "agent", trusted=False)
         return Played(config.build(env_spec=env.env_spec, seeds=seeds), env)
     if name == "run":
-        return agent_of(Path(policy["run"]), env)
+        return agent_of(Path(policy["run"]), env, own=own)
     return Expert(env, noise=policy.get("noise", 0.0), seeds=seeds)
 
 
-def agent_of(folder: Path, env: RowsEnv) -> Played:
+def agent_of(folder: Path, env: RowsEnv, *, own: Path | None = None) -> Played:
     """The agent of a run's newest checkpoint, with the weights that `mbrl eval` scores.
 
     Raises: ValueError if the run is of another task or protocol than `env`, or has classes that are not ours.
     """
     from mbrl.run.restore import configs_of, read_trained
 
-    configs = configs_of(folder, device="cpu")
+    configs = configs_of(folder, own=own, device="cpu")
     if (configs.task.name, configs.protocol) != (env.task, env.protocol):
         raise ValueError(
             f"policy={folder} learned {configs.task.name} under protocol {configs.protocol.name}: "

@@ -7,13 +7,22 @@ import time
 import torch
 
 from mbrl.envs.protocol import ProtocolConfig
+from mbrl.envs.row import rows_of
 from mbrl.envs.rows import RowsEnv
 from mbrl.envs.simulator import Task
+from mbrl.envs.workers import Here, Home, Workers
 from worldmodel.seeds import Seeds
 
 
 def make_envs(
-    task: Task, protocol: ProtocolConfig, *, seeds: Seeds, stream: str, rows: int, snapshots: bool = False
+    task: Task,
+    protocol: ProtocolConfig,
+    *,
+    seeds: Seeds,
+    stream: str,
+    rows: int,
+    snapshots: bool = False,
+    workers: int = 0,
 ) -> RowsEnv:
     """`rows` environments of `task` under `protocol`, batch [rows].
 
@@ -21,26 +30,39 @@ def make_envs(
 
     Args:
         snapshots: real steps carry what a simulator can go on from; only a model that reads it is worth the memory.
+        workers: processes in which the rows live, at most one a row; 0 or 1: in this one. The bits are the same.
 
     Raises: ValueError where task and protocol do not fit, NoRendering where frames cannot be drawn. (An unknown task is
     already refused by its config: UnknownTask.)
     """
     if rows < 1:
         raise ValueError(f"rows must be >= 1 (got {rows})")
-    simulators = task.build(protocol=protocol, rows=rows)
-    return RowsEnv(simulators, protocol, task=task.name, seeds=seeds, stream=stream, snapshots=snapshots)
+    for complaint in task.complaints(protocol):
+        raise ValueError(complaint)
+    facts = task.facts(protocol)
+    if snapshots and not facts.snapshot_dim:
+        raise ValueError(f"{task.name} has no snapshots to go on from")
+    workers = min(workers, rows)
+    home: Home
+    if workers > 1:
+        home = Workers(task, protocol, rows=rows, workers=workers, snapshots=snapshots)
+    else:
+        home = Here(rows_of(task, protocol, numbers=range(rows), snapshots=snapshots))
+    return RowsEnv(home, facts, protocol, rows=rows, task=task.name, seeds=seeds, stream=stream, snapshots=snapshots)
 
 
-def frames_per_second(task: Task, protocol: ProtocolConfig, *, decisions: int) -> float:
-    """Frames delivered per second of wall time by one row: physics, drawing and the environment around them."""
-    env = make_envs(task, protocol, seeds=Seeds(0), stream="speed", rows=1)
+def frames_per_second(
+    task: Task, protocol: ProtocolConfig, *, decisions: int, rows: int = 1, workers: int = 0
+) -> float:
+    """Frames delivered per second of wall time by all rows: physics, drawing and the environment around them."""
+    env = make_envs(task, protocol, seeds=Seeds(0), stream="speed", rows=rows, workers=workers)
     try:
         now = env.reset()
-        action = torch.zeros(1, env.env_spec.action_dim)
+        action = torch.zeros(rows, env.env_spec.action_dim)
         _, now = env.step_and_maybe_reset(now.set("action", action))  # the first step builds caches
         begin = time.perf_counter()
         for _ in range(decisions):
             _, now = env.step_and_maybe_reset(now.set("action", action))
-        return decisions / (time.perf_counter() - begin)
+        return rows * decisions / (time.perf_counter() - begin)
     finally:
         env.close()

@@ -7,56 +7,84 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mbrl.envs.protocol import ProtocolConfig
-from mbrl.envs.simulator import SimStep, UnknownTask
+from mbrl.envs.protocol import NamedCamera, ProtocolConfig
+from mbrl.envs.simulator import SimStep, UnknownTask, WorldFacts
 
-# As data, so that a config is checked without importing the simulator; a test compares it with Meta-World's own list.
+# As data, so that a config is checked without importing the simulator; tests compare it with Meta-World's own.
 # fmt: off
-TASKS = (
-    "assembly-v3", "basketball-v3", "bin-picking-v3", "box-close-v3", "button-press-v3",
-    "button-press-topdown-v3", "button-press-topdown-wall-v3", "button-press-wall-v3", "coffee-button-v3",
-    "coffee-pull-v3", "coffee-push-v3", "dial-turn-v3", "disassemble-v3", "door-close-v3", "door-lock-v3",
-    "door-open-v3", "door-unlock-v3", "drawer-close-v3", "drawer-open-v3", "faucet-close-v3", "faucet-open-v3",
-    "hammer-v3", "hand-insert-v3", "handle-press-v3", "handle-press-side-v3", "handle-pull-v3",
-    "handle-pull-side-v3", "lever-pull-v3", "peg-insert-side-v3", "peg-unplug-side-v3", "pick-out-of-hole-v3",
-    "pick-place-v3", "pick-place-wall-v3", "plate-slide-v3", "plate-slide-back-v3", "plate-slide-back-side-v3",
-    "plate-slide-side-v3", "push-v3", "push-back-v3", "push-wall-v3", "reach-v3", "reach-wall-v3",
-    "shelf-place-v3", "soccer-v3", "stick-pull-v3", "stick-push-v3", "sweep-v3", "sweep-into-v3",
-    "window-close-v3", "window-open-v3",
-)
+TASKS = {
+    "assembly-v3": 701, "basketball-v3": 753, "bin-picking-v3": 733, "box-close-v3": 712, "button-press-v3": 664,
+    "button-press-topdown-v3": 664, "button-press-topdown-wall-v3": 690, "button-press-wall-v3": 690,
+    "coffee-button-v3": 748, "coffee-pull-v3": 750, "coffee-push-v3": 750, "dial-turn-v3": 671, "disassemble-v3": 705,
+    "door-close-v3": 664, "door-lock-v3": 680, "door-open-v3": 665, "door-unlock-v3": 680, "drawer-close-v3": 672,
+    "drawer-open-v3": 690, "faucet-close-v3": 681, "faucet-open-v3": 681, "hammer-v3": 736, "hand-insert-v3": 676,
+    "handle-press-v3": 676, "handle-press-side-v3": 675, "handle-pull-v3": 672, "handle-pull-side-v3": 673,
+    "lever-pull-v3": 666, "peg-insert-side-v3": 725, "peg-unplug-side-v3": 714, "pick-out-of-hole-v3": 686,
+    "pick-place-v3": 673, "pick-place-wall-v3": 688, "plate-slide-v3": 683, "plate-slide-back-v3": 683,
+    "plate-slide-back-side-v3": 683, "plate-slide-side-v3": 683, "push-v3": 673, "push-back-v3": 675,
+    "push-wall-v3": 688, "reach-v3": 670, "reach-wall-v3": 688, "shelf-place-v3": 699, "soccer-v3": 709,
+    "stick-pull-v3": 735, "stick-push-v3": 735, "sweep-v3": 692, "sweep-into-v3": 658, "window-close-v3": 700,
+    "window-open-v3": 699,
+}
+"""All tasks, and how many numbers a moment of each has (`mbrl.envs.snapshot`)."""
 # fmt: on
-
-_HORIZON = 500  # Meta-World's episodes are no longer
+CAMERAS = ("corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
+STEPS = 500  # Meta-World's episodes are no longer
+# where the hand is, how far the gripper is open, and where the controller wants the hand, which follows with a lag;
+# against an obstacle the two part, and without the third nobody can tell how the hand will move
+CENTRE = np.array([0.0, 0.6, 0.2, 0.5, 0.0, 0.6, 0.2], np.float32)  # metres, about where the hand begins
+SCALE = np.array([10.0, 10.0, 10.0, 1.0, 10.0, 10.0, 10.0], np.float32)  # decimetres
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetaWorldTask:
     """One of the 50 tasks, by its v3 name. Raises: UnknownTask."""
 
+    tasks: ClassVar[Sequence[str]] = tuple(TASKS)
     name: str
 
     def __post_init__(self) -> None:
         if self.name not in TASKS:
             raise UnknownTask("Meta-World", self.name, TASKS)
 
-    def build(self, *, protocol: ProtocolConfig, rows: int) -> list[MetaWorld]:
-        """`rows` worlds that share one compiled model and one painter.
+    def facts(self, protocol: ProtocolConfig) -> WorldFacts:
+        """The same of all tasks but for the length of a moment."""
+        return WorldFacts(
+            action_dim=4,
+            proprio_dim=len(CENTRE),
+            state_dim=42,
+            snapshot_dim=TASKS[self.name],
+            expert=True,
+            parts={"hand": slice(0, 3), "object": slice(7, 10)},
+        )
 
-        Raises: ValueError if an episode of the protocol is longer than Meta-World allows; NoRendering.
-        """
-        steps = protocol.decisions * protocol.action_repeat + protocol.zero_action_first
-        if steps > _HORIZON:
-            raise ValueError(
-                f"decisions * action_repeat must be <= {_HORIZON} simulator steps in Meta-World (got {steps} with "
-                f"decisions={protocol.decisions}, action_repeat={protocol.action_repeat})"
+    def complaints(self, protocol: ProtocolConfig) -> Iterator[str]:
+        """About the camera and the length of an episode."""
+        camera = protocol.camera
+        if camera is None:
+            yield (
+                f"protocol.camera must be a camera in Meta-World (got null in protocol {protocol.name}); "
+                "use another protocol, for example protocol=default"
             )
+        if isinstance(camera, NamedCamera) and camera.name not in CAMERAS:
+            yield f"protocol.camera.name must be one of {', '.join(CAMERAS)} in Meta-World (got {camera.name})"
+        steps = protocol.decisions * protocol.action_repeat + protocol.zero_action_first
+        if steps > STEPS:
+            yield (
+                f"protocol.decisions={protocol.decisions} x protocol.action_repeat={protocol.action_repeat} must be <= "
+                f"{STEPS} simulator steps in Meta-World (got {steps}); "
+                f"lower protocol.decisions to {STEPS // protocol.action_repeat - protocol.zero_action_first}"
+            )
+
+    def build(self, *, protocol: ProtocolConfig, rows: int) -> list[MetaWorld]:
+        """`rows` worlds that share one compiled model and one painter. Raises: NoRendering."""
         import mujoco
         from metaworld.env_dict import ENV_CLS_MAP
         from metaworld.policies import ENV_POLICY_MAP
@@ -93,16 +121,6 @@ class MetaWorld:
     from a generator of the episode's seed, then a reset with that draw held fixed.
     """
 
-    action_dim = 4
-    discrete = False
-    terminates = False
-    # where the hand is, how far the gripper is open, and where the controller wants the hand, which follows with a lag;
-    # against an obstacle the two part, and without the third nobody can tell how the hand will move
-    proprio_dim = 7
-    proprio_centre = (0.0, 0.6, 0.2, 0.5, 0.0, 0.6, 0.2)  # metres, about where the hand begins
-    proprio_scale = (10.0, 10.0, 10.0, 1.0, 10.0, 10.0, 10.0)  # decimetres
-    parts: ClassVar[Mapping[str, slice]] = {"hand": slice(0, 3), "object": slice(7, 10)}
-
     def __init__(self, world: Any, painter: Any, policy: Any, *, settle: int) -> None:
         import mujoco
 
@@ -125,12 +143,12 @@ class MetaWorld:
         if self._moments is None:  # a world has all its attributes only when it has been stepped once
             from mbrl.envs.snapshot import Moments
 
-            self.step(np.zeros(self.action_dim, np.float32))
+            self.step(np.zeros(4, np.float32))
             self._moments = Moments(self._world)
             self._begin(seed)
         world = self._world
         for _ in range(self._settle):
-            self.step(np.zeros(self.action_dim, np.float32))
+            self.step(np.zeros(4, np.float32))
         mujoco.mj_forward(world.model, world.data)  # tasks move bodies after their last forward pass: draw what is
 
     def _begin(self, seed: int) -> None:
@@ -148,7 +166,7 @@ class MetaWorld:
         self._observation, reward, _, _, info = self._world.step(action)
         # MuJoCo answers a broken state by resetting itself, and Meta-World does not tell
         unstable = data.time <= time or self._broken() != counted
-        return SimStep(float(reward), terminated=False, success=bool(info["success"]), unstable=unstable)
+        return SimStep(reward=float(reward), success=bool(info["success"]), unstable=unstable)
 
     def _broken(self) -> int:
         return sum(self._world.data.warning[kind].number for kind in self._breakdowns)
@@ -164,6 +182,10 @@ class MetaWorld:
         """
         wanted = self._world.data.mocap_pos[0]
         return np.concatenate([self._observation[:4], wanted, self._observation[4:]]).astype(np.float32)
+
+    def proprio(self) -> NDArray[np.float32]:
+        """Hand, gripper and where the controller wants the hand, f32 [7]."""
+        return (self.state()[: len(CENTRE)] - CENTRE) * SCALE
 
     def snapshot(self) -> NDArray[np.float64]:
         """See `mbrl.envs.snapshot`; f64 [P]. Only after a reset."""

@@ -5,13 +5,15 @@ Knows numpy only. Three variants by name: `reach`, `reach-discrete`, `reach-term
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mbrl.envs.protocol import ProtocolConfig
-from mbrl.envs.simulator import SimStep, UnknownTask
+from mbrl.envs.simulator import SimStep, UnknownTask, WorldFacts
 
 TASKS = ("reach", "reach-discrete", "reach-terminal")
 
@@ -29,20 +31,39 @@ _DOT = np.array([250, 60, 50], np.float32)
 class ToyTask:
     """A variant of the toy world, by name. Raises: UnknownTask."""
 
+    tasks: ClassVar[Sequence[str]] = TASKS
     name: str
 
     def __post_init__(self) -> None:
         if self.name not in TASKS:
             raise UnknownTask("the toy world", self.name, TASKS)
 
-    def build(self, *, protocol: ProtocolConfig, rows: int) -> list[Toy]:
-        """`rows` worlds. Raises: ValueError if the protocol names a camera: the toy world has one view of its own."""
+    def facts(self, protocol: ProtocolConfig) -> WorldFacts:
+        """What differs between the variants is how to act, and whether success ends an episode."""
+        discrete = self.name == "reach-discrete"
+        return WorldFacts(
+            action_dim=len(_MOVES) if discrete else 2,
+            discrete=discrete,
+            terminates=self.name == "reach-terminal",
+            proprio_dim=2,
+            state_dim=4,
+            snapshot_dim=4,
+            expert=True,
+            parts={"dot": slice(0, 2), "goal": slice(2, 4)},
+        )
+
+    def complaints(self, protocol: ProtocolConfig) -> Iterator[str]:
+        """About a camera: the toy world has one view of its own."""
         if protocol.camera is not None or protocol.flip != "none":
-            raise ValueError(
-                "the toy world has one upright view: camera must be null and flip none "
-                f"(got {protocol.camera}, {protocol.flip}); use protocol=toy"
+            yield (
+                f"protocol.camera must be null and protocol.flip none in the toy world, which has one upright view "
+                f"(got protocol {protocol.name}); use protocol=toy"
             )
-        return [Toy(self.name, image=protocol.image) for _ in range(rows)]
+
+    def build(self, *, protocol: ProtocolConfig, rows: int) -> list[Toy]:
+        """`rows` worlds."""
+        facts = self.facts(protocol)
+        return [Toy(facts, image=protocol.image) for _ in range(rows)]
 
 
 class Toy:
@@ -52,12 +73,8 @@ class Toy:
     closeness - 1, so that ending early, which success does there, is worth it. Success: d < 0.12.
     """
 
-    def __init__(self, variant: str, *, image: int) -> None:
-        self.discrete = variant == "reach-discrete"
-        self.terminates = variant == "reach-terminal"
-        self.action_dim = len(_MOVES) if self.discrete else 2
-        self.proprio_dim, self.proprio_centre, self.proprio_scale = 2, (0.5, 0.5), (2.0, 2.0)
-        self.parts = {"dot": slice(0, 2), "goal": slice(2, 4)}
+    def __init__(self, facts: WorldFacts, *, image: int) -> None:
+        self._discrete, self._ends = facts.discrete, facts.terminates
         self._side = np.arange(image, dtype=np.float32) + 0.5
         self._image = image
         self._dot = self._goal = np.zeros(2)
@@ -75,12 +92,12 @@ class Toy:
 
     def step(self, action: NDArray[np.float32]) -> SimStep:
         """Moves the dot by at most 0.12 per axis."""
-        move = _MOVES[int(action.argmax())] if self.discrete else action
+        move = _MOVES[int(action.argmax())] if self._discrete else action
         self._dot = np.clip(self._dot + _STRIDE * move.astype(np.float64), 0, 1)
         distance = self._distance()
         success = distance < _NEAR
-        reward = 1 - np.tanh(2 * distance) - self.terminates
-        return SimStep(float(reward), terminated=success and self.terminates, success=success)
+        reward = 1 - np.tanh(2 * distance) - self._ends
+        return SimStep(reward=float(reward), terminated=success and self._ends, success=success)
 
     def draw(self) -> NDArray[np.uint8]:
         """u8 [3, H, W]: the goal is a square, the dot a disc over it; edges are smooth, so small moves can be seen."""
@@ -100,6 +117,10 @@ class Toy:
         """Places of dot and goal, f32 [4]."""
         return np.concatenate([self._dot, self._goal]).astype(np.float32)
 
+    def proprio(self) -> NDArray[np.float32]:
+        """Where the dot is, from the field's middle, f32 [2]."""
+        return (self.state()[:2] - np.float32(0.5)) * np.float32(2.0)
+
     def snapshot(self) -> NDArray[np.float64]:
         """Places of dot and goal, f64 [4]."""
         return np.concatenate([self._dot, self._goal])
@@ -111,7 +132,7 @@ class Toy:
     def expert(self) -> NDArray[np.float32]:
         """Straight to the goal, then stay."""
         wanted = (self._goal - self._dot) / _STRIDE
-        if not self.discrete:
+        if not self._discrete:
             return np.clip(wanted, -1, 1).astype(np.float32)
         after = np.clip(self._dot + _STRIDE * _MOVES, 0, 1)
         best = np.linalg.norm(after - self._goal, axis=1).argmin()

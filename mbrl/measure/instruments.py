@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from mbrl.measure.probe import LEAST_EPISODES, probe
 from mbrl.replay.clips import ClipReplay
 from mbrl.replay.cut import EpisodeCodes, Windows, clips_of, longest_horizon, windows
 from mbrl.replay.episode import Episode
-from worldmodel.api import WorldModel
+from worldmodel.api import Tokenizing, WorldModel
 from worldmodel.dream.imagine import Dream, given
 from worldmodel.seeds import Seeds
 from worldmodel.spec import ModelSpec
@@ -40,15 +40,6 @@ PROBED = 1500
 """Frames for the probe at most."""
 PROBED_ANEW = 256
 """The same where every frame has a context of its own, and so must be tokenized for it."""
-
-
-@runtime_checkable
-class CodeReader(Protocol):
-    """A world model that lets its codes be read out; one without is not probed."""
-
-    def code_features(self, context_BN: Tensor, codes_BFK: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors of the context's codes [B, C] and of each frame's [B, F, E]."""
-        ...
 
 
 def compared(spec: ModelSpec) -> tuple[int, ...]:
@@ -99,8 +90,8 @@ class Instruments:
           `reward_rmse_*` is the same error in environment units.
         * `proprio_rmse_1`, `_5`, `_10`: root mean square error of the numbers of the imagined proprioception, where
           the model reads any. A robot that lags in dreams misses what it reaches for.
-        * `codes`, `reward`, ...: the losses of the dynamics on this episode, as when it is fitted (dropout and jitter
-          included; a strange context is here another clip's of the same episode).
+        * `codes`, `reward`, ...: the losses of the model's last part on this episode, as when it is fitted (dropout and
+          jitter included; a strange context is here another clip's of the same episode).
         * `return_imagined`, `return_real`: discounted rewards of the next frames, imagined with the agent's own policy
           and as they followed. The dream's noise is white, the real one may be correlated.
         * `value`, `return_to_go`: the critic at these moments and the discounted rewards to the episode's end, with
@@ -165,20 +156,21 @@ class Instruments:
         }
 
     def _losses(self, real: Windows, episode: Episode) -> dict[str, float]:
-        """The model's own losses of its dynamics on these windows."""
-        if not self.model.parameters_of("dynamics"):
-            return {}
+        """The losses of the model's last part on these windows."""
         spec = self.model.spec
+        if not spec.parts:
+            return {}
+        part = spec.parts[-1]
         length = spec.burn_in + real.reward.shape[1]
         first_W = real.newest - spec.burn_in + 1
         clip = clips_of(episode, spec, first_W, length=length, codes=self._memoised(episode))
         generator = self.seeds.torch("measure/losses", episode.number)
-        losses = self.model.losses(clip, "dynamics", step=0, generator=generator)
-        return {name.removeprefix("dynamics/"): float(value) for name, value in losses.items() if name != "loss"}
+        losses = self.model.losses(clip, part, step=0, generator=generator)
+        return {name.removeprefix(f"{part}/"): float(value) for name, value in losses.items() if name != "loss"}
 
     def _memoised(self, episode: Episode) -> EpisodeCodes | None:
         """The episode's codes as replay holds them, where one encoding serves the whole episode."""
-        if not self._has_codes or self.model.spec.context != "first_frame":
+        if not isinstance(self.model, Tokenizing) or self.model.spec.context != "first_frame":
             return None
         for index, stored in enumerate(self.replay.store.stored):
             if stored.episode.number == episode.number:
@@ -187,7 +179,7 @@ class Instruments:
 
     def _features(self, index: int, at_F: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Features of some frames of a stored episode: of their context [F, C], of their own codes [F, E]."""
-        assert isinstance(self.model, CodeReader)
+        assert isinstance(self.model, Tokenizing)
         if self.model.spec.context == "first_frame":
             context_N, codes_FK = self._codes_at(index)
             context_1C, codes_1FE = self.model.code_features(context_N[None].long(), codes_FK[None, at_F].long())
@@ -199,10 +191,6 @@ class Instruments:
     def _codes_at(self, index: int) -> EpisodeCodes:
         codes = self.replay.episode_codes(index)
         return codes.context, codes.frames
-
-    @property
-    def _has_codes(self) -> bool:
-        return "pixels" in self.model.spec.reads
 
     def _reward_variance(self) -> float:
         held = [stored.episode for stored in self.replay.store.stored]
@@ -221,7 +209,7 @@ class Instruments:
             draw: names those clips.
         Returns: None for a model without codes.
         """
-        if not self._has_codes:
+        if not isinstance(self.model, Tokenizing):
             return None
         if self.model.spec.context == "first_frame":
             newest = range(len(self.replay.store.stored))[-COUNTED:]
@@ -237,7 +225,7 @@ class Instruments:
         Features are the vectors of the frame's codes and of its context's, without the transformer's hidden state. A
         quarter of the replay's episodes is held out from the probe (the tokenizer was fitted to all of them).
         """
-        if not (self._has_codes and isinstance(self.model, CodeReader) and self.parts):
+        if not (isinstance(self.model, Tokenizing) and self.parts):
             return {}
         stored = self.replay.store.stored
         anew = self.model.spec.context == "sliding"

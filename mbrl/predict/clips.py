@@ -154,7 +154,7 @@ def _learned(folder: Path, plain: Mapping[str, Any], *, trusted: bool) -> list[P
     if "data" not in plain:
         if not (folder / "replay").is_dir():
             raise ValueError(f"{folder} has no replay any more")
-        old = folders_of(plain["rehearsal"], (), EpisodeCache(0)) if plain.get("rehearsal") else []
+        old = folders_of(plain["rehearsal"], (), EpisodeCache(0)) if plain["rehearsal"] else []
         lent = [data.folder / name for data in old for name in data.names]
         return [*lent, *(folder / "replay").glob("ep-*.npz")]
     data: DataConfig = make(plain["data"], "data", trusted=trusted)

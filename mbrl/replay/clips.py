@@ -77,7 +77,8 @@ class ReplayConfig:
         demos: int = 0,
         lent: Sequence[Stored] = (),
     ) -> ClipReplay:
-        """The replay whose files lie in `folder`; `tokenize` gives codes, valid as long as `version()` stays.
+        """The replay whose files lie in `folder`; `tokenize` gives codes, valid as long as `version()` stays
+        (None: a model without codes).
 
         `demos`: the run's first episodes are demonstrations, so many: kept for ever, on top of `capacity`.
         `lent`: episodes of data sets, likewise, which are read where they lie.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import Any
 
 import torch
 
+from agents.api import Agent, build
 from mbrl.envs.make import make_envs
 from mbrl.envs.rows import RowsEnv
 from mbrl.io.checkpoint import Checkpoints
 from mbrl.io.video import Videos
 from mbrl.measure.instruments import Instruments
-from mbrl.replay.store import expected_bytes
 from mbrl.run.best import Best
 from mbrl.run.clock import Clock
 from mbrl.run.collect import Collector
@@ -24,10 +23,11 @@ from mbrl.run.evaluate import Evaluator
 from mbrl.run.progress import Progress
 from mbrl.run.rehearsal import check_rehearsal, lent, rehearsed
 from mbrl.run.run import Run
-from mbrl.run.validate import check_together
+from mbrl.run.validate import check_together, footprint
 from mbrl.rundir.build import make
 from mbrl.rundir.machine import check_device, check_matmul, set_matmul_precision
 from mbrl.rundir.stop import Stop
+from worldmodel.api import Tokenizing, WorldModel
 from worldmodel.dream.imagine import Dream
 from worldmodel.seeds import Seeds
 
@@ -48,17 +48,21 @@ class ComputeConfig:
         threads: torch threads; results are exact for a fixed number of threads only.
         matmul: products of float32 matrices on a CPU: `ieee`, or `bf16`, faster (mbrl/rundir/machine.py).
         rows: environments that collect side by side.
+        workers: processes in which environments live, at most one for each; 0: in the run's own. The bits are the same.
     """
 
     device: str
     threads: int
     matmul: str
     rows: int
+    workers: int
 
     def __post_init__(self) -> None:
         for name in ("threads", "rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1 (got {getattr(self, name)})")
+        if self.workers < 0:
+            raise ValueError(f"workers must be >= 0 (got {self.workers}); 0 steps all environments in one process")
         check_device(self.device)
         check_matmul(self.matmul)
 
@@ -83,7 +87,7 @@ class Configs:
             raise ValueError(f"seed must be in [0, 2^31) (got {plain['seed']})")
         if plain["keep"] < 2:
             raise ValueError(f"keep must be >= 2: the newest checkpoint may be the damaged one (got {plain['keep']})")
-        rehearsal = check_rehearsal(plain.get("rehearsal", ()))
+        rehearsal = check_rehearsal(plain["rehearsal"])
         return cls(seed=plain["seed"], keep=plain["keep"], demos=demos, rehearsal=rehearsal, groups=groups)
 
     def __getattr__(self, name: str) -> Any:
@@ -97,9 +101,9 @@ class Configs:
 class EvalSetup:
     """What it takes to act and to be scored: everything of a run but its learning."""
 
-    model: Any
-    agent: Any
-    prefiller: Any
+    model: WorldModel
+    agent: Agent
+    prefiller: Agent
     evaluator: Evaluator
     seeds: Seeds
 
@@ -121,7 +125,7 @@ def assemble_eval(configs: Configs, collecting: RowsEnv | None) -> EvalSetup:
     runtime = {
         "spec": model.spec,
         "env_spec": env_spec,
-        "dream": Dream(model, seeds=seeds),
+        **({"dream": Dream(model, seeds=seeds)} if model.spec.dreams else {}),
         "seeds": seeds,
         "device": device,
         "expert": lambda mode: worlds[mode].expert_actions(),
@@ -136,7 +140,7 @@ def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: S
     """The whole run; reading this function top to bottom is reading the object graph."""
     sets = rehearsed(configs.rehearsal, configs.protocol)
     envs = worlds_of(configs, stream="env", rows=configs.compute.rows)
-    require_room(configs, envs, folder, rehearsed=sum(sum(data.frames) - len(data) for data in sets))
+    require_room(configs, folder, rehearsed=sum(sum(data.frames) - len(data) for data in sets))
     old = lent(sets, envs, configs.worldmodel.reads)
     player = assemble_eval(configs, envs)
     seeds, model = player.seeds, player.model
@@ -145,8 +149,8 @@ def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: S
         folder=folder / "replay",
         spec=model.spec,
         seeds=seeds,
-        tokenize=model.tokenize,
-        version=lambda: model.tokenizer_version,
+        tokenize=model.tokenize if isinstance(model, Tokenizing) else None,
+        version=lambda: model.tokenizer_version if isinstance(model, Tokenizing) else 0,
         demos=configs.demos,
         lent=old,
     )
@@ -176,7 +180,7 @@ def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: S
         evaluator=player.evaluator,
         best=Best({"model": model, "agent": player.agent}),
         instruments=Instruments(
-            model=model, agent=player.agent, replay=replay, seeds=seeds, parts=envs.parts, demos=configs.demos
+            model=model, agent=player.agent, replay=replay, seeds=seeds, parts=envs.facts.parts, demos=configs.demos
         ),
         gate=gate,
         progress=progress,
@@ -188,22 +192,14 @@ def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: S
     )
 
 
-def require_room(configs: Configs, envs: RowsEnv, folder: Path, *, rehearsed: int) -> None:
+def require_room(configs: Configs, folder: Path, *, rehearsed: int) -> None:
     """Refuses a replay that memory or disk could not hold; of data sets (`rehearsed` decisions) memory holds a copy.
 
     Raises: ValueError.
     """
     stored = min(configs.replay.capacity, configs.schedule.total // configs.protocol.action_repeat)
-    own, old = (
-        expected_bytes(
-            decisions,
-            image=configs.protocol.image,
-            action_dim=envs.env_spec.action_dim,
-            known=envs.known,
-            episode_decisions=configs.protocol.decisions,
-        )
-        for decisions in (stored + configs.demos * configs.protocol.decisions, rehearsed)
-    )
+    own = footprint(configs.groups, stored + configs.demos * configs.protocol.decisions)
+    old = footprint(configs.groups, rehearsed)
     replace(own, ram=own.ram + old.ram).require_room(folder)
 
 
@@ -216,10 +212,5 @@ def worlds_of(configs: Configs, *, stream: str, rows: int) -> RowsEnv:
         stream=stream,
         rows=rows,
         snapshots="snapshot" in configs.worldmodel.reads,
+        workers=configs.compute.workers,
     )
-
-
-def build(config: Any, runtime: Mapping[str, Any]) -> Any:
-    """`config.build(...)` with those of the run's objects that its signature names."""
-    asked = inspect.signature(config.build).parameters
-    return config.build(**{name: runtime[name] for name in asked})

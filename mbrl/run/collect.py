@@ -7,14 +7,30 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
+from torch import Tensor
 
-from agents.api import Agent, Memory
+from agents.api import Agent, Memory, Mode
 from mbrl.envs.rows import RowsEnv
 from mbrl.replay.clips import ClipReplay
 from mbrl.replay.cut import KEPT, episode_of
 from mbrl.replay.episode import Episode
 from mbrl.run.clock import Clock
 from mbrl.run.progress import Progress
+
+
+def acted(
+    agent: Agent, env: RowsEnv, now: TensorDict, memory: Memory, mode: Mode, *, step: int, reads: tuple[str, ...]
+) -> tuple[Tensor, Memory]:
+    """The actions f32 [E, A] that `env` will execute where `agent` sees `now`, and the agent's memory.
+
+    What an agent keeps under `action` (agents/memory.py: what leads into the next frame) is made the executed action:
+    it is what replay holds, and so what the world model is told in training.
+    """
+    said_EA, memory = agent.act(now.select("pixels", "is_init", *reads), memory, mode, step=step)
+    action_EA = env.executed(said_EA)
+    if memory is not None and "action" in memory.keys() and memory["action"].shape == action_EA.shape:  # noqa: SIM118
+        memory = memory.copy().set("action", action_EA.to(memory["action"]))
+    return action_EA, memory
 
 
 class Collector:
@@ -61,8 +77,8 @@ class Collector:
         if self.prefilling and self.clock.env_steps >= self.prefill and self.ready():
             self._hand_over()
         actor = self.prefiller if self.prefilling else agent
-        seen = self.now.select("pixels", "is_init", *self.reads)
-        action_EA, self.memory = actor.act(seen, self.memory, "explore", step=self.clock.decisions // self.rows)
+        number = self.clock.decisions // self.rows
+        action_EA, self.memory = acted(actor, self.env, self.now, self.memory, "explore", step=number, reads=self.reads)
         stepped, self.now = self.env.step_and_maybe_reset(self.now.set("action", action_EA))
         self._remember(stepped)
         self.clock.decisions += self.rows
@@ -83,10 +99,8 @@ class Collector:
                 self.open[row] = []
                 self.replay.append(episode)
                 self.finished.append(episode)
-                self.progress.episode(
-                    float(episode.reward.sum()),
-                    bool(episode.success.any() if self.env.protocol.success == "any" else episode.success[-1]),
-                )
+                success = bool(episode.success.any() if self.env.protocol.success == "any" else episode.success[-1])
+                self.progress.episode(float(episode.reward.sum()), success if self.env.facts.success else None)
                 self.clock.episodes += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -98,7 +112,7 @@ class Collector:
             "actions": {
                 str(row): torch.stack([s["action"] for s in steps]) for row, steps in enumerate(self.open) if steps
             },
-            "memory": {} if self.memory is None else dict(self.memory.items(include_nested=False)),
+            "memory": {} if self.memory is None else self.memory.to_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from agents.api import Agent
 from mbrl.envs.rows import RowsEnv
 from mbrl.replay.cut import KEPT, episode_of
 from mbrl.replay.episode import Episode
+from mbrl.run.collect import acted
 from mbrl.rundir.result import Episodes
 
 
@@ -64,11 +65,11 @@ class Evaluator:
         self.env.stream = stream
         rounds = [self._round(agent, number) for number in range(math.ceil(episodes / self.rows))]
         steps_ET = [steps for round_ in rounds for steps in round_][:episodes]
-        success = self.env.protocol.success
+        rule, knows = self.env.protocol.success, self.env.facts.success
         return Score(
             returns=tuple(float(steps["next", "reward"].sum()) for steps in steps_ET),
-            success=tuple(solved(steps, success) for steps in steps_ET),
-            success_last=tuple(solved(steps, "last") for steps in steps_ET),
+            success=tuple(solved(steps, rule) for steps in steps_ET) if knows else None,
+            success_last=tuple(solved(steps, "last") for steps in steps_ET) if knows else None,
             first=episode_of(list(steps_ET[0].unbind(0)), env=0, number=0),
         )
 
@@ -82,7 +83,7 @@ class Evaluator:
         decision = 0
         while any(playing):
             step = number * self.env.env_spec.decisions + decision  # each round draws its own numbers
-            action_EA, memory = agent.act(now.select("pixels", "is_init", *self.reads), memory, "evaluate", step=step)
+            action_EA, memory = acted(agent, self.env, now, memory, "evaluate", step=step, reads=self.reads)
             stepped, now = self.env.step_and_maybe_reset(now.set("action", action_EA))
             for row in range(self.rows):
                 if playing[row]:

@@ -22,7 +22,7 @@ class Progress:
         self.sums: dict[str, list[float]] = {}  # name -> [sum, count] since the last row
         self.seconds = dict.fromkeys(PHASES, 0.0)  # since the last row
         self.total_seconds = dict.fromkeys(PHASES, 0.0)
-        self.recent: deque[tuple[float, float]] = deque(maxlen=RECENT)  # return, success
+        self.recent: deque[tuple[float, float | None]] = deque(maxlen=RECENT)  # return, success
         self.imagined_frames = 0
 
     @contextmanager
@@ -49,10 +49,12 @@ class Progress:
             self._spend("learn", -values.imagine_s)
             self.imagined_frames += values.imagined_frames
 
-    def episode(self, total_reward: float, success: bool) -> None:
-        """Adds one finished training episode."""
-        self.recent.append((total_reward, float(success)))
-        self.note({"train/episode/return": total_reward, "train/episode/success": float(success)})
+    def episode(self, total_reward: float, success: bool | None) -> None:
+        """Adds one finished training episode; `success` None: the world knows none."""
+        self.recent.append((total_reward, None if success is None else float(success)))
+        self.note({"train/episode/return": total_reward})
+        if success is not None:
+            self.note({"train/episode/success": float(success)})
 
     def row(self) -> dict[str, float]:
         """Means since the last row, times included; starts the next."""
@@ -67,12 +69,13 @@ class Progress:
     def line(self, row: Mapping[str, float], *, env_steps: int, total: int, episodes: int, left_s: float) -> str:
         """The progress line."""
         returns = [r for r, _ in self.recent] or [float("nan")]
-        success = [s for _, s in self.recent] or [float("nan")]
+        success = [s for _, s in self.recent if s is not None] or ([] if self.recent else [float("nan")])
+        rate = f" success {sum(success) / len(success):.2f}" if success else ""
         spent = sum(self.total_seconds.values()) or 1.0
         split = " ".join(f"{phase} {100 * self.total_seconds[phase] / spent:.0f}%" for phase in PHASES)
         return (
             f"env steps {env_steps:>6}/{total} | episode {episodes:>4} | last {len(self.recent)}: "
-            f"return {sum(returns) / len(returns):8.1f} success {sum(success) / len(success):.2f} | "
+            f"return {sum(returns) / len(returns):8.1f}{rate} | "
             f"imagined {row['perf/imagined_frames_per_s']:6.0f} frames/s | {split} | {clock_time(left_s)} left"
         )
 

@@ -29,14 +29,12 @@ from mbrl.run.progress import Progress
 from mbrl.rundir.result import RESULT, Episodes, result_of, write_result
 from mbrl.rundir.stop import Stop
 from worldmodel.api import WorldModel
-from worldmodel.spec import Part
 from worldmodel.training.fitter import Fitter
 
 log = logging.getLogger("mbrl")
 
-OWED = ("tokenizer", "dynamics", "learn", "evaluate", "log", "save")
-"""What the schedule owes, in the order of the loop."""
-FITTED: tuple[Part, ...] = ("tokenizer", "dynamics")
+OWED = ("learn", "evaluate", "log", "save")
+"""What the schedule owes in the order of the loop, behind the updates of the world model's parts."""
 MANY = 50
 """Updates owed at once that take long enough to be announced: the first fits are minutes of silence otherwise."""
 PATIENCE = 3
@@ -50,8 +48,8 @@ class ScheduleConfig:
     Attributes:
         total: env steps of the run.
         prefill: env steps that the prefilling agent collects first.
-        tokenizer: updates of the tokenizer.
-        dynamics: updates of the token model.
+        tokenizer: updates of this part of the world model.
+        dynamics: the same; nothing is owed to a part that the model lacks.
         learn: updates of the agent.
         evaluate: interim evaluations.
         log: rows of metrics.csv and progress lines.
@@ -75,12 +73,17 @@ class ScheduleConfig:
                 raise ValueError(f"{name} must be >= 1 (got {getattr(self, name)})")
         if self.prefill > self.total:
             raise ValueError(f"prefill must be <= total={self.total} (got {self.prefill})")
-        for name in ("tokenizer", "dynamics", "learn"):
-            if getattr(self, name).start < self.prefill:
+        for name, cadence in {**self.fits, "learn": self.learn}.items():
+            if cadence.start < self.prefill:
                 raise ValueError(
-                    f"{name}.start must be >= prefill={self.prefill}: there is no replay before "
-                    f"(got {getattr(self, name).start})"
+                    f"{name}.start must be >= prefill={self.prefill}: there is no replay before (got {cadence.start})"
                 )
+
+    @property
+    def fits(self) -> dict[str, Cadence]:
+        """The cadences of the world model's parts."""
+        cadences = {name: value for name, value in vars(self).items() if isinstance(value, Cadence)}
+        return {name: cadence for name, cadence in cadences.items() if name not in OWED}
 
 
 @dataclass(kw_only=True)
@@ -121,7 +124,8 @@ class Run:
     def behind(self) -> bool:
         """Whether anything is owed still: a run that was stopped between two updates first does the rest of them."""
         done, now = self.clock.done, self.clock.env_steps
-        return any(getattr(self.schedule, name).owed(now, done.get(name, 0)) for name in OWED if self._may(name))
+        names = (*self.model.spec.parts, *OWED)
+        return any(getattr(self.schedule, name).owed(now, done.get(name, 0)) for name in names if self._may(name))
 
     def _may(self, name: str) -> bool:
         """Whether what is owed of `name` may be done now: the agent learns behind the gate."""
@@ -183,7 +187,8 @@ class Run:
 
     def _fitted(self) -> bool:
         """Whether the model is more than its first weights (one without weights always is)."""
-        return self.clock.done.get("dynamics", 0) > 0 or not self.model.parameters_of("dynamics")
+        parts = self.model.spec.parts
+        return not parts or self.clock.done.get(parts[-1], 0) > 0
 
     def evaluate(self) -> None:
         """An interim evaluation, on starts and goals of its own; its weights may turn out to be the best so far."""
@@ -321,7 +326,7 @@ class Run:
 
 def parameter_counts(model: WorldModel) -> dict[str, int]:
     """How many numbers each part of a world model learns."""
-    return {part: sum(p.numel() for p in model.parameters_of(part).values()) for part in FITTED}
+    return {part: sum(p.numel() for p in model.parameters_of(part).values()) for part in model.spec.parts}
 
 
 class RunState:

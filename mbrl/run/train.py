@@ -16,7 +16,7 @@ def train(run: Run) -> None:
             with run.timed("measure"):  # 2  what no fit has seen yet says how good the world model is
                 for episode in run.collector.finished:
                     run.measure(episode)
-        for part in ("tokenizer", "dynamics"):  # 3  fine-tune the world model on replay, each part on its cadence
+        for part in run.model.spec.parts:  # 3  fine-tune the world model on replay, each part on its cadence
             for update in run.owed(part):
                 with run.timed("fit"):
                     run.note(run.fitter.update(run.replay, part, update))

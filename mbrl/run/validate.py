@@ -8,18 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from mbrl.envs.metaworld import MetaWorldTask
-from mbrl.envs.protocol import NamedCamera
-from mbrl.envs.toy import ToyTask
-from mbrl.oracle import OracleModelConfig
-from mbrl.replay.store import Stored, available_ram, expected_bytes
-
-ACTION_DIM = 4  # of a Meta-World task; a few bytes of 12 000 per decision
-KNOWN = {"proprio": 7, "state": 42}  # numbers that a Meta-World task tells with each frame
-SNAPSHOT = {"snapshot": 753}  # numbers of the longest one (basketball-v3), where the world model reads it
-META_WORLD_STEPS = 500  # Meta-World refuses to step beyond
-META_WORLD_CAMERAS = ("corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
-"""As data, so that a config is checked without importing the simulator; a test compares them with its models."""
+from agents.api import asked
+from mbrl.replay.store import Footprint, Stored, available_ram, expected_bytes
+from worldmodel.none import NullModelConfig
 
 
 def check_together(groups: Mapping[str, Any], *, demos: int = 0) -> None:
@@ -33,12 +24,13 @@ def check_together(groups: Mapping[str, Any], *, demos: int = 0) -> None:
 
 def complaints(groups: Mapping[str, Any], *, demos: int = 0) -> Iterator[str]:
     """Every disagreement, most basic first."""
-    yield from worlds(groups)
-    if isinstance(groups["worldmodel"], OracleModelConfig):
-        yield from nothing_to_fit(groups)
-    else:
+    yield from worlds(groups, demos)
+    yield from owed_to(groups)
+    yield from dreams(groups)
+    if "tokenizer" in asked(groups["worldmodel"]):
         yield from images(groups)
         yield from positions(groups)
+    if groups["worldmodel"].parts:
         yield from clips(groups)
         yield from embeddings(groups)
         yield from horizons(groups)
@@ -68,58 +60,60 @@ def imitations(groups: Mapping[str, Any], demos: int) -> Iterator[str]:
         yield f"agent.bc_coef={bc_coef} needs demonstrations; set demos=5, or agent.bc_coef=0"
 
 
-def worlds(groups: Mapping[str, Any]) -> Iterator[str]:
-    """The protocol fits the world."""
-    protocol = groups["protocol"]
-    if isinstance(groups["task"], ToyTask) and (protocol.camera is not None or protocol.flip != "none"):
-        yield (
-            f"protocol.camera must be null and protocol.flip none in the toy world, which has one upright view "
-            f"(got protocol {protocol.name}); use protocol=toy"
-        )
-    if not isinstance(groups["task"], MetaWorldTask):
+def worlds(groups: Mapping[str, Any], demos: int) -> Iterator[str]:
+    """The world can do what the protocol asks of it, and gives what the world model reads and the agents ask."""
+    task, protocol = groups["task"], groups["protocol"]
+    yield from task.complaints(protocol)
+    facts = task.facts(protocol)
+    for key, width in facts.known(snapshots=True).items():
+        if key in groups["worldmodel"].reads and not width:
+            yield f"worldmodel reads {key}, which {task.name} does not tell; choose another worldmodel or task"
+    if protocol.success_bonus and not facts.success:
+        yield f"protocol.success_bonus={protocol.success_bonus} needs a success, which {task.name} knows none of; set 0"
+    if facts.expert:
         return
-    if protocol.camera is None:
-        yield (
-            f"protocol.camera must be a camera in Meta-World (got null in protocol {protocol.name}); "
-            "use another protocol, for example protocol=default"
-        )
-    if isinstance(protocol.camera, NamedCamera) and protocol.camera.name not in META_WORLD_CAMERAS:
-        yield (
-            f"protocol.camera.name must be one of {', '.join(META_WORLD_CAMERAS)} in Meta-World "
-            f"(got {protocol.camera.name})"
-        )
-    steps = protocol.decisions * protocol.action_repeat + protocol.zero_action_first
-    if steps > META_WORLD_STEPS:
-        yield (
-            f"protocol.decisions={protocol.decisions} x protocol.action_repeat={protocol.action_repeat} must be <= "
-            f"{META_WORLD_STEPS} simulator steps in Meta-World (got {steps}); "
-            f"lower protocol.decisions to {META_WORLD_STEPS // protocol.action_repeat - protocol.zero_action_first}"
-        )
+    if demos:
+        yield f"demos={demos} needs a scripted expert, and {task.name} has none; leave demos out"
+    for name in ("agent", "prefill"):
+        if "expert" in asked(groups[name]):
+            yield f"{name} asks a scripted expert, and {task.name} has none; choose another, for example {name}=random"
 
 
-def nothing_to_fit(groups: Mapping[str, Any]) -> Iterator[str]:
-    """No updates are owed to a world model without weights."""
-    for part in ("tokenizer", "dynamics"):
-        cadence = getattr(groups["schedule"], part)
-        if cadence.initial or (cadence.every and cadence.updates):
+def owed_to(groups: Mapping[str, Any]) -> Iterator[str]:
+    """Updates are owed to the parts that the world model has, and to no others."""
+    model, schedule = groups["worldmodel"], groups["schedule"]
+    has = f"the world model has {' and '.join(model.parts) or 'nothing'} to fit"
+    for part, cadence in schedule.fits.items():
+        if part not in model.parts and (cadence.initial or (cadence.every and cadence.updates)):
             yield (
-                f"schedule.{part}.initial and updates must be 0 with worldmodel=oracle, which has nothing to fit "
-                f"(got {cadence.initial} and {cadence.updates}); use experiment=oracle"
+                f"schedule.{part}.initial and updates must be 0: {has} "
+                f"(got {cadence.initial} and {cadence.updates}); leave both out"
             )
-    if groups["fit"].random_shift:
-        shift = groups["fit"].random_shift
-        yield f"fit.random_shift must be 0 with worldmodel=oracle, which sees no pixels (got {shift})"
-    if groups["schedule"].gate.episodes:
-        yield (
-            f"schedule.gate.episodes must be 0 with worldmodel=oracle, which has nothing to pass "
-            f"(got {groups['schedule'].gate.episodes}); use experiment=oracle"
-        )
+    for part in model.parts:
+        if part not in schedule.fits or not hasattr(groups["fit"], part):
+            yield f"schedule.{part} and fit.{part} are missing: {has}; give both, in classes that have such a key"
+    if not model.parts and groups["fit"].random_shift:
+        yield f"fit.random_shift must be 0: {has} (got {groups['fit'].random_shift}); leave it out"
+    if not model.parts and schedule.gate.episodes:
+        yield f"schedule.gate.episodes must be 0: {has} (got {schedule.gate.episodes}); leave the gate out"
+
+
+def dreams(groups: Mapping[str, Any]) -> Iterator[str]:
+    """Who dreams has a world model."""
+    for name in ("agent", "prefill"):
+        if isinstance(groups["worldmodel"], NullModelConfig) and "dream" in asked(groups[name]):
+            yield (
+                f"{name} needs a world model to dream in (got {type(groups[name]).__name__} with worldmodel=none); "
+                f"choose another worldmodel, or an agent without dreams, for example {name}=random"
+            )
 
 
 def thresholds(groups: Mapping[str, Any]) -> Iterator[str]:
     """The gate asks for no more codes than there are."""
     needed, there = groups["schedule"].gate.codes_alive, groups["tokenizer"].vocab_future
-    if needed > there:
+    if needed and "tokenizer" not in asked(groups["worldmodel"]):
+        yield f"schedule.gate.codes_alive must be 0 with a world model without codes (got {needed}); leave it out"
+    elif needed > there:
         yield (
             f"schedule.gate.codes_alive={needed} must be <= tokenizer.vocab_future={there}, the codes that there are; "
             f"lower it or choose a larger tokenizer"
@@ -128,13 +122,13 @@ def thresholds(groups: Mapping[str, Any]) -> Iterator[str]:
 
 def openings(groups: Mapping[str, Any]) -> Iterator[str]:
     """A gate that waits for the world model waits for something that happens."""
-    schedule = groups["schedule"]
-    if schedule.gate.episodes and not (
-        schedule.dynamics.initial or (schedule.dynamics.every and schedule.dynamics.updates)
-    ):
+    schedule, part = groups["schedule"], groups["worldmodel"].parts[-1]
+    cadence = schedule.fits[part]
+    if schedule.gate.episodes and not (cadence.initial or (cadence.every and cadence.updates)):
         yield (
             f"schedule.gate.episodes={schedule.gate.episodes} waits for a world model that is never fitted; set "
-            "schedule.dynamics.initial or updates above 0, or schedule.gate={episodes: 0, reward_r2: 0, codes_alive: 0}"
+            f"schedule.{part}.initial or updates above 0, or "
+            "schedule.gate={episodes: 0, reward_r2: 0, codes_alive: 0}"
         )
 
 
@@ -171,17 +165,18 @@ def embeddings(groups: Mapping[str, Any]) -> Iterator[str]:
 
 def horizons(groups: Mapping[str, Any]) -> Iterator[str]:
     """An agent imagines no further than the world model is trained: to the end of its clips, not of its positions."""
-    model, trained = groups["worldmodel"], groups["fit"].dynamics.length
+    model, last = groups["worldmodel"], groups["worldmodel"].parts[-1]
+    trained = getattr(groups["fit"], last).length
     horizon = getattr(groups["agent"], "horizon", 0)
     needed = model.burn_in + horizon
     if needed > min(trained, model.max_frames):
-        raised = f"worldmodel.max_frames and fit.dynamics.length to {needed}"
+        raised = f"worldmodel.max_frames and fit.{last}.length to {needed}"
         yield (
             f"agent.horizon={horizon} is further than the world model is trained: "
             f"worldmodel.burn_in={model.burn_in} + horizon must be <= worldmodel.max_frames={model.max_frames} "
-            f"and <= fit.dynamics.length={trained}; "
+            f"and <= fit.{last}.length={trained}; "
             f"lower agent.horizon to {min(trained, model.max_frames) - model.burn_in} or raise "
-            f"{raised if needed > model.max_frames else f'fit.dynamics.length to {needed}'}"
+            f"{raised if needed > model.max_frames else f'fit.{last}.length to {needed}'}"
         )
 
 
@@ -198,25 +193,27 @@ def rewards(groups: Mapping[str, Any]) -> Iterator[str]:
 def clips(groups: Mapping[str, Any]) -> Iterator[str]:
     """Training clips are long enough to predict something, and fit into the model and into an episode."""
     model, protocol, fit = groups["worldmodel"], groups["protocol"], groups["fit"]
-    if fit.dynamics.length > model.max_frames:
+    last, length = model.parts[-1], getattr(fit, model.parts[-1]).length
+    if length > model.max_frames:
         yield (
-            f"fit.dynamics.length={fit.dynamics.length} must be <= worldmodel.max_frames={model.max_frames}; "
+            f"fit.{last}.length={length} must be <= worldmodel.max_frames={model.max_frames}; "
             f"lower it to {model.max_frames} or raise worldmodel.max_frames"
         )
-    context = groups["tokenizer"].layout.context if model.context == "sliding" else 0
+    own = groups["tokenizer"].layout.context if "tokenizer" in asked(model) else getattr(model, "context_frames", 1)
+    context = own if model.context == "sliding" else 0
     longest = protocol.decisions + 1 - context
-    for part in ("tokenizer", "dynamics"):
-        length = getattr(fit, part).length
-        if length > longest:
+    for part in model.parts:
+        if getattr(fit, part).length > longest:
             yield (
-                f"fit.{part}.length={length} must be <= {longest}, the frames of an episode of protocol.decisions="
-                f"{protocol.decisions} behind {context} of context; lower it or raise protocol.decisions"
+                f"fit.{part}.length={getattr(fit, part).length} must be <= {longest}, the frames of an episode of "
+                f"protocol.decisions={protocol.decisions} behind {context} of context; lower it or raise "
+                "protocol.decisions"
             )
-    if fit.tokenizer.length < 2:
+    if "tokenizer" in model.parts and fit.tokenizer.length < 2:
         yield f"fit.tokenizer.length={fit.tokenizer.length} must be >= 2, a frame and the next; for example 5"
-    if fit.dynamics.length <= model.burn_in:
+    if length <= model.burn_in:
         yield (
-            f"fit.dynamics.length={fit.dynamics.length} must be > worldmodel.burn_in={model.burn_in}, "
+            f"fit.{last}.length={length} must be > worldmodel.burn_in={model.burn_in}, "
             f"or no frame is left to predict; for example {model.max_frames}"
         )
 
@@ -238,11 +235,8 @@ def amounts(groups: Mapping[str, Any], demos: int) -> Iterator[str]:
             "one episode; raise it"
         )
     kept = min(replay.capacity, schedule.total // protocol.action_repeat)
-    known = KNOWN | (SNAPSHOT if "snapshot" in groups["worldmodel"].reads else {})
-    size = {"image": protocol.image, "action_dim": ACTION_DIM, "episode_decisions": protocol.decisions}
     shown, free = demos * protocol.decisions, available_ram()
-    needed = expected_bytes(kept + shown, known=known, **size).ram
-    lasting = expected_bytes(shown, known=known, **size).ram
+    needed, lasting = footprint(groups, kept + shown).ram, footprint(groups, shown).ram
     if lasting > free:
         yield (
             f"demos={demos} needs {lasting / 1e9:.2f} GB of memory, {free / 1e9:.2f} GB are free; "
@@ -254,3 +248,15 @@ def amounts(groups: Mapping[str, Any], demos: int) -> Iterator[str]:
             f"schedule.total={schedule.total} env steps, {free / 1e9:.2f} GB are free; "
             f"lower replay.capacity to {kept * (free - lasting) // (needed - lasting)}"
         )
+
+
+def footprint(groups: Mapping[str, Any], decisions: int) -> Footprint:
+    """What so many decisions of the run's world take in memory and on disk."""
+    protocol, facts = groups["protocol"], groups["task"].facts(groups["protocol"])
+    return expected_bytes(
+        decisions,
+        image=protocol.image,
+        action_dim=facts.action_dim,
+        known=facts.known(snapshots="snapshot" in groups["worldmodel"].reads),
+        episode_decisions=protocol.decisions,
+    )

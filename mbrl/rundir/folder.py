@@ -33,6 +33,7 @@ MAY_CHANGE = (
     "evaluation.",
     "logger.",
     "replay.on_damage",
+    "compute.workers",
     "keep",
     "run_dir",
 )
@@ -41,6 +42,8 @@ FORMAT = 2
 """Of run folders. It grows when a stored configuration changes its meaning; older folders are not translated."""
 READ_BY = {1: "tokendream 0.1"}
 """Which version reads a folder of another format; the first one had no number in it."""
+WEIGHTLESS = ("oracle", "none")
+"""World models (`world_model`) without weights."""
 LEFT_BEHIND = ("run.lock", "console.log")
 """What a start that was killed before it wrote config.yaml may leave, beside temporary files."""
 
@@ -48,10 +51,10 @@ LEFT_BEHIND = ("run.lock", "console.log")
 def default_folder(plain: Mapping[str, Any], variants: Mapping[str, str]) -> Path:
     """runs/<task>/<agent>-<transformer>[-demos<n>][-rehearsal]/seed-<n>/<date-time>.
 
-    `oracle` stands where no transformer has a part.
+    <worldmodel> stands for the transformer where it is no iVideoGPT.
     """
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    model = "oracle" if world_model(plain) == "oracle" else variants["transformer"]
+    model = variants["transformer" if world_model(plain) == "ivideogpt" else "worldmodel"]
     method = f"{variants['agent']}-{model}"
     if plain["demos"]:  # never averaged with runs that had none
         method += f"-demos{plain['demos']}"
@@ -61,7 +64,7 @@ def default_folder(plain: Mapping[str, Any], variants: Mapping[str, str]) -> Pat
 
 
 def world_model(plain: Mapping[str, Any]) -> str:
-    """The module of the run's world model: `ivideogpt`, or `oracle` for the simulator itself."""
+    """The module of the run's world model: `ivideogpt`, `oracle` for the simulator itself, `none`, or a user's own."""
     target = str(plain.get("worldmodel", {}).get("_target_", ""))
     return target.rpartition(".")[0].rpartition(".")[2]
 

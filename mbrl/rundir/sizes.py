@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mbrl.rundir.folder import holds_run, read_config, world_model
+from mbrl.rundir.folder import WEIGHTLESS, holds_run, read_config, world_model
 from mbrl.rundir.origin import check_origin, is_training_run
 from worldmodel.published.folder import read_folder
 from worldmodel.published.store import published_in
@@ -65,7 +65,7 @@ def stated(folder: Path) -> Iterator[tuple[str, Any]]:
     if is_training_run(folder):
         run = read_config(folder)
         groups = [run.get(group) for group in ("tokenizer", "transformer", "worldmodel")]
-        if world_model(run) == "oracle" or not all(isinstance(group, dict) for group in groups):
+        if world_model(run) in WEIGHTLESS or not all(isinstance(group, dict) for group in groups):
             raise ValueError(
                 f"{folder} has no weights to start from: its world model is {world_model(run) or 'unknown'}"
             )

@@ -19,7 +19,7 @@ from agents.dreamer import Dreamer, DreamerConfig
 from agents.returns import PercentileNormConfig, StdNormConfig
 from worldmodel.optim import OptimConfig
 from worldmodel.seeds import Seeds
-from worldmodel.spec import ContextMode, EnvSpec, ModelSpec, Rollout, Subset
+from worldmodel.spec import CodeSpec, ContextMode, EnvSpec, ModelSpec, Rollout, Subset
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "agent"
 CLASSES = {
@@ -60,6 +60,7 @@ def spec(
         max_frames=20,
         context=context,
         burn_in=burn_in,
+        codes=CodeSpec(context=3, future=4, vocab_context=1, vocab_future=1),
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import mbrl.run.assemble
 from mbrl.cli.main import main
-from mbrl.run.validate import META_WORLD_CAMERAS
+from mbrl.envs.metaworld import CAMERAS
 
 
 @pytest.fixture(autouse=True)
@@ -125,9 +125,14 @@ protocol.flip=vertical                           | protocol.flip none | use prot
 task=metaworld protocol=mwm protocol.camera.name=corner5 | protocol.camera.name must be one of corner, | (got corner5)
 worldmodel.heads={reward:none,bins:0,low:0,high:0,width:0} | worldmodel.heads.reward=none | imagined rewards | twohot
 worldmodel.losses.future_frames=1                | worldmodel.losses.future_frames must be >= 2 | got 1 | aux_coef
-worldmodel=oracle  | schedule.tokenizer.initial and updates must be 0 | nothing to fit | 600
-experiment=[toy,oracle] fit.random_shift=4 | fit.random_shift | must be 0 with worldmodel=oracle
-worldmodel=oracle schedule.tokenizer.initial=0  | schedule.dynamics.initial | (got 500 and 30) | experiment=oracle
+worldmodel=oracle schedule.tokenizer.initial=4  | tokenizer.initial and updates | nothing to fit | (got 4 and 0)
+experiment=[toy,oracle] fit.random_shift=4 | fit.random_shift | must be 0 | nothing to fit (got 4)
+worldmodel=oracle schedule.gate={episodes:2,reward_r2:0.5,codes_alive:0} | gate.episodes must be 0 | nothing to fit
+worldmodel=oracle transformer=s                  | transformer=s has no effect | OracleModelConfig) is built without it
+worldmodel=none tokenizer.quantizer=fsq          | tokenizer.quantizer=fsq has no effect | NullModelConfig
+worldmodel=none fit.dynamics.batch=2             | fit.dynamics.batch=2 has no effect | NullModelConfig
+worldmodel=none                                  | needs a world model to dream in (got DreamerConfig | agent=random
+worldmodel=none agent=random worldmodel.reads=[] | worldmodel.reads must be some of pixels, proprio, state
 fit.dynamics.length=9                            | length=9 | horizon to 7 or raise fit.dynamics.length to 10
 """
 
@@ -189,7 +194,7 @@ def test_the_camera_names_are_those_of_meta_world() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = ENV_CLS_MAP["plate-slide-v3"]().model
-    assert {model.camera(number).name for number in range(model.ncam)} == set(META_WORLD_CAMERAS)
+    assert {model.camera(number).name for number in range(model.ncam)} == set(CAMERAS)
 
 
 def test_there_are_enough_rows_to_mean_something() -> None:

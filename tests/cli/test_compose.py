@@ -153,3 +153,17 @@ def test_a_value_that_must_be_given_is_asked_for(packaged: Path) -> None:
     with pytest.raises(BadInput, match=r"lr must be given .*add lr=\.\.\."):
         compose("train", [])
     assert compose("train", ["lr=4"]).lr == 4
+
+
+def test_a_variant_inside_a_variant_is_chosen_by_its_place_and_can_be_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "agent").mkdir()
+    holder = "defaults:\n  - /agent@inner: y\n  - _self_\n_target_: mine.Holder\nshare: 0.5\n"
+    (tmp_path / "agent" / "holder.yaml").write_text(holder)
+    (tmp_path / "agent" / "other.yaml").write_text("_target_: mine.Other\nsize: 1\n")
+    assert compose("train", ["agent=holder"], tmp_path).agent.inner.k == 1
+    changed = compose("train", ["agent.inner=other", "agent=holder", "agent.inner.size=3"], tmp_path)
+    assert changed.agent == {"inner": {"_target_": "mine.Other", "size": 3}, "_target_": "mine.Holder", "share": 0.5}
+    with pytest.raises(BadInput, match=r"agent\.inner=othr: agent must be one of .*did you mean other"):
+        compose("train", ["agent=holder", "agent.inner=othr"], tmp_path)
+    with pytest.raises(BadInput, match=r"agent\.inner=other: the files do not compose"):
+        compose("train", ["agent.inner=other"], tmp_path)

@@ -10,17 +10,13 @@ from typing import Any
 import pytest
 
 from mbrl.cli import doctor
+from mbrl.cli.compose import compose
 from mbrl.cli.doctor import Finding
+from mbrl.cli.train import as_plain
 
-PLAIN: dict[str, Any] = {
-    "protocol": {"image": 32, "action_repeat": 2, "decisions": 50},
-    "schedule": {"total": 3000},
-    "replay": {"capacity": 1000},
-    "worldmodel": {"_target_": "worldmodel.ivideogpt.ModelConfig"},
-    "demos": 0,
-    "compute": {"threads": 1, "device": "cpu"},
-    "run_dir": None,
-}
+PLAIN: dict[str, Any] = as_plain(
+    compose("train", ["experiment=toy", "schedule.total=1500", "replay.capacity=1000", "compute.threads=1"])
+)
 
 
 def changed(group: str, **values: Any) -> dict[str, Any]:
@@ -57,18 +53,19 @@ def test_memory_is_counted_from_the_run_s_own_numbers(monkeypatch: pytest.Monkey
     assert (ram.level, disk.level) == ("ok", "ok")
     assert "1000 decisions" in ram.text  # the capacity
     assert "1500 decisions" in disk.text  # all that the run will collect
-    known = {"proprio": 7, "state": 42}
-    need = store.expected_bytes(1000, image=32, action_dim=4, known=known, episode_decisions=50).ram
+    known = {"proprio": 2, "state": 4}
+    need = store.expected_bytes(1000, image=32, action_dim=2, known=known, episode_decisions=25).ram
     for free, level in ((need - 1, "fail"), (need + need // 10, "warn"), (2 * need, "ok")):
         monkeypatch.setattr(store, "available_ram", lambda free=free: free)
         assert next(iter(doctor.memory(plain))).level == level
 
 
 def test_the_moments_of_the_simulator_are_counted_where_the_world_model_is_the_simulator(tmp_path: Path) -> None:
-    usual = PLAIN | {"run_dir": str(tmp_path)}
+    plain = as_plain(compose("train", ["task.name=basketball-v3"]))
+    usual = plain | {"run_dir": str(tmp_path)}
     perfect = usual | {"worldmodel": {"_target_": "mbrl.oracle.OracleModelConfig"}}
     bytes_each = [float(next(iter(doctor.memory(plain))).text.split(" x ")[1].split()[0]) for plain in (usual, perfect)]
-    assert bytes_each[1] > bytes_each[0] + 8 * 700
+    assert bytes_each[1] > bytes_each[0] + 8 * 750, "of the longest moments of all tasks"
     assert "no transformer" in next(iter(doctor.rollout(perfect))).text
 
 

@@ -18,6 +18,7 @@ from mbrl.predict.clips import learned_from
 from mbrl.pretrain.assemble import built_model
 from mbrl.pretrain.configs import Configs
 from mbrl.rundir.folder import FORMAT
+from tests.children import laid
 from tests.pretrain.sets import SIDE, dataset
 from worldmodel.published.folder import save_published
 from worldmodel.published.model import VideoGPT
@@ -53,7 +54,7 @@ def pretrained(folder: Path, data: Path, *words: str) -> Path:
         f"data.folders=[{data}]",
         "data.validation_every=2",
     ]
-    plain: Any = OmegaConf.to_container(compose("pretrain", [*base, f"run_dir={folder}", *words]))
+    plain: Any = OmegaConf.to_container(compose("pretrain", laid(*base, f"run_dir={folder}", *words)))
     model = built_model(Configs.of(plain, trusted=True), Seeds(1))
     folder.mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump({"format": FORMAT, **plain}))

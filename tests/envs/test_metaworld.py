@@ -10,7 +10,7 @@ from mbrl.envs import pixels
 from mbrl.envs.metaworld import TASKS
 from mbrl.envs.rows import RowsEnv
 from mbrl.envs.simulator import EnvDataError
-from tests.envs.worlds import CONFIGS, config, metaworld
+from tests.envs.worlds import CONFIGS, config, metaworld, simulator_of
 
 
 class NoPictures:
@@ -110,7 +110,7 @@ def test_proprioception_tells_where_the_controller_wants_the_hand():
     assert 0 < after_Q[0] - before_Q[0] < 0.1
     for _ in range(30):
         held_Q = act(env, [1.0, 0.0, 0.0, 0.0])["proprio"][0]
-    assert held_Q[4] == pytest.approx(10 * env._simulators[0]._world.mocap_high[0]), "it stops where the workspace ends"
+    assert held_Q[4] == pytest.approx(10 * simulator_of(env)._world.mocap_high[0]), "it stops where the workspace ends"
     env.close()
 
 
@@ -147,7 +147,7 @@ def test_an_open_episode_is_recreated_exactly_in_a_simulator_with_a_past():
     for row in range(2):
         for key in ("pixels", ("next", "pixels"), ("next", "reward")):
             assert torch.equal(replayed[row][key], torch.stack([step[key][row] for step in steps])), key
-    for a, b in zip(env._simulators, other._simulators, strict=True):
+    for a, b in [(simulator_of(one, row) for one in (env, other)) for row in range(2)]:
         assert np.array_equal(state(a), state(b))
     env.close(), other.close()
 
@@ -159,7 +159,7 @@ def test_a_simulator_that_resets_itself_is_noticed_and_the_episode_cut(field, mo
     env = metaworld("reach-v3", rows=2)
     env.reset()
     good = act(env, [0.2, 0.0, 0.0, 0.0])
-    getattr(env._simulators[1]._world.data, field)[0] = np.nan
+    getattr(simulator_of(env, 1)._world.data, field)[0] = np.nan
     after = act(env, [0.2, 0.0, 0.0, 0.0])
     assert after["truncated"][:, 0].tolist() == [False, True]
     assert after["reward"][1].item() == 0.0 and not after["terminated"].any()
@@ -173,7 +173,7 @@ def test_a_nan_action_is_stopped_before_the_simulator_and_would_have_broken_it(m
     monkeypatch.chdir(tmp_path)
     env = metaworld("reach-v3")
     env.reset()
-    simulator = env._simulators[0]
+    simulator = simulator_of(env)
     before = state(simulator)
     with pytest.raises(EnvDataError, match="not finite in row 0 of reach-v3, episode 0, decision 0"):
         act(env, [0.0, float("nan"), 0.0, 0.0])
@@ -196,8 +196,9 @@ def test_the_expert_solves_an_episode_and_the_time_limit_truncates_it():
 
 
 def test_an_episode_longer_than_meta_world_allows_is_refused_before_anything_is_built():
-    with pytest.raises(ValueError, match=r"must be <= 500 .*got 602 with decisions=301, action_repeat=2"):
-        config("task", "metaworld").build(protocol=config("protocol", "default", decisions=301), rows=1)
+    (complaint,) = config("task", "metaworld").complaints(config("protocol", "default", decisions=301))
+    assert "decisions=301 x protocol.action_repeat=2 must be <= 500 simulator steps" in complaint
+    assert "(got 602)" in complaint and complaint.endswith("lower protocol.decisions to 250")
 
 
 @pytest.mark.metaworld

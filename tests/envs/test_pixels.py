@@ -9,7 +9,7 @@ from mbrl.envs import pixels
 from mbrl.envs.make import frames_per_second
 from mbrl.envs.pixels import NoRendering, back_end
 from mbrl.envs.protocol import NamedCamera
-from tests.envs.worlds import CONFIGS, config, metaworld
+from tests.envs.worlds import CONFIGS, config, metaworld, simulator_of
 
 
 def test_a_machine_without_gl_is_told_what_to_install(monkeypatch):
@@ -80,11 +80,11 @@ def test_flips_turn_the_raw_picture_as_they_say():
 def test_worlds_that_share_a_painter_or_a_process_do_not_show_in_each_others_frames():
     a = metaworld("reach-v3", rows=2)
     a.reset()
-    first, second = a._simulators
+    first, second = (simulator_of(a, row) for row in range(2))
     alone = [first.draw(), second.draw()]
     b = metaworld("drawer-close-v3", quality="full", image=48)
     b.reset()
-    other = b._simulators[0]
+    other = simulator_of(b)
     before = [first.draw(), second.draw(), other.draw()]
     assert np.array_equal(before[0], alone[0]) and np.array_equal(before[1], alone[1])
     again = [first.draw(), other.draw(), second.draw(), first.draw()]

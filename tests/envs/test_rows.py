@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from torchrl.envs import check_env_specs
 from mbrl.envs.rows import RowsEnv
 from mbrl.envs.simulator import EnvDataError, SimStep
 from mbrl.envs.toy import TASKS
-from tests.envs.worlds import Recorder, recorded, toy
+from tests.envs.worlds import COUNTING, Recorder, recorded, toy
 
 
 def play(env: RowsEnv, decisions: int, experts: int = 0) -> list:
@@ -124,7 +126,7 @@ def test_the_time_limit_truncates_and_never_terminates():
 
 def test_a_world_that_ends_by_itself_terminates_and_is_not_also_truncated():
     ending = {2: SimStep(5.0, terminated=True, success=True)}
-    env = recorded([Recorder(ending, terminates=True), Recorder(terminates=True)], decisions=2)
+    env = recorded([Recorder(ending), Recorder()], decisions=2)
     last = play(env, 2)[-1]["next"]
     assert last["terminated"][:, 0].tolist() == [True, False]
     assert last["truncated"][:, 0].tolist() == [False, True]
@@ -152,11 +154,14 @@ def test_rewards_are_summed_over_the_action_repeat_and_one_bonus_is_added():
 
 
 def test_a_repeat_ends_where_the_world_ends():
-    world = Recorder({1: SimStep(1.0, terminated=True, success=False)})
-    env = recorded([world], action_repeat=3)
-    env.reset()
-    assert act(env, torch.zeros(1, 3))["reward"].item() == 1.0
-    assert len(world.actions) == 1
+    for end in ("terminated", "truncated"):
+        world = Recorder({1: SimStep(1.0, success=False, **{end: True})})
+        env = recorded([world], action_repeat=3)
+        env.reset()
+        after = act(env, torch.zeros(1, 3))
+        assert after["reward"].item() == 1.0 and after[end].item() and after["done"].item()
+        assert after["terminated"].item() is not after["truncated"].item()
+        assert len(world.actions) == 1
 
 
 @pytest.mark.parametrize(("rule", "expected"), [("any", True), ("last", False)])
@@ -197,7 +202,7 @@ def test_actions_out_of_range_are_clipped():
 
 
 def test_a_discrete_action_arrives_exactly_one_hot():
-    world = Recorder(discrete=True)
+    world = Recorder(facts=dataclasses.replace(COUNTING, discrete=True))
     env = recorded([world])
     env.reset()
     act(env, torch.tensor([[0.1, 0.7, 0.2]]))

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from mbrl.envs.make import make_envs
 from mbrl.envs.protocol import ProtocolConfig
+from mbrl.envs.row import Row
 from mbrl.envs.rows import RowsEnv
-from mbrl.envs.simulator import SimStep
+from mbrl.envs.simulator import SimStep, WorldFacts
+from mbrl.envs.workers import Here
 from mbrl.rundir.build import make
 from worldmodel.seeds import Seeds
 
@@ -26,19 +28,18 @@ def config(group: str, variant: str, /, **changes: Any) -> Any:
     return make(plain | changes, group, trusted=True)
 
 
+COUNTING = WorldFacts(
+    action_dim=3, proprio_dim=1, state_dim=2, snapshot_dim=3, expert=True, parts={"count": slice(0, 1)}
+)
+
+
 @dataclass
 class Recorder:
     """A world of one counter: each step gives what `script` says for its number, and records the action."""
 
     script: dict[int, SimStep] = field(default_factory=dict)
     image: int = 16
-    action_dim: int = 3
-    discrete: bool = False
-    terminates: bool = False
-    proprio_dim: int = 1
-    proprio_centre: tuple[float, ...] = (0.0,)
-    proprio_scale: tuple[float, ...] = (1.0,)
-    parts: dict[str, slice] = field(default_factory=lambda: {"count": slice(0, 1)})
+    facts: WorldFacts = COUNTING
     seeds: list[int] = field(default_factory=list)
     actions: list[NDArray[np.float32]] = field(default_factory=list)
     count: int = 0
@@ -61,6 +62,9 @@ class Recorder:
     def state(self) -> NDArray[np.float32]:
         return np.array([self.count, 10 * self.count], np.float32)
 
+    def proprio(self) -> NDArray[np.float32]:
+        return np.array([self.count], np.float32)
+
     def snapshot(self) -> NDArray[np.float64]:
         return np.array([self.count, 0.5, -1.0])
 
@@ -68,41 +72,51 @@ class Recorder:
         self.count = int(snapshot_P[0])
 
     def expert(self) -> NDArray[np.float32]:
-        return np.full(self.action_dim, 0.5, np.float32)
+        return np.full(3, 0.5, np.float32)
 
     def close(self) -> None:
         pass
 
 
+def simulator_of(env: RowsEnv, row: int = 0) -> Any:
+    """The simulator of a row that lives in this process."""
+    return env._home.rows[row].simulator  # type: ignore[attr-defined]
+
+
 def recorded(worlds: list[Recorder], *, snapshots: bool = False, **changes: Any) -> RowsEnv:
     """Rows over recorders under the toy protocol."""
     protocol: ProtocolConfig = config("protocol", "toy", image=16, **changes)
-    return RowsEnv(worlds, protocol, task="recorder", seeds=Seeds(7), stream="env", snapshots=snapshots)
+    facts, count = worlds[0].facts, len(worlds)
+    rows = {
+        number: Row(world, facts, protocol, task="recorder", number=number, snapshots=snapshots)
+        for number, world in enumerate(worlds)
+    }
+    names: dict[str, Any] = {"task": "recorder", "seeds": Seeds(7), "stream": "env"}
+    return RowsEnv(Here(rows), facts, protocol, rows=count, snapshots=snapshots, **names)
 
 
-def toy(
-    name: str = "reach", *, rows: int = 3, run: int = 0, stream: str = "env", snapshots: bool = False, **changes: Any
+def toy(name: str = "reach", *, rows: int = 3, **more: Any) -> RowsEnv:
+    """Rows of the toy world; `more`: as for `made`."""
+    return made("toy", name, "toy", rows=rows, **more)
+
+
+def metaworld(name: str, *, rows: int = 1, protocol: str = "default", **more: Any) -> RowsEnv:
+    """Rows of a Meta-World task; `more`: as for `made`."""
+    return made("metaworld", name, protocol, rows=rows, **more)
+
+
+def made(
+    world: str,
+    name: str,
+    protocol: str,
+    *,
+    rows: int,
+    run: int = 0,
+    stream: str = "env",
+    snapshots: bool = False,
+    workers: int = 0,
+    **changes: Any,
 ) -> RowsEnv:
-    """Rows of the toy world."""
-    return make_envs(
-        config("task", "toy", name=name),
-        config("protocol", "toy", **changes),
-        seeds=Seeds(run),
-        stream=stream,
-        rows=rows,
-        snapshots=snapshots,
-    )
-
-
-def metaworld(
-    name: str, *, rows: int = 1, protocol: str = "default", run: int = 0, snapshots: bool = False, **changes: Any
-) -> RowsEnv:
-    """Rows of a Meta-World task."""
-    return make_envs(
-        config("task", "metaworld", name=name),
-        config("protocol", protocol, **changes),
-        seeds=Seeds(run),
-        stream="env",
-        rows=rows,
-        snapshots=snapshots,
-    )
+    """Rows of configs/task/<world>.yaml under a protocol with some changes."""
+    task, rules = config("task", world, name=name), config("protocol", protocol, **changes)
+    return make_envs(task, rules, seeds=Seeds(run), stream=stream, rows=rows, snapshots=snapshots, workers=workers)

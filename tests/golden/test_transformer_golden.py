@@ -89,7 +89,7 @@ def check_layout(golden: Golden) -> None:
 
 def check_action_free(golden: Golden) -> None:
     model, states = loaded(golden.name, "transformer").transformer, []
-    assert model.action_dim == 0 and not hasattr(model, "action_linear")
+    assert model.condition_dim == 0 and not hasattr(model, "action_linear")
     embeddings = model.embed(golden.given("input_ids"), None)
     keep = [
         block.register_forward_hook(lambda module, inputs, output: states.append(output))

@@ -26,6 +26,7 @@ from mbrl.run.train import train
 from mbrl.run.validate import check_recorded
 from mbrl.rundir.folder import run_info
 from mbrl.rundir.stop import Stop
+from tests.children import laid
 from tests.run.test_resume import leaves, rows
 from worldmodel.spec import ModelSpec
 from worldmodel.training.fitter import Fitter
@@ -34,7 +35,7 @@ IMAGE = 8
 
 
 def assembled(folder: Path, *words: str) -> Run:
-    plain = as_plain(compose("train", ["experiment=debug", f"run_dir={folder}", *words]))
+    plain = as_plain(compose("train", laid("experiment=debug", f"run_dir={folder}", *words)))
     return assemble(Configs.of(plain, trusted=True), folder, info=run_info(plain, argv=[]), stop=Stop())
 
 

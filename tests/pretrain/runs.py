@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mbrl.io.checkpoint import read_newest
+from tests.children import laid
 
 Pretrain = Callable[..., int]
 
@@ -37,7 +38,7 @@ def words(stage: str, data: Path, folder: Path, *overrides: str) -> list[str]:
     trained["dynamics"] = ("dynamics",)
     parts = trained.get(stage, ("tokenizer", "dynamics"))
     small = [word for word in SMALL if not word.startswith("stage.") or word.split(".")[1] in parts]
-    return ["pretrain", f"stage={stage}", f"data.folders=[{data}]", f"run_dir={folder}", *small, *overrides]
+    return ["pretrain", *laid(f"stage={stage}", f"data.folders=[{data}]", f"run_dir={folder}", *small, *overrides)]
 
 
 def leaves(node: Any, name: str = "") -> dict[str, Any]:

@@ -24,9 +24,7 @@ from worldmodel.spec import ModelSpec, Reads
 MakeEpisode = Callable[..., Episode]
 Build = Callable[..., ClipReplay]
 
-SPEC = ModelSpec(
-    image=5, context_frames=2, action_dim=4, max_frames=9, context="sliding", burn_in=0, reads=("state",)
-)
+SPEC = ModelSpec(image=5, context_frames=2, action_dim=4, max_frames=9, context="sliding", burn_in=0, reads=("state",))
 """Of a model that sees no pixels: what a transition shows does not depend on it."""
 KEYS: tuple[Reads, ...] = ("pixels", "proprio", "state")
 GAMMA = 0.9

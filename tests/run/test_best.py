@@ -19,6 +19,7 @@ from mbrl.run.run import Run
 from mbrl.run.train import train
 from mbrl.rundir.folder import run_info
 from mbrl.rundir.stop import Stop
+from tests.children import laid
 
 
 class Weights:
@@ -77,7 +78,7 @@ def test_weights_that_are_no_choice_are_refused() -> None:
 
 
 def assembled(folder: Path, *words: str) -> Run:
-    plain = as_plain(compose("train", ["experiment=debug", f"run_dir={folder}", *words]))
+    plain = as_plain(compose("train", laid("experiment=debug", f"run_dir={folder}", *words)))
     return assemble(Configs.of(plain, trusted=True), folder, info=run_info(plain, argv=[]), stop=Stop())
 
 

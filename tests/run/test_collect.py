@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
+from tensordict import TensorDict
 
 from mbrl.cli.compose import compose
 from mbrl.cli.main import main
@@ -13,6 +15,7 @@ from mbrl.envs.make import make_envs
 from mbrl.run.assemble import Configs, assemble_eval
 from mbrl.run.clock import Clock
 from mbrl.run.collect import Collector
+from mbrl.run.evaluate import Evaluator
 from mbrl.run.progress import Progress
 from worldmodel.seeds import Seeds
 
@@ -58,7 +61,7 @@ def test_an_episode_too_short_for_a_clip_of_the_dream_is_judged_without_one(tmp_
     words = ["protocol.decisions=3", "fit.tokenizer.length=3", "fit.dynamics.length=4", "worldmodel.max_frames=4"]
     words += ["agent.horizon=2", "schedule.prefill=24", "schedule.total=40"]
     words += [f"schedule.{name}.start=24" for name in ("tokenizer", "dynamics", "learn", "evaluate", "save")]
-    assert main(["train", "experiment=debug", f"run_dir={tmp_path / 'run'}", *words, "protocol.decisions=3"]) == 0
+    assert main(["train", "experiment=debug", f"run_dir={tmp_path / 'run'}", *words]) == 0
 
 
 def test_a_finished_run_that_is_made_longer_is_judged_again_at_its_new_end(tmp_path: Path) -> None:
@@ -67,3 +70,32 @@ def test_a_finished_run_that_is_made_longer_is_judged_again_at_its_new_end(tmp_p
     assert main(["train", folder, "schedule.total=200"]) == 0
     last = (tmp_path / "run" / "eval.csv").read_text().splitlines()[-1]
     assert last.startswith("200,") and last.split(",")[4] == "3.0"
+
+
+class Loud:
+    """Says more than may be executed; remembers what it said under `action`, as agents with a window do."""
+
+    def act(self, td: TensorDict, memory: Any, mode: str, *, step: int) -> tuple[torch.Tensor, Any]:
+        self.remembered = memory
+        said_EA = torch.tensor([[3.0, 0.25], [-0.5, -2.0]])
+        return said_EA, TensorDict({"action": said_EA, "mine": torch.ones(2, 1)}, batch_size=[2])
+
+
+def test_replay_and_the_agents_memory_hold_the_action_that_was_executed(tmp_path: Path) -> None:
+    made, _ = collector(tmp_path, prefill=1, rows=2)
+    made.prefilling, loud, executed = False, Loud(), [[1.0, 0.25], [-0.5, -1.0]]
+    while not made.finished:
+        made.step(loud)  # type: ignore[arg-type]
+    assert [episode.action.tolist() for episode in made.finished] == [[row] * 25 for row in executed]
+    assert loud.remembered["action"].tolist() == executed
+    assert loud.remembered["mine"].tolist() == [[1.0], [1.0]]
+    made.step(loud)  # type: ignore[arg-type]
+    assert made.state_dict()["actions"]["0"].tolist() == [executed[0]], "what is repeated after a stop"
+
+
+def test_an_agent_is_judged_with_the_memory_of_what_was_executed(tmp_path: Path) -> None:
+    made, _ = collector(tmp_path, prefill=1, rows=2)
+    loud = Loud()
+    score = Evaluator(made.env, reads=("pixels",)).score(loud, 2)  # type: ignore[arg-type]
+    assert score.first.action.max() == 1.0
+    assert loud.remembered["action"].tolist() == [[1.0, 0.25], [-0.5, -1.0]]

@@ -20,13 +20,14 @@ from mbrl.cli.compose import compose
 from mbrl.cli.main import main
 from mbrl.cli.train import as_plain
 from mbrl.envs.make import make_envs
-from mbrl.envs.toy import Toy
+from mbrl.envs.toy import Toy, ToyTask
 from mbrl.replay.episode import Episode
 from mbrl.replay.store import expected_bytes
 from mbrl.run.assemble import Configs, assemble
 from mbrl.run.run import Run
 from mbrl.rundir.folder import default_folder, run_info
 from mbrl.rundir.stop import Stop
+from tests.children import laid
 from tests.run.test_resume import assert_same_run
 from worldmodel.seeds import Seeds
 
@@ -36,7 +37,7 @@ SHORT = "schedule.total=100"
 
 
 def configured(folder: Path, *words: str) -> dict[str, Any]:
-    return as_plain(compose("train", ["experiment=debug", f"run_dir={folder}", *words]))
+    return as_plain(compose("train", laid("experiment=debug", f"run_dir={folder}", *words)))
 
 
 def assembled(folder: Path, *words: str) -> Run:
@@ -241,8 +242,8 @@ def test_an_imitator_trains_and_says_how_likely_the_demonstrations_are(tmp_path:
 
 def test_the_memory_estimate_counts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = configured(tmp_path / "run", "demos=4")
-    known = mbrl.run.validate.KNOWN
-    free = expected_bytes(300 + 3 * 25, image=32, action_dim=4, known=known, episode_decisions=25).ram
+    known = {"proprio": 2, "state": 4}
+    free = expected_bytes(300 + 3 * 25, image=32, action_dim=2, known=known, episode_decisions=25).ram
     monkeypatch.setattr(mbrl.run.validate, "available_ram", lambda: free)
     with pytest.raises(ValueError, match=r"lower replay.capacity to (27\d)$"):
         Configs.of(plain, trusted=True)
@@ -282,18 +283,26 @@ def test_a_stored_number_is_not_trusted(tmp_path: Path) -> None:
     assert Configs.of(plain, trusted=False).demos == 0, "a run that began before there were any"
 
 
-def test_a_world_without_an_expert_is_refused_and_leaves_its_folder_free(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("demos=2", "demos=2 needs a scripted expert, and reach has none; leave demos out"),
+        (
+            "agent=scripted",
+            "agent asks a scripted expert, and reach has none; choose another, for example agent=random",
+        ),
+        ("prefill=scripted", "prefill asks a scripted expert, and reach has none; choose another"),
+    ],
+)
+def test_a_world_without_an_expert_is_refused_before_a_folder_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], word: str, said: str
 ) -> None:
-    def expert(self: Toy) -> None:
-        raise NotImplementedError("reach was never solved")
-
-    folder = tmp_path / "run"
-    monkeypatch.setattr(Toy, "expert", expert)
-    assert main(["train", "experiment=debug", f"run_dir={folder}", "demos=2"]) == 2
+    facts = dataclasses.replace(ToyTask(name="reach").facts(None), expert=False)  # type: ignore[arg-type]
+    monkeypatch.setattr(ToyTask, "facts", lambda self, protocol: facts)
+    assert main(["train", "experiment=debug", f"run_dir={tmp_path / 'run'}", word]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "demos=2 needs a scripted expert, and reach has none (reach was never solved); leave demos out" in line
-    assert not (folder / "config.yaml").exists()
+    assert said in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_expert_that_fails_is_told_aloud_and_its_episodes_are_kept(

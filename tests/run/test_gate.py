@@ -20,6 +20,7 @@ from mbrl.run.run import Run
 from mbrl.run.train import train
 from mbrl.rundir.folder import run_info
 from mbrl.rundir.stop import Stop
+from tests.children import laid
 from tests.run.test_resume import assert_same_run
 
 GATE = ("schedule.gate.episodes=2", "schedule.gate.reward_r2=0.3", "schedule.gate.codes_alive=1")
@@ -31,7 +32,7 @@ R2 = {4: 0.1, 5: 0.4, 6: 0.5}
 
 
 def assembled(folder: Path, *words: str) -> Run:
-    plain = as_plain(compose("train", ["experiment=debug", f"run_dir={folder}", *SHORT, *words]))
+    plain = as_plain(compose("train", laid("experiment=debug", f"run_dir={folder}", *SHORT, *words)))
     return assemble(Configs.of(plain, trusted=True), folder, info=run_info(plain, argv=[]), stop=Stop())
 
 

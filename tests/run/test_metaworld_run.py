@@ -42,4 +42,4 @@ def test_a_real_task_is_trained_on_and_judged_from_pixels(tmp_path: Path, capsys
     assert "eval-000000120.gif" in videos and "openloop-000000120.gif" in videos
     assert main(["eval", f"run={folder}", "episodes=2"]) == 0
     assert "drawer-close-v3" in capsys.readouterr().out
-    assert len(json.loads((folder / "evaluation.json").read_text())["returns"]) == 2
+    assert len(json.loads((folder / "evaluation.json").read_text())["final"]["returns"]) == 2

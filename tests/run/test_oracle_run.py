@@ -28,9 +28,9 @@ def test_a_run_in_the_simulator_itself_says_everywhere_that_it_is_one(
     said = capsys.readouterr().out
     (loud,) = [line for line in said.splitlines() if line.startswith("WARNING")]
     assert "FOR DIAGNOSIS ONLY" in loud and "no result from pixels" in loud
-    assert "world model: perfect, without parameters" in said and "token model" not in said
+    assert "world model: oracle, without parameters" in said and "token model" not in said
     (info,) = tmp_path.glob("runs/*/*/*/*/run.json")
-    assert info.parts[-4] == "dreamer_toy-perfect"
+    assert info.parts[-4] == "dreamer_toy-oracle"
     assert json.loads(info.read_text())["world_model"] == "oracle"
     assert loud in (info.parent / "console.log").read_text()
     assert (info.parent / "eval.csv").read_text().count("\n") > 2

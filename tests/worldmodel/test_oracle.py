@@ -129,12 +129,10 @@ def test_an_agent_reads_decimetres_from_the_first_start() -> None:
     assert model.spec.reads == ("state", "snapshot") and model.spec.latent_dim == 4
 
 
-def test_there_is_nothing_to_fit_or_to_tokenize() -> None:
+def test_there_is_nothing_to_fit() -> None:
     env = toy("reach", rows=1, snapshots=True)
     model = model_of(env, "toy", "reach")
-    frame = env.reset()["pixels"]
+    env.reset()
     assert not model.parameters_of("tokenizer") and not model.parameters_of("dynamics") and not model.state_dict()
-    with pytest.raises(TypeError, match="no codes"):
-        model.tokenize(frame[:, None], frame[:, None])
     with pytest.raises(TypeError, match="nothing to fit"):
         model.losses(TensorDict({}, batch_size=[1]), "dynamics", step=0, generator=torch.Generator())

@@ -19,7 +19,6 @@ from worldmodel.optim import OptimConfig, Optimizer
 from worldmodel.seeds import Seeds
 from worldmodel.spec import Part
 
-PARTS: tuple[Part, ...] = ("tokenizer", "dynamics")
 PATIENCE = 10  # non-finite losses in a row before the run is called diverged
 
 
@@ -47,7 +46,7 @@ class PartConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """Fine-tuning of both parts, each on its own cadence (configs/schedule).
+    """Fine-tuning of a model's parts, each on its own cadence (configs/schedule); a model takes those that it has.
 
     Attributes:
         random_shift: each clip is moved by up to so many pixels (`worldmodel.augment`); its codes are then made anew at
@@ -82,14 +81,13 @@ class Fitter:
         self.config = config
         self.model = model
         self.seeds = seeds
-        self.parts: dict[Part, PartConfig] = {"tokenizer": config.tokenizer, "dynamics": config.dynamics}
-        for name, parameter in model.parameters_of("tokenizer").items():
-            if config.codebooks == "frozen" and "quantize" in name:
-                parameter.requires_grad_(False)
-        trained = {part: parameters for part in PARTS if (parameters := model.parameters_of(part))}
-        for part in trained:
+        self.parts: dict[Part, PartConfig] = {part: getattr(config, part) for part in model.spec.parts}
+        if config.codebooks == "frozen" and model.spec.codes is not None:
+            for name, parameter in model.parameters_of("tokenizer").items():
+                parameter.requires_grad_("quantize" not in name)
+        for part in self.parts:
             model.prepare(part)
-        self.optimizers = {part: Optimizer(held, self.parts[part].optim) for part, held in trained.items()}
+        self.optimizers = {part: Optimizer(model.parameters_of(part), held.optim) for part, held in self.parts.items()}
         self.skipped = 0
 
     def update(self, replay: Clips, part: Part, number: int) -> dict[str, float]:
@@ -100,7 +98,7 @@ class Fitter:
         Raises: FloatingPointError after 10 non-finite losses in a row.
         """
         config, shift = self.parts[part], self.config.random_shift
-        codes = part == "dynamics" and not shift
+        codes = self.model.spec.codes is not None and part != "tokenizer" and not shift
         clip = replay.clips(config.batch, config.length, stream=part, draw=number, codes=codes)
         if shift:
             clip = shifted(clip, shift, self.seeds.torch(f"shift/{part}", number))

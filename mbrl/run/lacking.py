@@ -1,0 +1,61 @@
+"""What a world model does without, and what follows for the configuration of a run: nothing is owed to it, nothing set.
+
+The small presets' schedules fit a tokenizer and a dynamics; a model says in its config's `parts` which of them it has.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from agents.api import asked
+from mbrl.run.run import OWED
+from mbrl.rundir.build import find
+
+SIZES = ("tokenizer", "transformer")
+"""Groups that only some world models are built of."""
+
+
+def config_class(plain: Mapping[str, Any], *, trusted: bool) -> Any:
+    """The world model's config class, whatever its values are."""
+    return find(str(plain["worldmodel"]["_target_"]), "worldmodel", trusted=trusted)
+
+
+def lacks(model: Any, schedule: Mapping[str, Any]) -> list[str]:
+    """Parts that `schedule` (plain) has cadences for and the world model of this config class has not."""
+    cadences = [name for name, value in schedule.items() if isinstance(value, Mapping) and "updates" in value]
+    return [name for name in cadences if name not in OWED and name not in model.parts]
+
+
+def spared(plain: Mapping[str, Any], *, typed: Collection[str], trusted: bool) -> dict[str, Any]:
+    """The configuration of a run with nothing owed to, or asked of, what its world model lacks.
+
+    Args:
+        typed: keys that the user gave a value; they stay, and `mbrl.run.validate` refuses them.
+        trusted: as in `mbrl.rundir.build.make`.
+    """
+    model, spare = config_class(plain, trusted=trusted), copy.deepcopy(dict(plain))
+    nothing: dict[str, float] = {}
+    for part in lacks(model, plain["schedule"]):
+        nothing |= {f"schedule.{part}.initial": 0, f"schedule.{part}.updates": 0}
+    if not model.parts:
+        nothing |= {"schedule.gate.episodes": 0, "schedule.gate.reward_r2": 0.0, "fit.random_shift": 0}
+    if "tokenizer" not in asked(model):
+        nothing |= {"schedule.gate.codes_alive": 0}
+    for key, value in nothing.items():
+        *groups, last = key.split(".")
+        node = spare
+        for group in groups:
+            node = node[group]
+        if last in node and not any(f"{key}.".startswith(f"{given}.") for given in typed):
+            node[last] = value
+    return spare
+
+
+def idle(plain: Mapping[str, Any], key: str, *, trusted: bool) -> bool:
+    """Whether nothing reads `key` with the world model of `plain`: it sizes or fits what the model does without."""
+    model = config_class(plain, trusted=trusted)
+    unread = [size for size in SIZES if size not in asked(model)]
+    unread += [f"fit.{part}" for part in lacks(model, plain["schedule"])]
+    return any(f"{key}.".startswith(f"{name}.") for name in unread)
