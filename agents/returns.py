@@ -1,4 +1,4 @@
-"""What rewards are worth: lambda returns of imagined and n-step returns of real ones, and the two ways to bring advantages to one scale.
+"""What rewards are worth: returns of imagined and of real ones, and the two ways to bring advantages to one scale.
 
 Knows tensors only: no networks, no dreams.
 """

@@ -82,13 +82,14 @@ class DreamSAC:
         `SACLoss` knows ends as yes or no: one is drawn where the model says `continue`, so that its target
         r + gamma (1 - terminated) V is on average the r + gamma continue V that is meant.
         """
-        config, burn_in = self.config, self.dream.spec.burn_in
-        clip = replay.clips(config.batch_size, burn_in, stream="sac", draw=update).to(self.device)
+        config, spec = self.config, self.dream.spec
+        codes = spec.codes is not None  # those that replay remembers, instead of pixels
+        clip = replay.clips(config.batch_size, spec.burn_in, stream="sac", draw=update, codes=codes).to(self.device)
         start = self.dream.encode(clip)
         path = self.dream.rollout(self._policy, start, None, config.horizon, stream="sac/frames", draw=update).path
         ends_BH1 = torch.bernoulli(1 - path["next", "continue"]).bool()
         path["next"].update({"terminated": ends_BH1, "done": ends_BH1})
-        begun_over_B = clip["continue"][:, -1] == 0 if burn_in else torch.zeros_like(ends_BH1[:, 0, 0])
+        begun_over_B = clip["continue"][:, -1] == 0 if spec.burn_in else torch.zeros_like(ends_BH1[:, 0, 0])
         over_BH = torch.cat([begun_over_B[:, None], ends_BH1[:, :-1, 0]], 1).cumsum(1) > 0
         return path[~over_BH]
 

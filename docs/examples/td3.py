@@ -35,6 +35,8 @@ class TD3Config:
     optim: OptimConfig
 
     def build(self, *, env_spec: EnvSpec, seeds: Seeds, device: str) -> TD3:
+        if env_spec.discrete:
+            raise ValueError("TD3 wants continuous actions (got an environment with choices)")
         return TD3(self, env_spec, seeds, device)
 
 
@@ -49,8 +51,8 @@ class Nets(nn.Module):
         trunk = (nn.Flatten(), nn.Linear(32 * side**2, units), nn.LayerNorm(units), nn.Tanh())
         self.encoder = nn.Sequential(*convs, *trunk)
         self.actor = nn.Sequential(nn.Linear(units, units), nn.ReLU(), nn.Linear(units, action), nn.Tanh())
-        q1, q2 = (nn.Sequential(nn.Linear(units + action, units), nn.ReLU(), nn.Linear(units, 1)) for _ in range(2))
-        self.critics = nn.ModuleList([q1, q2])
+        q = [nn.Sequential(nn.Linear(units + action, units), nn.ReLU(), nn.Linear(units, 1)) for _ in range(2)]
+        self.critics = nn.ModuleList(q)
 
     def see(self, frames_BCHW: Tensor) -> Tensor:
         return self.encoder(frames_BCHW.float() / 255 - 0.5)
