@@ -179,7 +179,7 @@ def test_td3_acts_on_the_frames_that_it_learns_from(example: Callable[[str], Any
     for episode in (numbered(1, 5), numbered(2, 4)):  # the second begins where the first has ended
         learned = transitions_of([episode] * len(episode), np.arange(len(episode)), n_step=2, stack=3, keys=("pixels",))
         for step in range(len(episode)):
-            pixels = torch.from_numpy(episode.pixels[step : step + 1])
+            pixels = torch.tensor(episode.pixels[step : step + 1])
             td = TensorDict({"pixels": pixels, "is_init": torch.tensor([[step == 0]])}, batch_size=[1])
             action_EA, memory = td3.act(td, memory, "explore", step=step)
             assert torch.equal(memory["frames"], learned["pixels"][step : step + 1])
