@@ -1,4 +1,4 @@
-"""Distributions an agent needs: a scalar as two-hot over symexp bins, bounded continuous and one-hot actions.
+"""Distributions an agent needs: bounded continuous and one-hot actions.
 
 Both kinds of action are drawn from standard normal noise given from outside, so that the same noise gives the same
 action, and noise that is correlated in time leaves the distribution of each single action as it is.
@@ -13,19 +13,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from worldmodel.optim import to_host
-
-
-def symlog(x: Tensor) -> Tensor:
-    """sign(x) * log(1 + |x|): compresses large values, keeps small ones (DreamerV3, eq. 9)."""
-    return torch.sign(x) * torch.log1p(torch.abs(x))
-
-
-def symexp(x: Tensor) -> Tensor:
-    """sign(x) * (exp(|x|) - 1), the inverse of `symlog`."""
-    return torch.sign(x) * torch.expm1(torch.abs(x))
 
 
 def check_finite(name: str, values: Tensor) -> None:
@@ -33,57 +23,6 @@ def check_finite(name: str, values: Tensor) -> None:
     (bad,) = to_host((~torch.isfinite(values)).sum()[None])
     if bad:
         raise FloatingPointError(f"{name} must be finite (got {bad} of {values.numel()} values that are not)")
-
-
-class TwoHot(nn.Module):
-    """A scalar as a categorical over `bins` values symexp(-limit) .. symexp(limit), evenly spaced under symlog.
-
-    A target between two bins becomes the two weights whose mean it is; the mean of a prediction is taken over the bins
-    themselves, not under symlog (DreamerV3, arXiv:2301.04104v2, eq. 10-12).
-    """
-
-    def __init__(self, *, bins: int, limit: float) -> None:
-        if bins < 3 or bins % 2 == 0:
-            raise ValueError(f"bins must be odd and >= 3, so that 0 is a bin (got {bins})")
-        if not 0 < limit <= 40:
-            raise ValueError(f"limit must be in (0, 40], in symlog units (got {limit})")
-        super().__init__()
-        half = bins // 2
-        positive = symexp(torch.linspace(0, limit, half + 1, dtype=torch.float64))
-        self.bins: Tensor
-        """float32 [bins], increasing, exactly symmetric, the middle one 0."""
-        self.register_buffer("bins", torch.cat([-positive[1:].flip(0), positive]).float(), persistent=False)
-
-    def encode(self, value: Tensor) -> Tensor:
-        """[...] -> weights [..., bins] that sum to 1, at most two not 0; values outside the bins are clamped."""
-        low, high, weight_high = self._neighbours(value)
-        hot = torch.zeros(*value.shape, len(self.bins), dtype=weight_high.dtype, device=value.device)
-        hot.scatter_(-1, low[..., None], (1 - weight_high)[..., None])
-        return hot.scatter_add_(-1, high[..., None], weight_high[..., None])
-
-    def decode(self, logits: Tensor) -> Tensor:
-        """Logits [..., bins] -> mean [...]. Opposite bins are taken in pairs, so equal logits give exactly 0."""
-        probability = F.softmax(logits.float(), -1)
-        half = len(self.bins) // 2
-        surplus = probability[..., half + 1 :] - probability[..., :half].flip(-1)
-        return (surplus * self.bins[half + 1 :]).sum(-1)
-
-    def loss(self, logits: Tensor, value: Tensor) -> Tensor:
-        """Cross-entropy [...] of the two-hot target `value` [...], in nats; no gradient flows to `value`."""
-        low, high, weight_high = self._neighbours(value.detach())
-        log_probability = F.log_softmax(logits.float(), -1)
-        at_low, at_high = (log_probability.gather(-1, at[..., None])[..., 0] for at in (low, high))
-        return -((1 - weight_high) * at_low + weight_high * at_high)
-
-    def peak_at_zero(self) -> Tensor:
-        """Logits [bins] of a narrow bell around 0 (in symlog units, variance 1/8) for an output layer to start from."""
-        return -4.0 * symlog(self.bins) ** 2
-
-    def _neighbours(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        clamped = value.float().clamp(self.bins[0], self.bins[-1])
-        high = torch.searchsorted(self.bins, clamped.contiguous()).clamp(1, len(self.bins) - 1)
-        low = high - 1
-        return low, high, (clamped - self.bins[low]) / (self.bins[high] - self.bins[low])
 
 
 @dataclass(frozen=True, kw_only=True)

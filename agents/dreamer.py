@@ -11,22 +11,23 @@ import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
 from agents.api import Dream, DreamMetrics, Memory, Metrics, Mode, Policy, Replay
-from agents.distributions import BoundedNormal, LearnedStdConfig, ScheduledStdConfig, TwoHot, check_finite
+from agents.distributions import BoundedNormal, LearnedStdConfig, ScheduledStdConfig, check_finite
 from agents.exploration import Exploration
-from agents.memory import LatentFilter
+from agents.memory import LatentFilter, without_last
 from agents.nets import Actor, Critic
 from agents.parts import joined, split
-from agents.returns import PercentileNormConfig, StdNormConfig, lambda_returns
-from worldmodel.optim import OptimConfig, to_host
+from agents.returns import DemoBatch, ImaginedBatch, PercentileNormConfig, StdNormConfig, lambda_returns
+from worldmodel.optim import OptimConfig, Optimizer, to_host
+from worldmodel.processes import Processes, alone
 from worldmodel.seeds import Seeds
 from worldmodel.spec import EnvSpec, ModelSpec
+from worldmodel.twohot import TwoHot
 
 PATIENCE = 10  # updates in a row that may fail to be finite
 
@@ -113,35 +114,33 @@ class DreamerConfig:
             if not right:
                 raise ValueError(f"{name} must be {text} (got {getattr(self, name)})")
 
-    def build(self, *, spec: ModelSpec, env_spec: EnvSpec, dream: Dream, seeds: Seeds, device: str) -> Dreamer:
-        """A fresh agent on `device`, its weights drawn from stream `init/agent`."""
-        return Dreamer(self, spec=spec, env_spec=env_spec, dream=dream, seeds=seeds).to(device)
-
-
-class ImaginedBatch(NamedTuple):
-    """One imagined batch and what it teaches; no gradients."""
-
-    latent: Tensor  # [B, H, D]
-    action: Tensor  # [B, H, A]
-    returns: Tensor  # [B, H]
-    advantage: Tensor  # [B, H]
-    target_value: Tensor | None  # [B, H]
-    weight: Tensor  # [B, H], probability that the episode is still going on in the state
-    metrics: dict[str, Tensor]
-
-
-class DemoBatch(NamedTuple):
-    """What an expert did in some real states."""
-
-    latent: Tensor  # [B, D]
-    action: Tensor  # [B, A]
+    def build(
+        self,
+        *,
+        spec: ModelSpec,
+        env_spec: EnvSpec,
+        dream: Dream,
+        seeds: Seeds,
+        device: str,
+        processes: Processes | None = None,
+    ) -> Dreamer:
+        """A fresh agent on `device`, its weights drawn from stream `init/agent`; `processes` share its batches."""
+        agent = Dreamer(self, spec=spec, env_spec=env_spec, dream=dream, seeds=seeds, processes=processes or alone())
+        return agent.to(device)
 
 
 class Dreamer:
     """Acts on the latent of the last real frames; learns from imagined trajectories alone."""
 
     def __init__(
-        self, config: DreamerConfig, *, spec: ModelSpec, env_spec: EnvSpec, dream: Dream, seeds: Seeds
+        self,
+        config: DreamerConfig,
+        *,
+        spec: ModelSpec,
+        env_spec: EnvSpec,
+        dream: Dream,
+        seeds: Seeds,
+        processes: Processes,
     ) -> None:
         if spec.action_dim != env_spec.action_dim:
             raise ValueError(
@@ -152,7 +151,8 @@ class Dreamer:
                 f"horizon must be <= {spec.max_frames - spec.burn_in}, the frames that fit behind the model's context "
                 f"and its {spec.burn_in} observed ones (got {config.horizon}); lower agent.horizon"
             )
-        self._dream, self._seeds, self._codes = dream, seeds, spec.codes is not None
+        self._dream, self._seeds, self._processes = dream, seeds, processes
+        self._codes = spec.codes is not None
         self._filter = LatentFilter(dream)
         self._batch_size, self._horizon, self._burn_in = config.batch_size, config.horizon, spec.burn_in
         self.gamma, self._lambda, self._action_dim = config.gamma, config.lambda_, spec.action_dim
@@ -179,7 +179,7 @@ class Dreamer:
             **size,
             generator=generator,
         )
-        twohot = TwoHot(bins=config.bins, limit=config.limit)
+        twohot = TwoHot(low=-config.limit, high=config.limit, bins=config.bins)
         self.critic = Critic(
             spec.latent_dim, twohot, zero_init_value=config.zero_init_value, **size, generator=generator
         )
@@ -221,6 +221,7 @@ class Dreamer:
         Raises: FloatingPointError after 10 of them in a row.
         """
         begun = time.perf_counter()
+        self._explored = self._processes.all_reduce_max(self._explored)  # one of them acts
         try:
             imagined = self._imagined(replay, update)
             imagined_at = time.perf_counter()
@@ -234,7 +235,8 @@ class Dreamer:
             return {"agent/skipped": 1.0}
         self._failed = 0
         there = {name: value.float() for name, value in scalars.items() if isinstance(value, Tensor)}
-        scalars |= zip(there, to_host(torch.stack(list(there.values()))), strict=True)
+        means = self._processes.mean(torch.stack(list(there.values())))
+        scalars |= zip(there, to_host(means), strict=True)
         metrics = {f"agent/{name}": value for name, value in scalars.items()}
         metrics |= {"agent/skipped": 0.0, "time/actor_critic_s": time.perf_counter() - imagined_at}
         frames = self._batch_size * self._horizon
@@ -242,12 +244,16 @@ class Dreamer:
 
     def dream_policy(self, generator: torch.Generator) -> Policy:
         """See `agents.api.ModelBasedAgent.dream_policy`."""
+        return self._policy(generator, alone())
+
+    def _policy(self, generator: torch.Generator, processes: Processes) -> Policy:
         std = self._std_at(self._explored)
 
         def policy(td: TensorDict, memory: Memory) -> tuple[Tensor, Memory]:
             latent_BD = td["latent"]
-            noise_BA = torch.randn(len(latent_BD), self._action_dim, generator=generator, device=latent_BD.device)
-            return self.actor(latent_BD, std).sample(noise_BA), memory
+            rows = len(latent_BD) * processes.world  # drawn for all of them, whoever has which
+            noise_RA = torch.randn(rows, self._action_dim, generator=generator, device=latent_BD.device)
+            return self.actor(latent_BD, std).sample(processes.own_rows(noise_RA)), memory
 
         return policy
 
@@ -262,20 +268,21 @@ class Dreamer:
         clip = replay.clips(self._batch_size, self._burn_in, stream="learn", draw=update, codes=self._codes).to(
             self._device
         )
-        policy = self.dream_policy(self._seeds.torch("imagine/policy", update, device=self._device))
-        state = self._dream.encode(clip)
-        path = self._dream.rollout(policy, state, None, self._horizon, stream="imagine", draw=update).path
-        latent_BSD = torch.cat([path["latent"][:, :1], path["next", "latent"]], 1)
-        reward_BH, continue_BH = path["next", "reward"][..., 0], path["next", "continue"][..., 0]
-        # a start in which the real episode terminated counts for nothing
-        alive_B = clip["continue"][:, -1] if self._burn_in else torch.ones_like(reward_BH[:, 0])
-        weight_BH = torch.cat([alive_B[:, None], continue_BH[:, :-1]], 1).cumprod(1)
-
-        value_BS = self.critic.value(latent_BSD)
-        return_BH = lambda_returns(reward_BH, value_BS[:, 1:], self.gamma * continue_BH, self._lambda)
-        check_finite("imagined returns", return_BH)
-        surplus_BH = return_BH - value_BS[:, :-1]
-        advantage_BH = self.normaliser(return_BH, surplus_BH)
+        policy = self._policy(self._seeds.torch("imagine/policy", update, device=self._device), self._processes)
+        with self._processes.together():
+            state = self._dream.encode(clip)
+            path = self._dream.rollout(policy, state, None, self._horizon, stream="imagine", draw=update).path
+            latent_BSD = torch.cat([path["latent"][:, :1], path["next", "latent"]], 1)
+            reward_BH, continue_BH = path["next", "reward"][..., 0], path["next", "continue"][..., 0]
+            # a start in which the real episode terminated counts for nothing
+            alive_B = clip["continue"][:, -1] if self._burn_in else torch.ones_like(reward_BH[:, 0])
+            weight_BH = torch.cat([alive_B[:, None], continue_BH[:, :-1]], 1).cumprod(1)
+            value_BS = self.critic.value(latent_BSD)
+            return_BH = lambda_returns(reward_BH, value_BS[:, 1:], self.gamma * continue_BH, self._lambda)
+            check_finite("imagined returns", return_BH)
+        surplus_BH = self._processes.all_gather_rows(return_BH - value_BS[:, :-1])  # one scale for the whole batch
+        normed_BH = self.normaliser(self._processes.all_gather_rows(return_BH), surplus_BH)
+        advantage_BH = self._processes.own_rows(normed_BH)
         target_BH = self.target_critic.value(latent_BSD[:, :-1]) if self.target_critic else None
         metrics = {
             "reward_mean": reward_BH.mean(),
@@ -300,20 +307,21 @@ class Dreamer:
         old_log_prob_BH: Tensor | None = None
         scalars: dict[str, Tensor | float] = dict(imagined.metrics)
         for epoch in range(self._epochs):
-            policy = self.actor(imagined.latent, self._std_at(self._explored))
-            log_prob_BH = policy.log_prob(imagined.action)
-            if old_log_prob_BH is None:
-                old_log_prob_BH = log_prob_BH.detach()
-            entropy_BH = policy.entropy()
-            gain_BH = self._surrogate(log_prob_BH - old_log_prob_BH, imagined.advantage)
-            gain_BH = gain_BH + self._entropy_coef * entropy_BH - self._logit_reg * policy.pre_tanh_sq
-            actor_loss = -(imagined.weight * gain_BH).mean()
-            if demos is not None:
-                expert = self.actor(demos.latent, self._std_at(self._explored)).log_prob(demos.action)
-                actor_loss = actor_loss - self._bc_coef * expert.mean()
-            critic_loss = self._critic_loss(imagined)
-            actor_norm = self.actor_optim.step(actor_loss)
-            critic_norm = self.critic_optim.step(critic_loss)
+            with self._processes.together():
+                policy = self.actor(imagined.latent, self._std_at(self._explored))
+                log_prob_BH = policy.log_prob(imagined.action)
+                if old_log_prob_BH is None:
+                    old_log_prob_BH = log_prob_BH.detach()
+                entropy_BH = policy.entropy()
+                gain_BH = self._surrogate(log_prob_BH - old_log_prob_BH, imagined.advantage)
+                gain_BH = gain_BH + self._entropy_coef * entropy_BH - self._logit_reg * policy.pre_tanh_sq
+                actor_loss = -(imagined.weight * gain_BH).mean()
+                if demos is not None:
+                    expert = self.actor(demos.latent, self._std_at(self._explored)).log_prob(demos.action)
+                    actor_loss = actor_loss - self._bc_coef * expert.mean()
+                critic_loss = self._critic_loss(imagined)
+            actor_norm = self._step(self.actor_optim, actor_loss)
+            critic_norm = self._step(self.critic_optim, critic_loss)
             if actor_norm is None or critic_norm is None:
                 losses = f"actor {actor_loss.item()}, critic {critic_loss.item()}"
                 raise FloatingPointError(f"losses and gradients must be finite (got {losses})")
@@ -329,6 +337,11 @@ class Dreamer:
         self._update_target()
         device = imagined.returns.device
         return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in scalars.items()}
+
+    def _step(self, optim: Optimizer, loss: Tensor) -> float | None:
+        loss.backward()
+        self._processes.average_gradients(optim.parameters)
+        return optim.apply(self._processes.mean(loss.detach()))
 
     def _surrogate(self, log_ratio_BH: Tensor, advantage_BH: Tensor) -> Tensor:
         """PPO's clipped objective; where the ratio is 1 (the first epoch) its gradient is REINFORCE's."""
@@ -382,10 +395,3 @@ class Dreamer:
         for part in given.keys() - {"count"}:
             getattr(self, part).load_state_dict(given[part])
         self._explored, self._failed = (int(given["count"][name]) for name in ("explored", "failed"))
-
-
-def without_last(clip: TensorDict) -> TensorDict:
-    """A clip (worldmodel.spec) without its last frame; the context stays."""
-    context = ("context", "context_codes")
-    kept = {key: value if key in context else value[:, :-1] for key, value in clip.items()}
-    return TensorDict(kept, batch_size=clip.batch_size, device=clip.device)

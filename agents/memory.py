@@ -110,3 +110,10 @@ class LatentFilter:
 def _repeated(value_E: Tensor, times: int) -> Tensor:
     """[E, ...] -> [E, times, ...]."""
     return value_E[:, None].expand(-1, times, *value_E.shape[1:]).contiguous()
+
+
+def without_last(clip: TensorDict) -> TensorDict:
+    """A clip (worldmodel.spec) without its last frame; the context stays."""
+    context = ("context", "context_codes")
+    kept = {key: value if key in context else value[:, :-1] for key, value in clip.items()}
+    return TensorDict(kept, batch_size=clip.batch_size, device=clip.device)

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agents.distributions import BoundedNormal, LearnedStdConfig, OneHot, TwoHot
+from agents.distributions import BoundedNormal, LearnedStdConfig, OneHot
+from worldmodel.twohot import TwoHot
 
 
 class MLP(nn.Module):

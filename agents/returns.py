@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from tensordict import TensorDict
@@ -208,3 +209,22 @@ class _Average:
 
     def mean(self) -> Tensor:
         return self.value / self.weight.clamp_min(1e-12)
+
+
+class ImaginedBatch(NamedTuple):
+    """One imagined batch and what it teaches; no gradients."""
+
+    latent: Tensor  # [B, H, D]
+    action: Tensor  # [B, H, A]
+    returns: Tensor  # [B, H]
+    advantage: Tensor  # [B, H]
+    target_value: Tensor | None  # [B, H]
+    weight: Tensor  # [B, H], probability that the episode is still going on in the state
+    metrics: dict[str, Tensor]
+
+
+class DemoBatch(NamedTuple):
+    """What an expert did in some real states."""
+
+    latent: Tensor  # [B, D]
+    action: Tensor  # [B, A]

@@ -31,9 +31,9 @@ from mbrl.pretrain.assemble import built_model, ready, source, training_source
 from mbrl.pretrain.configs import Configs
 from mbrl.replay.episode import Episode, write_episode
 from worldmodel.ivideogpt import IVideoGPT
+from worldmodel.processes import Processes
 from worldmodel.seeds import Seeds
 from worldmodel.spec import Part
-from worldmodel.training.processes import Processes
 
 ACTION_DIM = 4
 EPISODES = 24
@@ -111,7 +111,7 @@ def measured(configs: Configs, part: Part, folder: Path, updates: int, rounds: i
     drawn = training_source(configs, ours.spec, seeds, part, None)
     bare = source(configs, ours.spec, seeds, part, "train", None)
     processes = Processes(rank=0, world=1, device=device)
-    pretrainer = configs.stage.build(
+    updater = configs.stage.build(
         model=ours, seeds=seeds, processes=processes, sharding="ddp", sources=dict.fromkeys(configs.stage.parts, drawn)
     )
     batches = plain_batches(folder, plain_model, batch=config.batch, length=config.length)
@@ -121,7 +121,7 @@ def measured(configs: Configs, part: Part, folder: Path, updates: int, rounds: i
 
     def our_update() -> None:
         nonlocal number
-        pretrainer.update(part, number)
+        updater.update(part, number)
         number += 1
 
     def plain_update() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mbrl.envs.protocol import ProtocolConfig
 from mbrl.envs.rows import admissible
 from mbrl.envs.simulator import Task, decide
+from worldmodel.microbatch import MicroBatch, RowNoise
 from worldmodel.spec import EnvSpec, ModelSpec, Part, Reads
 
 SCALE = 10.0
@@ -69,14 +70,14 @@ class OracleModel(nn.Module):
         """The moment of the clip's last frame."""
         return self._at(clip["snapshot"][:, -1], clip["state"][:, -1], clip["state"].shape[1])
 
-    def imagine(self, state: TensorDict, action_BA: Tensor, generator: torch.Generator | None) -> TensorDict:
+    def imagine(self, state: TensorDict, action_BA: Tensor, generator: torch.Generator | RowNoise | None) -> TensorDict:
         """One true decision in every row, one after the other; nothing is drawn from `generator`."""
         snapshot_BP = state["wm", "snapshot"].cpu().numpy()
         clean_BA = admissible(action_BA, self._env_spec)
         rows = [self._decide(*row) for row in zip(snapshot_BP, clean_BA, strict=True)]
         snapshots, states, rewards, goings = zip(*rows, strict=True)
-        moments = (torch.from_numpy(np.stack(values)) for values in (snapshots, states))
-        arrived = self._at(*moments, self.depth(state) + 1)
+        moments, features = (torch.from_numpy(np.stack(values)) for values in (snapshots, states))
+        arrived = self._at(moments, features, self.depth(state) + 1)
         arrived["reward"] = torch.tensor(rewards, dtype=torch.float32)[:, None]
         arrived["continue"] = torch.tensor(goings, dtype=torch.float32)[:, None]
         return arrived.to(action_BA.device)
@@ -133,6 +134,8 @@ class OracleModel(nn.Module):
     def prepare(self, part: Part) -> None:
         """Nothing is needed."""
 
-    def losses(self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator) -> NoReturn:
+    def losses(
+        self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator, micro: MicroBatch | None = None
+    ) -> NoReturn:
         """Raises: TypeError; there is nothing to fit."""
         raise TypeError("the oracle model has nothing to fit: set schedule.tokenizer and schedule.dynamics to nothing")

@@ -76,7 +76,7 @@ def clip(device: str, frames: int = FRAMES, rows: int = B) -> TensorDict:
         "proprio": torch.zeros(rows, frames, Q, device=device),
         "reward": torch.zeros(rows, frames, device=device),
         "continue": torch.ones(rows, frames, device=device),
-        "first": torch.zeros(rows, frames, dtype=torch.bool, device=device),
+        "reward_mask": torch.ones(rows, frames, dtype=torch.bool, device=device),
     }
     return TensorDict(held, batch_size=[rows])
 

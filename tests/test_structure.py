@@ -30,8 +30,8 @@ LONG_FUNCTIONS: dict[str, int] = {}
 
 # From lowest to highest; a module may import what stands strictly lower, or its own folder.
 WORLDMODEL_RANKS = (
-    ("spec", "layout", "seeds", "microbatch", "optim", "augment"),
-    ("sequence",),
+    ("spec", "layout", "seeds", "microbatch", "optim", "processes", "twohot"),
+    ("sequence", "augment"),
     ("tokenizer",),
     ("api", "proprio", "transformer"),
     ("rollout", "dream"),
@@ -46,7 +46,7 @@ WORLDMODEL_RANKS = (
 )
 STRANGERS = {frozenset(("tokenizer", other)) for other in ("transformer", "rollout", "dream", "training")}
 AGENTS_GROUND = ("api", "nets", "distributions", "returns", "memory", "exploration", "parts")
-AGENTS_MAY_SEE = ("worldmodel.spec", "worldmodel.seeds", "worldmodel.optim")
+AGENTS_MAY_SEE = tuple(f"worldmodel.{name}" for name in ("spec", "seeds", "optim", "processes", "twohot"))
 # other files of mbrl/: 0
 MBRL_RANKS = {
     **{"envs": 1, "replay": 1, "io": 1, "oracle": 2, "rundir": 2, "data": 3, "measure": 3},

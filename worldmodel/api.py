@@ -9,6 +9,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from worldmodel.microbatch import MicroBatch, Source
 from worldmodel.spec import ModelSpec, Part
 
 
@@ -26,8 +27,11 @@ class WorldModel(Protocol):
         """A clip (pixels or codes, with `action`) -> the dream state after its last frame."""
         ...
 
-    def imagine(self, state: TensorDict, action_BA: Tensor, generator: torch.Generator | None) -> TensorDict:
-        """Next state; the frame is sampled from `generator`, or is the most likely one where it is None."""
+    def imagine(self, state: TensorDict, action_BA: Tensor, generator: Source | None) -> TensorDict:
+        """Next state; the frame is sampled from `generator`, or is the most likely one where it is None.
+
+        Where processes share the rows of a dream it is a `RowNoise` (`worldmodel.microbatch` draws from either).
+        """
         ...
 
     def observe(self, state: TensorDict, action_BA: Tensor, step: TensorDict) -> TensorDict:
@@ -53,12 +57,16 @@ class WorldModel(Protocol):
         """
         ...
 
-    def losses(self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def losses(
+        self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator, micro: MicroBatch | None = None
+    ) -> dict[str, Tensor]:
         """Losses of one part on a training clip: `loss` with gradient, and detached scalars to log.
 
         Args:
             step: updates of this part so far (schedules such as a warm-up without quantisation read it).
             generator: every random choice of the loss draws from it.
+            micro: which piece of a larger batch the clip is (`generator` is the same in every piece), so that the mean
+                of the pieces' losses is the loss of the batch; None: it is the whole batch.
         """
         ...
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from worldmodel import proprio
 from worldmodel.losses.tokenizer import evaluating, unit
+from worldmodel.microbatch import Source
 from worldmodel.rollout.engine import Frame, TokenEngine
 from worldmodel.rollout.fused import stamp
 from worldmodel.rollout.pool import EnginePool
@@ -126,7 +127,7 @@ class Imagination(nn.Module):
         return self._state(wm, frame, self._prefill(self._pool.engine(len(clip)), wm, frame))
 
     @torch.no_grad()
-    def imagine(self, state: TensorDict, action_BA: Tensor, generator: torch.Generator | None) -> TensorDict:
+    def imagine(self, state: TensorDict, action_BA: Tensor, generator: Source | None) -> TensorDict:
         """Next state; codes sampled from `generator`, or the argmax where it is None."""
         engine, frame = self._resume(state)
         condition_BC = self._next_condition(state["wm"], frame, action_BA)

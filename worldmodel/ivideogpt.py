@@ -158,7 +158,7 @@ class IVideoGPT(Imagination):
             config=config.losses, tokenizer=tokenizer, auxiliary=self.auxiliary, pooled=pooled
         )
 
-    # -- what the fitter asks -----------------------------------------------------------------------------------------
+    # -- what the updater asks -----------------------------------------------------------------------------------------
 
     def prepare(self, part: Part) -> None:
         """Makes ready what the losses of `part` need beside the weights. Raises: ValueError where it is not there."""
@@ -168,27 +168,22 @@ class IVideoGPT(Imagination):
             self.objective.distance = load_lpips().to(self.device)
 
     def losses(
-        self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator, share: MicroBatch | None = None
+        self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator, micro: MicroBatch | None = None
     ) -> dict[str, Tensor]:
-        """Losses of one part on a training clip (worldmodel/api.py).
-
-        Args:
-            share: which part of a larger batch the clip is; `generator` then is the same in every part.
-        """
+        """Losses of one part on a training clip (worldmodel/api.py)."""
         clip = clip.to(self.device)
+        micro = micro or MicroBatch.alone(clip)
         self.prepare(part)
-        own = generator if share is None else share.own(generator)
+        own = micro.own(generator)
         with seeded_globally(own):  # the tokenizer's dropout
             if part == "tokenizer":
-                return self.objective(clip, step=step, generator=generator, share=share)
-            noise = moved(generator, self.device)
-            dropout = noise if share is None else moved(own, self.device)
-            return self._dynamics_losses(clip, noise, dropout, share)
+                return self.objective(clip, step=step, generator=generator, micro=micro)
+            return self._dynamics_losses(clip, moved(generator, self.device), moved(own, self.device), micro)
 
     def _dynamics_losses(
-        self, clip: TensorDict, generator: torch.Generator, dropout: torch.Generator, share: MicroBatch | None
+        self, clip: TensorDict, generator: torch.Generator, dropout: torch.Generator, micro: MicroBatch
     ) -> dict[str, Tensor]:
-        cfg, noise = self.config.losses, generator if share is None else share.noise(generator)
+        cfg, noise = self.config.losses, micro.noise(generator)
         context_BN, codes_BFK = self._codes(clip)
         read_BFK, before_BN = codes_BFK, context_BN
         if cfg.token_noise:
@@ -200,10 +195,10 @@ class IVideoGPT(Imagination):
         reward_BF, known_BF = reward_targets(clip["reward"], clip["reward_mask"], cfg.reward_target)
         action_BFA, proprio_BFQ, push_BFQ = clip["action"], None, None
         if self.config.proprio:
-            known_BFX = proprio.disturbed(proprio.known(clip["proprio"]), generator)
+            known_BFX = proprio.disturbed(proprio.known(clip["proprio"]), noise)
             action_BFA = torch.cat([action_BFA, known_BFX], -1)
             push_BFQ = proprio.push(clip["proprio"], known_BFX)
-            proprio_BFQ = proprio.disturbed(clip["proprio"], generator, width=1)
+            proprio_BFQ = proprio.disturbed(clip["proprio"], noise, width=1)
         losses = self.tokens.losses(
             self._per_frame(before_BN),
             codes_BFK,
@@ -219,15 +214,13 @@ class IVideoGPT(Imagination):
             generator=dropout,
         )
         if "reward" in losses:
-            losses["reward"] = cfg.reward * losses["reward"] * self._known_scale(known_BF, share)
+            losses["reward"] = cfg.reward * losses["reward"] * self._known_scale(known_BF, micro)
         metrics = {f"dynamics/{name}": value.detach() for name, value in losses.items()}
         return {"loss": torch.stack(list(losses.values())).sum(), **metrics}
 
-    def _known_scale(self, known_BF: Tensor, share: MicroBatch | None) -> Tensor | float:
-        if share is None:
-            return 1.0
-        whole = reward_targets(share.whole["reward"], share.whole["reward_mask"], self.config.losses.reward_target)[1]
-        return share.scale(known_BF, whole.to(self.device))
+    def _known_scale(self, known_BF: Tensor, micro: MicroBatch) -> Tensor:
+        whole = reward_targets(micro.whole["reward"], micro.whole["reward_mask"], self.config.losses.reward_target)[1]
+        return micro.scale(known_BF, whole.to(self.device))
 
     def parameters_of(self, part: Part) -> dict[str, nn.Parameter]:
         """Trainable parameters of one part, by name."""

@@ -26,6 +26,11 @@ class RowNoise:
     first: int
     rows: int
 
+    @classmethod
+    def all(cls, generator: torch.Generator, rows: int) -> RowNoise:
+        """The rows are the whole batch."""
+        return cls(generator=generator, first=0, rows=rows)
+
 
 Source = torch.Generator | RowNoise
 
@@ -35,6 +40,14 @@ def uniform(shape: torch.Size, source: Source, *, device: torch.device, dtype: t
     if isinstance(source, torch.Generator):
         return torch.rand(shape, generator=source, device=device, dtype=dtype)
     whole = torch.rand((source.rows, *shape[1:]), generator=source.generator, device=device, dtype=dtype)
+    return whole[source.first : source.first + shape[0]]
+
+
+def normal(shape: torch.Size, source: Source, *, device: torch.device) -> Tensor:
+    """Standard normal numbers, [rows, ...]."""
+    if isinstance(source, torch.Generator):
+        return torch.randn(shape, generator=source, device=device)
+    whole = torch.randn((source.rows, *shape[1:]), generator=source.generator, device=device)
     return whole[source.first : source.first + shape[0]]
 
 
@@ -67,6 +80,12 @@ class MicroBatch:
     processes: int
     whole: Mapping[str, Tensor]
     total: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def alone(cls, clip: Mapping[str, Tensor]) -> MicroBatch:
+        """A clip that is the whole batch."""
+        rows = len(clip["action"])
+        return cls(first=0, rows=rows, piece=0, pieces=1, processes=1, whole=clip, total=lambda tensor: tensor)
 
     def noise(self, generator: torch.Generator) -> RowNoise:
         """Random numbers by row; `generator` has the same state in every piece."""

@@ -6,7 +6,7 @@ A ground file: it knows parameters and their names and nothing else, so `worldmo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -125,6 +125,11 @@ class Optimizer:
         gone = min(1.0, (self.updates - self._warmup_steps) / (self._decay_steps - self._warmup_steps))
         return self._lr * 0.5 * (1 + math.cos(math.pi * gone))
 
+    @property
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """What it moves."""
+        return self._parameters.values()
+
     def step(self, loss: Tensor) -> float | None:
         """Takes one step down the gradient of a scalar loss.
 
@@ -136,8 +141,9 @@ class Optimizer:
 
     def apply(self, loss: Tensor) -> float | None:
         """As `step`, for a loss whose gradients (perhaps those of several pieces) are there already."""
-        norm = whole(nn.utils.clip_grad_norm_(self._parameters.values(), self._max_grad_norm))
-        norm, finite = to_host(torch.stack([norm, torch.isfinite(norm) & torch.isfinite(loss.detach())]))
+        whole_norm = whole(nn.utils.clip_grad_norm_(self._parameters.values(), self._max_grad_norm))
+        finite_too = torch.isfinite(whole_norm) & torch.isfinite(loss.detach())
+        norm, finite = to_host(torch.stack([whole_norm, finite_too]))
         if finite:
             for group in self._adam.param_groups:
                 group["lr"] = self.lr

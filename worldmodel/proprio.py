@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from worldmodel.microbatch import Source, normal
+
 CHANGE_GAIN = 10.0
 """Changes in one decision are small; multiplied by this they are about 1 in size (proprioception itself is)."""
 NOISES = (0.02, 0.2)
@@ -34,9 +36,9 @@ def known_next(proprio_BFQ: Tensor) -> Tensor:
     return known(torch.cat([proprio_BFQ, proprio_BFQ[:, -1:]], 1))[:, -1]
 
 
-def disturbed(told: Tensor, generator: torch.Generator, *, width: int = WIDTH) -> Tensor:
+def disturbed(told: Tensor, source: Source, *, width: int = WIDTH) -> Tensor:
     """What the model is told in training: values [..., Q] (`width` 1), or values and changes [..., 2Q]."""
-    noise = torch.randn(told.shape, generator=generator, device=told.device)
+    noise = normal(told.shape, source, device=told.device)
     parts = zip(told.chunk(width, -1), noise.chunk(width, -1), NOISES, strict=False)
     return torch.cat([part + scale * of_part for part, of_part, scale in parts], -1)
 

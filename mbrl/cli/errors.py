@@ -34,6 +34,7 @@ CODES: tuple[tuple[type[BaseException], int], ...] = (
 CODES_BY_NAME = {  # classes whose modules are too heavy to import here; they come before their base classes in CODES
     "mbrl.envs.simulator.EnvDataError": DIVERGED,  # an action or a reward that is no number, a world that breaks
     "mbrl.io.tree.Diverged": DIVERGED,  # a checkpoint would hold numbers that are none
+    "worldmodel.processes.Lost": BUG,  # another process has said why, or was killed
     "mbrl.envs.pixels.NoRendering": BAD_INPUT,  # its message is the package to install
 }
 

@@ -64,7 +64,7 @@ def dispatch(words: list[str]) -> int:
     if "-h" in rest or "--help" in rest:
         print(told(name)[1])
         return DONE
-    if current().world > 1 and name != "pretrain":
+    if current().world > 1 and name not in ("train", "pretrain"):
         raise BadInput(f"torchrun starts several processes, and mbrl {name} is for one: start it without torchrun")
     code: int = importlib.import_module(VERBS[name]).run(joined(rest))
     return code

@@ -17,7 +17,6 @@ The same line again continues the run. Ctrl-C saves and leaves (exit code 75).
 from __future__ import annotations
 
 import datetime
-import json
 import logging
 import shlex
 from collections.abc import Mapping
@@ -27,7 +26,8 @@ from typing import Any
 
 from mbrl.cli.compose import chosen, compose, compose_onto, take_config_dir, typed
 from mbrl.cli.compose import own_folder as own_folder_of
-from mbrl.cli.errors import DONE, BadInput
+from mbrl.cli.errors import DONE
+from mbrl.cli.ranked import device_of, told_by_first
 from mbrl.cli.train import as_plain, begun, talk
 from mbrl.cli.words import target
 from mbrl.program import program
@@ -45,14 +45,12 @@ MAY_CHANGE = (
 
 def run(args: list[str]) -> int:
     """Pre-trains; the exit code is 0 at the end of the run and 75 after a requested stop."""
-    from worldmodel.training.processes import joined
+    from worldmodel.processes import joined
 
     ranks = current()
     with joined(rank=ranks.rank, world=ranks.world) as processes, ExitStack() as held:
-        told = settled(args, ranks, processes, held)
+        told = told_by_first(processes, args, lambda: decided(args, ranks, held))
         folder, plain = Path(told["folder"]), told["plain"]
-
-        import torch
 
         from mbrl.pretrain.assemble import assemble
         from mbrl.pretrain.configs import Configs
@@ -62,8 +60,6 @@ def run(args: list[str]) -> int:
 
         configs = Configs.of(plain, trusted=told["trusted"], world=ranks.world)
         processes.device = device_of(configs.compute.device, ranks)
-        if processes.device.type == "cuda":
-            torch.cuda.set_device(processes.device)
         info, stop = run_info(plain, argv=args, world=ranks.world), Stop()
         with ExitStack() as begun:
             if processes.first:
@@ -93,33 +89,19 @@ def run(args: list[str]) -> int:
     return DONE
 
 
-def settled(args: list[str], ranks: Ranks, processes: Any, held: ExitStack) -> dict[str, Any]:
-    """Which run `args` mean, as the first process finds it and holds its lock; the others are told.
-
-    Raises: ValueError with one line; in the others too, where the first one fails.
-    """
-    if not processes.first:
-        told: dict[str, Any] = json.loads(processes.broadcast_str(None))
-        if "error" in told:
-            raise BadInput(f"process {ranks.rank} ends with the first one: {told['error']}")
-        take_config_dir_of(args)
-        return told
+def decided(args: list[str], ranks: Ranks, held: ExitStack) -> dict[str, Any]:
+    """Which run `args` mean, found in the first process, which holds its lock from then on. Raises: ValueError."""
     from mbrl.files import clear_temporaries
     from mbrl.io.lock import RunLock
     from mbrl.pretrain.configs import Configs
 
-    try:
-        told = settle(args)
-        configs = Configs.of(told["plain"], trusted=told["trusted"], world=ranks.world)
-        if told["new"]:
-            check_sources(configs)
-        folder = Path(told["folder"])
-        held.enter_context(RunLock(folder))
-        clear_temporaries(folder)
-    except BaseException as error:
-        processes.broadcast_str(json.dumps({"error": " ".join(str(error).split())}))
-        raise
-    processes.broadcast_str(json.dumps(told))
+    told = settle(args)
+    configs = Configs.of(told["plain"], trusted=told["trusted"], world=ranks.world)
+    if told["new"]:
+        check_sources(configs)
+    folder = Path(told["folder"])
+    held.enter_context(RunLock(folder))
+    clear_temporaries(folder)
     return told
 
 
@@ -162,32 +144,11 @@ def settle(args: list[str]) -> dict[str, Any]:
     return {"plain": plain, "folder": str(folder), "new": True, "trusted": True, "sizes": sizes}
 
 
-def take_config_dir_of(args: list[str]) -> None:
-    """Lets Python find the user's own classes in a process that composes nothing itself."""
-    own = take_config_dir(args)[1]
-    if own is not None:
-        own_folder_of(own)
-
-
 def default_folder(plain: Mapping[str, Any], variants: Mapping[str, str]) -> Path:
     """runs/pretrain/<stage>-<tokenizer>-<transformer>/seed-<n>/<date-time>."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     names = "-".join(variants[group] for group in ("stage", "tokenizer", "transformer"))
     return Path("runs") / "pretrain" / names / f"seed-{plain['seed']}" / stamp
-
-
-def device_of(name: str, ranks: Ranks) -> Any:
-    """The device of this process: with several on one machine, `cuda` is one GPU for each. Raises: ValueError."""
-    import torch
-
-    if name != "cuda" or ranks.world == 1:
-        return torch.device(name)
-    if ranks.local >= torch.cuda.device_count():
-        raise ValueError(
-            f"compute.device=cuda needs a GPU for each process of a machine: {torch.cuda.device_count()} are there, "
-            f"this is process {ranks.local}; lower --nproc-per-node"
-        )
-    return torch.device("cuda", ranks.local)
 
 
 def run_info(plain: Mapping[str, Any], *, argv: list[str], world: int) -> dict[str, Any]:
@@ -206,14 +167,14 @@ def run_info(plain: Mapping[str, Any], *, argv: list[str], world: int) -> dict[s
 
 def describe(state: Any, info: Mapping[str, Any], resumed: int | None) -> str:
     """What is about to run, in a few lines."""
-    model = state.pretrainer.model
+    model = state.whole.model
     sizes = {
         name: sum(p.numel() for p in part.parameters())
         for name, part in (("tokenizer", model.tokenizer), ("token model", model.tokens))
     }
     begun = "new run" if resumed is None else f"continued at update {resumed}"
     told = f"told {model.spec.action_dim} numbers of action" if model.spec.action_dim else "without actions"
-    counts = {part: len(source.episodes) for part, source in state.pretrainer.sources.items()}
+    counts = {part: len(source.episodes) for part, source in state.updater.sources.items()}
     held = len(next(iter(state.validation.values())).episodes)
     processes = f"{info['processes']} process{'es' if info['processes'] > 1 else ''}"
     return (

@@ -6,6 +6,7 @@ usage: mbrl train [key=value ...] [group=variant ...] [--config-dir DIR]
   mbrl train task.name=plate-slide-v3 seed=2     another task (mbrl tasks lists them), another seed
   mbrl train run_dir=runs/mine                   a folder of your choice; the same line again continues the run
   mbrl train agent=mine --config-dir configs.d   your own configs.d/agent/mine.yaml
+  torchrun --nproc-per-node=2 -m mbrl train ...  two processes share every batch; the first one acts and writes
 
 The classes that your files name as _target_ may lie in configs.d, in the folder that holds configs.d, or be installed.
 A run that is continued keeps its configuration; words that would make it another run are refused.
@@ -14,11 +15,12 @@ Groups and their variants are the folders and files under configs/. Ctrl-C saves
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from mbrl.cli.compose import chosen, compose, compose_onto, decided, merged, own_folder, take_config_dir, typed
 from mbrl.cli.errors import DONE, BadInput
+from mbrl.cli.ranked import device_of, told_by_first
 from mbrl.cli.words import target
 from mbrl.program import program
+from mbrl.ranks import Ranks, current
 
 log = logging.getLogger("mbrl")
 
@@ -54,29 +58,77 @@ class Settled:
     stored: dict[str, Any] | None
     sizes: str = ""
 
+    def told(self) -> dict[str, Any]:
+        """Plain JSON, for the other processes of a run."""
+        return {**dataclasses.asdict(self), "folder": str(self.folder)}
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Settled:
+        """Inverse of `told`."""
+        return cls(**{**told, "folder": Path(told["folder"])})
+
 
 def run(args: list[str]) -> int:
     """Trains; the exit code is 0 at the end of the run and 75 after a requested stop."""
-    settled = settle(args)
-    folder = settled.folder
+    ranks = current()
+    with ExitStack() as held:
+        processes: Any = None
+        if ranks.world > 1:
+            from worldmodel.processes import joined
 
-    from mbrl.run.assemble import Configs, assemble
+            processes = held.enter_context(joined(rank=ranks.rank, world=ranks.world))
+        settled = Settled.of(told_by_first(processes, args, lambda: possible(args, ranks)))
+
+        from mbrl.run.assemble import Configs
+        from worldmodel.processes import alone
+
+        configs = Configs.of(settled.plain, trusted=settled.trusted, world=ranks.world)
+        processes = processes or alone()
+        processes.device = device_of(configs.compute.device, ranks)
+        return begin(settled, configs, args, processes) if processes.first else join(settled, configs, processes)
+
+
+def possible(args: list[str], ranks: Ranks) -> dict[str, Any]:
+    """What `args` mean, once it is known to be possible; plain JSON. Raises: ValueError."""
+    from mbrl.run.assemble import Configs
     from mbrl.run.rehearsal import rehearsed
 
-    configs = Configs.of(settled.plain, trusted=settled.trusted)
+    settled = settle(args)
+    configs = Configs.of(settled.plain, trusted=settled.trusted, world=ranks.world)
     rehearsed(configs.rehearsal, configs.protocol)  # before there is a folder
+    return settled.told()
+
+
+def join(settled: Settled, configs: Any, processes: Any) -> int:
+    """Learns as one of several processes, beside the first."""
+    from mbrl.run.assemble import assemble_other
+    from mbrl.run.train import train
+    from mbrl.rundir.stop import SAVED_PLEASE_REQUEUE, Stop
+
+    stop = Stop()
+    stop.listen()
+    state = assemble_other(configs, settled.folder, stop=stop, processes=processes)
+    state.begin()
+    train(state)
+    return SAVED_PLEASE_REQUEUE if state.stopped else DONE
+
+
+def begin(settled: Settled, configs: Any, args: list[str], processes: Any) -> int:
+    """Trains in the first process, which writes all that is written."""
+    folder = settled.folder
 
     from mbrl.envs.simulator import EnvDataError
     from mbrl.files import clear_temporaries
     from mbrl.io.checkpoint import checkpoint_paths
     from mbrl.io.lock import RunLock
+    from mbrl.run.assemble import assemble
     from mbrl.run.train import train
     from mbrl.run.validate import check_recorded
     from mbrl.rundir.folder import emptied_on_failure, holds_run, run_info, write_run
     from mbrl.rundir.origin import start_from
     from mbrl.rundir.stop import SAVED_PLEASE_REQUEUE, Stop
 
-    info = {**run_info(settled.plain, argv=args), "init": begun_from(settled)}
+    info = {**run_info(settled.plain, argv=args), "processes": processes.world, "init": begun_from(settled)}
     with RunLock(folder):
         new = not holds_run(folder)
         if new is not (settled.stored is None):  # what was settled before the lock was held is no longer so
@@ -88,7 +140,8 @@ def run(args: list[str]) -> int:
                 write_run(folder, settled.plain, info)
             talk(folder / "console.log")
             stop.listen()
-            state, lines = assemble(configs, folder, info=info, stop=stop), [settled.sizes]
+            state = assemble(configs, folder, info=info, stop=stop, processes=processes)
+            lines = [settled.sizes]
             if info["init"] is not None and not checkpoint_paths(folder / "checkpoints"):
                 lines += start_from(state.model, info["init"])
         for line in filter(None, (f"run folder: {folder}", *lines)):  # only now can nothing be refused any more
@@ -105,11 +158,12 @@ def run(args: list[str]) -> int:
             log.info("%s", describe(state, info, resumed))
             if told := told_by_the_simulator(state.model.spec.reads):
                 log.warning("%s", told)
+            state.begin()
             try:
                 train(state)
             except EnvDataError as error:
                 raise EnvDataError(f"{error}; {saved(folder)}") from error
-    if stop:
+    if state.stopped:
         again = f"{program()} train run_dir={shlex.quote(str(folder))}"
         log.info("stopped and saved at env step %d; continue with: %s", state.clock.env_steps, again)
         return SAVED_PLEASE_REQUEUE

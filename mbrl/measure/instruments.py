@@ -116,7 +116,8 @@ class Instruments:
         rows, horizon = real.reward.shape
         state = self.model.encode(real.clip if agent is None else torch.cat([real.clip, real.clip]))
         device = state["latent"].device
-        policy, memory = given(real.action.to(device)), 0
+        policy: Policy = given(real.action.to(device))
+        memory: Any = 0
         if agent is not None:
             noise = self.seeds.torch("measure/policy", episode.number, device=device)
             policy, memory = beside(policy, agent.dream_policy(noise), rows), (0, None)

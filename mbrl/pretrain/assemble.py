@@ -19,10 +19,11 @@ from mbrl.rundir.machine import set_matmul_precision
 from mbrl.rundir.origin import read_weights
 from mbrl.rundir.stop import Stop
 from worldmodel.ivideogpt import IVideoGPT
+from worldmodel.processes import Processes
 from worldmodel.published.store import adopt
 from worldmodel.seeds import Seeds
 from worldmodel.spec import EnvSpec, ModelSpec, Part
-from worldmodel.training.processes import Processes
+from worldmodel.training.whole import WholeModel
 
 log = logging.getLogger("mbrl")
 
@@ -43,9 +44,9 @@ def assemble(
     began_with: list[str] = []
     if configs.init is not None and not checkpoint_paths(folder / "checkpoints"):  # a continued run has its own
         began_with = begin_from(model, Path(configs.init).expanduser(), configs.load)
-    pretrainer = configs.stage.build(
-        model=model, seeds=seeds, processes=processes, sharding=configs.compute.sharding, sources=sources
-    )
+    sharding = configs.compute.sharding
+    whole = WholeModel(model, processes=processes, sharding=sharding)
+    updater = configs.stage.build(model=model, seeds=seeds, processes=processes, sharding=sharding, sources=sources)
     writer = None
     if processes.first:
         writer = Writer(
@@ -56,7 +57,8 @@ def assemble(
     return Pretraining(
         folder=folder,
         schedule=configs.schedule,
-        pretrainer=pretrainer,
+        whole=whole,
+        updater=updater,
         validation=validation,
         processes=processes,
         stop=stop,

@@ -8,8 +8,9 @@ from typing import Any
 
 from mbrl.rundir.build import make
 from mbrl.rundir.machine import check_device, check_matmul
+from mbrl.rundir.sharing import pieces
+from worldmodel.processes import Sharding
 from worldmodel.spec import Part
-from worldmodel.training.processes import Sharding
 
 GROUPS = ("stage", "data", "tokenizer", "transformer", "worldmodel", "schedule", "compute", "logger")
 PARTS = ("tokenizer", "dynamics")
@@ -115,7 +116,9 @@ def complaints(plain: Mapping[str, Any], groups: Mapping[str, Any], world: int) 
     if not plain["load"] or any(part not in PARTS for part in plain["load"]):
         yield f"load must be some of {', '.join(PARTS)} (got {plain['load']}); for example load=[tokenizer]"
     yield from models(groups)
-    yield from pieces(groups, world)
+    yield from pieces("stage", groups, world)
+    if groups["compute"].sharding == "fsdp2" and groups["stage"].tokenizer is not None:
+        yield "compute.sharding=fsdp2 shares the transformer: it needs stage=dynamics; use compute.sharding=ddp"
     yield from schedules(groups)
 
 
@@ -146,36 +149,6 @@ def models(groups: Mapping[str, Any]) -> Iterator[str]:
             )
         if part == "tokenizer" and config.length < 2:
             yield f"stage.tokenizer.length must be >= 2, a frame and the next (got {config.length})"
-    stage = groups["stage"].tokenizer
-    if stage is not None and stage.discriminator is not None and not model.losses.lpips:
-        yield (
-            "worldmodel.losses.lpips must be > 0 with a discriminator, which is weighed by its gradient (got 0.0); "
-            "the published weight is 1"
-        )
-
-
-def pieces(groups: Mapping[str, Any], world: int) -> Iterator[str]:
-    """A batch can be shared, and its pieces add up to it."""
-    for part, config in groups["stage"].parts.items():
-        if config.batch % (world * config.accumulate):
-            yield (
-                f"stage.{part}.batch={config.batch} must be a multiple of {world} processes x accumulate="
-                f"{config.accumulate}: all clips of an update together; for example {world * config.accumulate}"
-            )
-    tokenizer = groups["stage"].tokenizer
-    if tokenizer is not None and tokenizer.accumulate > 1:
-        losses = groups["worldmodel"].losses
-        for key, whole in (
-            ("tokenizer.quantizer=fsq", groups["tokenizer"].quantizer == "fsq"),
-            (f"worldmodel.losses.foreground_weight={losses.foreground_weight}", losses.foreground_weight > 0),
-        ):
-            if whole:
-                yield (
-                    f"stage.tokenizer.accumulate must be 1 with {key}, whose statistics are those of the whole batch "
-                    f"(got {tokenizer.accumulate}); lower stage.tokenizer.batch, or use several processes"
-                )
-    if groups["compute"].sharding == "fsdp2" and tokenizer is not None:
-        yield "compute.sharding=fsdp2 shares the transformer: it needs stage=dynamics; use compute.sharding=ddp"
 
 
 def schedules(groups: Mapping[str, Any]) -> Iterator[str]:

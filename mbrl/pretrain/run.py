@@ -18,10 +18,11 @@ from mbrl.pretrain import measure
 from mbrl.pretrain.configs import ScheduleConfig
 from mbrl.program import clock_time
 from mbrl.rundir.stop import Stop
+from worldmodel.processes import Processes
 from worldmodel.published.store import save_model
 from worldmodel.spec import Part
-from worldmodel.training.pretrainer import Pretrainer
-from worldmodel.training.processes import Processes
+from worldmodel.training.updater import Updater
+from worldmodel.training.whole import WholeModel
 
 log = logging.getLogger("mbrl")
 
@@ -71,7 +72,8 @@ class Pretraining:
 
     folder: Path
     schedule: ScheduleConfig
-    pretrainer: Pretrainer
+    whole: WholeModel
+    updater: Updater
     validation: Mapping[Part, ClipSource]
     processes: Processes
     stop: Stop
@@ -89,7 +91,12 @@ class Pretraining:
     @property
     def parts(self) -> tuple[Part, ...]:
         """What is trained, in the order of an update."""
-        return tuple(self.pretrainer.config.parts)
+        return tuple(self.updater.parts)
+
+    @property
+    def learned(self) -> Learned:
+        """Weights and moments, as a checkpoint holds them; all processes must ask."""
+        return Learned(self.whole, self.updater)
 
     def going(self) -> bool:
         """Whether the loop goes on; the processes agree."""
@@ -132,12 +139,12 @@ class Pretraining:
 
     def evaluate(self) -> None:
         """Measures the validation clips; one row of eval.csv and a film for each part."""
-        with self.pretrainer.measuring() as model:
+        with self.whole.measuring() as model:
             if self.writer is None:
                 return
             numbers: dict[str, float] = {}
             for part in self.parts:
-                length = self.pretrainer.config.parts[part].length
+                length = self.updater.parts[part].length
                 clips = self.validation[part].clips(self.schedule.clips, length, stream="measure", draw=0)
                 found = MEASURES[part](model, clips)
                 numbers |= found.numbers
@@ -185,7 +192,7 @@ class Pretraining:
 
     def save(self, *, owed: bool = True) -> None:
         """A checkpoint, then `model/`; every process takes part, the first one writes."""
-        states = self.pretrainer.state_dict()
+        states = self.learned.state_dict()
         self.saved = self.updates
         if self.writer is not None:
             parts: dict[str, Any] = {"pretrainer": Held(states), "run": self, "logger": self.writer.logger}
@@ -197,7 +204,7 @@ class Pretraining:
                 if self.unsaved >= PATIENCE or not owed:
                     raise
                 log.warning("%s; training goes on", error)
-        with self.pretrainer.measuring() as model:
+        with self.whole.measuring() as model:
             if self.writer is not None:
                 save_model(model, self.folder / MODEL)
 
@@ -205,12 +212,8 @@ class Pretraining:
         """Goes on from the newest checkpoint that verifies, the same in every process; None for a new run."""
         step = -1
         if self.writer is not None:
-            inert = Held({})
-            found = self.writer.checkpoints.load(
-                {"pretrainer": self.pretrainer, "run": self, "logger": self.writer.logger}
-                if self.processes.world == 1
-                else {"pretrainer": inert, "run": self, "logger": self.writer.logger}
-            )
+            alone = self.learned if self.processes.world == 1 else Held({})
+            found = self.writer.checkpoints.load({"pretrainer": alone, "run": self, "logger": self.writer.logger})
             step = -1 if found is None else found
         step = self.processes.all_reduce_max(step)
         if step < 0:
@@ -218,7 +221,7 @@ class Pretraining:
         self.saved = step
         if self.processes.world > 1:  # a sharded state is laid out by all processes together
             held = self._checkpoint(step)
-            self.pretrainer.load_state_dict(held.states["pretrainer"])
+            self.learned.load_state_dict(held.states["pretrainer"])
             self.load_state_dict(held.states["run"])
         return step
 
@@ -232,6 +235,23 @@ class Pretraining:
             self.done["evaluate"] = self.updates
         if self.saved != self.updates:
             self.save(owed=False)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A model and what updates it, as one part of a checkpoint."""
+
+    whole: WholeModel
+    updater: Updater
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, moments and counts, whole."""
+        return {"model": self.whole.state_dict(), **self.updater.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.whole.load_state_dict(state["model"])
+        self.updater.load_state_dict(state)
 
 
 class Held:

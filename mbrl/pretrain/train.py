@@ -12,7 +12,7 @@ def pretrain(run: Pretraining) -> None:
             run.evaluate()
         for part in run.parts:  # tokenizer, transformer, or one update of each in turn
             with run.timed():
-                run.note(run.pretrainer.update(part, run.updates))
+                run.note(run.updater.update(part, run.updates))
         run.count()
         if run.due("log"):
             run.report()

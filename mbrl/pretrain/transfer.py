@@ -21,15 +21,16 @@ from mbrl.data.source import DataConfig
 from mbrl.files import MOST_ROWS, read_plain, write_atomically
 from mbrl.pretrain.assemble import begin_from, ready, training_source
 from mbrl.pretrain.assemble import built_model as build_model
-from mbrl.pretrain.configs import Configs, models, pieces
+from mbrl.pretrain.configs import Configs, models
 from mbrl.pretrain.side_by_side import draw_kept, keep
 from mbrl.rundir.build import make
+from mbrl.rundir.sharing import pieces
 from worldmodel.evaluation.lpips import load_lpips
 from worldmodel.evaluation.predict import Evaluation, Judge, evaluate
 from worldmodel.evaluation.predictors import Dreaming
+from worldmodel.processes import Processes
 from worldmodel.seeds import Seeds
-from worldmodel.training.pretrainer import StageConfig
-from worldmodel.training.processes import Processes
+from worldmodel.training.updater import UpdaterConfig
 
 log = logging.getLogger("mbrl")
 
@@ -59,7 +60,7 @@ class Transfer:
     def of(cls, plain: Mapping[str, Any]) -> Transfer:
         """From plain containers. Raises: ValueError naming the key."""
         groups = {name: make(plain[name], name, trusted=True) for name in GROUPS}
-        for complaint in (*models(groups), *pieces(groups, 1)):
+        for complaint in (*models(groups), *pieces("stage", groups, 1)):
             raise ValueError(complaint)
         if groups["stage"].tokenizer is None or groups["stage"].dynamics is None:
             raise ValueError("stage must train both parts (modes choose among them); use stage=both")
@@ -146,16 +147,16 @@ def trained(transfer: Transfer, mode: str, seed: int) -> Any:
     if stage is None:
         return model.eval()
     sources = {part: training_source(configs, model.spec, seeds, part, None) for part in stage.parts}
-    pretrainer = stage.build(model=model, seeds=seeds, processes=processes, sharding="ddp", sources=sources)
+    updater = stage.build(model=model, seeds=seeds, processes=processes, sharding="ddp", sources=sources)
     for update in range(transfer.updates):
         for part in stage.parts:
-            losses = pretrainer.update(part, update)
+            losses = updater.update(part, update)
         if (update + 1) % 100 == 0:
             log.info("%s, seed %d: update %d/%d, %s", mode, seed, update + 1, transfer.updates, shown(losses))
     return model.eval()
 
 
-def stage_of(mode: str, both: StageConfig) -> StageConfig | None:
+def stage_of(mode: str, both: UpdaterConfig) -> UpdaterConfig | None:
     """What a mode trains; None for nothing."""
     assert both.tokenizer is not None
     if mode == "zero":

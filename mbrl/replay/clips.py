@@ -155,7 +155,16 @@ class ClipReplay:
         return name
 
     def clips(
-        self, n: int, length: int, *, stream: str, draw: int, codes: bool = False, subset: Subset = "all"
+        self,
+        n: int,
+        length: int,
+        *,
+        stream: str,
+        draw: int,
+        codes: bool = False,
+        subset: Subset = "all",
+        rank: int = 0,
+        world: int = 1,
     ) -> TensorDict:
         """`n` clips of `length` frames; batch [n]; keys as in worldmodel.spec.
 
@@ -168,10 +177,13 @@ class ClipReplay:
             draw: number of the draw; the same number gives the same rows from the same episodes.
             codes: `context_codes` and `codes` instead of `context` and `pixels`.
             subset: episodes to draw from: `all`, demonstrations alone, or the `recent_episodes` newest.
+            rank, world: of the `world` equal parts of these rows only number `rank`; batch [n / world].
 
-        Raises: ValueError if no such episode is long enough, or for codes without a tokenizer.
+        Raises: ValueError if no such episode is long enough, for codes without a tokenizer, or without equal parts.
         """
+        own = own_rows(n, rank=rank, world=world)
         stored, first_W = self._draw(n, length, stream=stream, draw=draw, subset=subset)
+        stored, first_W = stored[own], first_W[own]
         codes, sliding = codes and "pixels" in self._spec.reads, self._spec.context == "sliding"
         made = map(self._encoded, stored) if codes and not sliding else None
         memoised = None if made is None else [(one.context, one.frames) for one in made]
@@ -291,6 +303,11 @@ class ClipReplay:
             there = {stored.name for stored in self.store.all}
             self._codes = {name: codes for name, codes in self._codes.items() if name in there}
 
+    def adopt(self, listing: Sequence[Sequence[str]]) -> None:
+        """Takes over the episodes of a process that writes the same folder (`EpisodeStore.adopt`)."""
+        self.store.adopt(listing)
+        self._forget_evicted()
+
     def prune(self, kept: Iterable[Mapping[str, Any]]) -> int:
         """Deletes files of evicted episodes that none of the `kept` states (of this replay, in checkpoints) needs."""
         return self.store.prune(kept)
@@ -303,6 +320,36 @@ class ClipReplay:
         """Inverse of `state_dict`, exact. Raises: DamagedEpisode (see `EpisodeStore.restore`)."""
         self._codes = {}
         self.store.load_state_dict(state)
+
+
+class OwnRows:
+    """A replay as one of several processes draws from it: its rows of every draw. Alone it draws them all."""
+
+    def __init__(self, replay: ClipReplay, *, rank: int, world: int, codes: bool = False) -> None:
+        """`codes`: what a draw gives that does not say whether it wants codes or pixels."""
+        self._replay, self._rank, self._world, self._codes = replay, rank, world, codes
+
+    def __len__(self) -> int:
+        """Stored decisions."""
+        return len(self._replay)
+
+    def clips(
+        self, n: int, length: int, *, stream: str, draw: int, codes: bool | None = None, subset: Subset = "all"
+    ) -> TensorDict:
+        """This process's rows of `n` (`ClipReplay.clips`); batch [n / processes]."""
+        how: dict[str, Any] = {"codes": self._codes if codes is None else codes, "subset": subset}
+        return self._replay.clips(n, length, stream=stream, draw=draw, rank=self._rank, world=self._world, **how)
+
+    def transitions(self, n: int, **how: Any) -> TensorDict:
+        """This process's rows of `n` (`ClipReplay.transitions`); batch [n / processes]."""
+        return self._replay.transitions(n, **how)[own_rows(n, rank=self._rank, world=self._world)]
+
+
+def own_rows(n: int, *, rank: int, world: int) -> slice:
+    """Rows of part `rank` of `world` equal parts. Raises: ValueError if there are none."""
+    if n % world:
+        raise ValueError(f"n must be a multiple of {world} processes (got {n})")
+    return slice(rank * n // world, (rank + 1) * n // world)
 
 
 def _located(flat: Indices, ends: Indices) -> tuple[Indices, Indices]:

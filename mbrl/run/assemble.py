@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from agents.api import Agent, build
+from agents.api import Agent, asked, build
 from mbrl.envs.make import make_envs
 from mbrl.envs.rows import RowsEnv
 from mbrl.io.checkpoint import Checkpoints
 from mbrl.io.video import Videos
 from mbrl.measure.instruments import Instruments
+from mbrl.replay.clips import ClipReplay, OwnRows
+from mbrl.replay.store import Stored
 from mbrl.run.best import Best
 from mbrl.run.clock import Clock
 from mbrl.run.collect import Collector
 from mbrl.run.demos import Demos, check_demos
 from mbrl.run.evaluate import Evaluator
+from mbrl.run.learning import Learning
 from mbrl.run.progress import Progress
 from mbrl.run.rehearsal import check_rehearsal, lent, rehearsed
 from mbrl.run.run import Run
 from mbrl.run.validate import check_together, footprint
 from mbrl.rundir.build import make
 from mbrl.rundir.machine import check_device, check_matmul, set_matmul_precision
+from mbrl.rundir.sharing import pieces
 from mbrl.rundir.stop import Stop
 from worldmodel.api import Tokenizing, WorldModel
 from worldmodel.dream.imagine import Dream
+from worldmodel.processes import Processes, alone
 from worldmodel.seeds import Seeds
+from worldmodel.training.updater import Updater
 
 GROUPS = (
     "task", "protocol", "tokenizer", "transformer", "worldmodel", "agent", "prefill", "replay", "fit", "schedule",
@@ -78,11 +84,13 @@ class Configs:
     groups: Mapping[str, Any]
 
     @classmethod
-    def of(cls, plain: Mapping[str, Any], *, trusted: bool) -> Configs:
-        """From plain containers. Raises: ValueError naming the key."""
+    def of(cls, plain: Mapping[str, Any], *, trusted: bool, world: int = 1) -> Configs:
+        """From plain containers, for `world` processes. Raises: ValueError naming the key."""
         groups = {name: make(plain[name], name, trusted=trusted) for name in GROUPS}
         demos = check_demos(plain["demos"])
         check_together(groups, demos=demos)
+        for complaint in shared(groups, world):
+            raise ValueError(complaint)
         if not 0 <= plain["seed"] < 2**31:
             raise ValueError(f"seed must be in [0, 2^31) (got {plain['seed']})")
         if plain["keep"] < 2:
@@ -97,6 +105,21 @@ class Configs:
             raise AttributeError(name) from error
 
 
+def shared(groups: Mapping[str, Any], world: int) -> Iterator[str]:
+    """What cannot be shared by so many processes: the key, its value, and a mend."""
+    yield from pieces("fit", groups, world)
+    agent, learn = groups["agent"], groups["schedule"].learn
+    if world == 1 or not (learn.initial or (learn.every and learn.updates)):
+        return
+    if "processes" not in asked(agent):
+        yield (
+            f"agent={type(agent).__name__} learns in one process only (got {world}): its `build` does not ask for the "
+            "`processes` that it would share its batches with; start it without torchrun"
+        )
+    elif agent.batch_size % world:
+        yield f"agent.batch_size={agent.batch_size} must be a multiple of {world} processes; for example {world}"
+
+
 @dataclass(kw_only=True)
 class EvalSetup:
     """What it takes to act and to be scored: everything of a run but its learning."""
@@ -108,15 +131,17 @@ class EvalSetup:
     seeds: Seeds
 
 
-def assemble_eval(configs: Configs, collecting: RowsEnv | None) -> EvalSetup:
+def assemble_eval(configs: Configs, collecting: RowsEnv | None, processes: Processes | None = None) -> EvalSetup:
     """Environments for evaluation, world model, dream and agents.
 
     Args:
         collecting: the environments of training, where there are any: an expert must know in which worlds it acts.
+        processes: those that learn together, on devices of their own; None: one, on that of the configuration.
     """
     torch.set_num_threads(configs.compute.threads)
     set_matmul_precision(configs.compute.matmul)
-    seeds, device = Seeds(configs.seed), configs.compute.device
+    processes = processes or alone(configs.compute.device)
+    seeds, device = Seeds(configs.seed), str(processes.device)
     judging = worlds_of(configs, stream="evaluate", rows=configs.evaluation.rows)
     env_spec = judging.env_spec
     sizes = {name: configs.groups[name] for name in ("tokenizer", "transformer", "task", "protocol")}
@@ -125,9 +150,10 @@ def assemble_eval(configs: Configs, collecting: RowsEnv | None) -> EvalSetup:
     runtime = {
         "spec": model.spec,
         "env_spec": env_spec,
-        **({"dream": Dream(model, seeds=seeds)} if model.spec.dreams else {}),
+        **({"dream": Dream(model, seeds=seeds, processes=processes)} if model.spec.dreams else {}),
         "seeds": seeds,
         "device": device,
+        "processes": processes,
         "expert": lambda mode: worlds[mode].expert_actions(),
     }
     agent, prefiller = build(configs.agent, runtime), build(configs.prefill, runtime)
@@ -136,24 +162,19 @@ def assemble_eval(configs: Configs, collecting: RowsEnv | None) -> EvalSetup:
     )
 
 
-def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: Stop) -> Run:
-    """The whole run; reading this function top to bottom is reading the object graph."""
+def assemble(
+    configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: Stop, processes: Processes | None = None
+) -> Run:
+    """The whole run, in its first process; reading this function top to bottom is reading the object graph."""
+    processes = processes or alone(configs.compute.device)
     sets = rehearsed(configs.rehearsal, configs.protocol)
     envs = worlds_of(configs, stream="env", rows=configs.compute.rows)
     require_room(configs, folder, rehearsed=sum(sum(data.frames) - len(data) for data in sets))
     old = lent(sets, envs, configs.worldmodel.reads)
-    player = assemble_eval(configs, envs)
-    seeds, model = player.seeds, player.model
-    clock, progress, gate = Clock(), Progress(), configs.schedule.gate.build()
-    replay = configs.replay.build(
-        folder=folder / "replay",
-        spec=model.spec,
-        seeds=seeds,
-        tokenize=model.tokenize if isinstance(model, Tokenizing) else None,
-        version=lambda: model.tokenizer_version if isinstance(model, Tokenizing) else 0,
-        demos=configs.demos,
-        lent=old,
-    )
+    player = assemble_eval(configs, envs, processes)
+    learning = learning_of(configs, folder, player, old, stop=stop, processes=processes)
+    clock, gate, replay, model = learning["clock"], learning["gate"], learning["replay"], player.model
+    progress = Progress()
     teaching = worlds_of(configs, stream="demos", rows=1) if configs.demos else None
     collector = Collector(
         envs,
@@ -166,30 +187,75 @@ def assemble(configs: Configs, folder: Path, *, info: Mapping[str, Any], stop: S
         reads=model.spec.reads,
     )
     return Run(
+        **learning,
         folder=folder,
-        schedule=configs.schedule,
         evaluation=configs.evaluation,
-        clock=clock,
-        model=model,
         collector=collector,
         demos=Demos(configs.demos, teaching, replay=replay, clock=clock) if teaching is not None else None,
-        replay=replay,
-        fitter=configs.fit.build(model=model, seeds=seeds),
-        agent=player.agent,
         prefiller=player.prefiller,
         evaluator=player.evaluator,
         best=Best({"model": model, "agent": player.agent}),
         instruments=Instruments(
-            model=model, agent=player.agent, replay=replay, seeds=seeds, parts=envs.facts.parts, demos=configs.demos
+            model=model,
+            agent=player.agent,
+            replay=replay,
+            seeds=player.seeds,
+            parts=envs.facts.parts,
+            demos=configs.demos,
         ),
-        gate=gate,
         progress=progress,
         logger=configs.logger.build(folder=folder, config=info),
         videos=Videos(folder / "videos", keep=VIDEOS),
         checkpoints=Checkpoints(folder / "checkpoints", keep=configs.keep, info=info),
-        stop=stop,
         info=info,
     )
+
+
+def assemble_other(configs: Configs, folder: Path, *, stop: Stop, processes: Processes) -> Learning:
+    """What the other processes of a run have: no environments, no files."""
+    player = assemble_eval(configs, None, processes)
+    envs = player.evaluator.env
+    old = lent(rehearsed(configs.rehearsal, configs.protocol), envs, configs.worldmodel.reads)
+    envs.close()
+    return Learning(**learning_of(configs, folder, player, old, stop=stop, processes=processes))
+
+
+def learning_of(
+    configs: Configs, folder: Path, player: EvalSetup, lent: list[Stored], *, stop: Stop, processes: Processes
+) -> dict[str, Any]:
+    """The objects that every process of a run has."""
+    model = player.model
+    replay = configs.replay.build(
+        folder=folder / "replay",
+        spec=model.spec,
+        seeds=player.seeds,
+        tokenize=model.tokenize if isinstance(model, Tokenizing) else None,
+        version=lambda: model.tokenizer_version if isinstance(model, Tokenizing) else 0,
+        demos=configs.demos,
+        lent=lent,
+    )
+    return {
+        "schedule": configs.schedule,
+        "clock": Clock(),
+        "model": model,
+        "replay": replay,
+        "updater": updater_of(configs, model, replay, processes),
+        "agent": player.agent,
+        "gate": configs.schedule.gate.build(),
+        "stop": stop,
+        "processes": processes,
+    }
+
+
+def updater_of(configs: Configs, model: Any, replay: ClipReplay, processes: Processes) -> Updater:
+    """What fine-tunes the model on the replay: the tokenizer on pixels, the dynamics on memoised codes."""
+    memoised = model.spec.codes is not None and not configs.fit.random_shift  # moved frames have codes of their own
+    sources = {
+        part: OwnRows(replay, rank=processes.rank, world=processes.world, codes=memoised and part != "tokenizer")
+        for part in model.spec.parts
+    }
+    updater: Updater = configs.fit.build(model=model, seeds=Seeds(configs.seed), processes=processes, sources=sources)
+    return updater
 
 
 def require_room(configs: Configs, folder: Path, *, rehearsed: int) -> None:

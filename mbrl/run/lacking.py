@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from agents.api import asked
-from mbrl.run.run import OWED
+from mbrl.run.learning import OWED
 from mbrl.rundir.build import find
 
 SIZES = ("tokenizer", "transformer")

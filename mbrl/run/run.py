@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,101 +15,40 @@ from mbrl.io.logger import Logger
 from mbrl.io.video import Videos
 from mbrl.measure.instruments import Instruments, gated
 from mbrl.measure.open_loop import open_loop
-from mbrl.replay.clips import ClipReplay
 from mbrl.replay.cut import longest_horizon
 from mbrl.replay.episode import Episode
 from mbrl.run.best import Best
-from mbrl.run.clock import Cadence, Clock
 from mbrl.run.collect import Collector
 from mbrl.run.demos import DONE, Demos
 from mbrl.run.evaluate import EvaluationConfig, Evaluator, Score
-from mbrl.run.gate import Gate, GateConfig
+from mbrl.run.learning import Learning
 from mbrl.run.pictures import draw_episode, draw_open_loop
 from mbrl.run.progress import Progress
 from mbrl.rundir.result import RESULT, Episodes, result_of, write_result
-from mbrl.rundir.stop import Stop
 from worldmodel.api import WorldModel
-from worldmodel.training.fitter import Fitter
 
 log = logging.getLogger("mbrl")
 
-OWED = ("learn", "evaluate", "log", "save")
-"""What the schedule owes in the order of the loop, behind the updates of the world model's parts."""
-MANY = 50
-"""Updates owed at once that take long enough to be announced: the first fits are minutes of silence otherwise."""
 PATIENCE = 3
 """Checkpoints in a row that may fail (disk full) before the run gives up."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
-    """What is owed when, in env steps (simulator steps after action repeat).
-
-    Attributes:
-        total: env steps of the run.
-        prefill: env steps that the prefilling agent collects first.
-        tokenizer: updates of this part of the world model.
-        dynamics: the same; nothing is owed to a part that the model lacks.
-        learn: updates of the agent.
-        evaluate: interim evaluations.
-        log: rows of metrics.csv and progress lines.
-        save: checkpoints.
-        gate: what the world model must show before `learn` begins; what is owed until then is caught up.
-    """
-
-    total: int
-    prefill: int
-    tokenizer: Cadence
-    dynamics: Cadence
-    learn: Cadence
-    evaluate: Cadence
-    log: Cadence
-    save: Cadence
-    gate: GateConfig
-
-    def __post_init__(self) -> None:
-        for name in ("total", "prefill"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1 (got {getattr(self, name)})")
-        if self.prefill > self.total:
-            raise ValueError(f"prefill must be <= total={self.total} (got {self.prefill})")
-        for name, cadence in {**self.fits, "learn": self.learn}.items():
-            if cadence.ever and cadence.start < self.prefill:
-                raise ValueError(
-                    f"{name}.start must be >= prefill={self.prefill}: there is no replay before (got {cadence.start})"
-                )
-
-    @property
-    def fits(self) -> dict[str, Cadence]:
-        """The cadences of the world model's parts."""
-        cadences = {name: value for name, value in vars(self).items() if isinstance(value, Cadence)}
-        return {name: cadence for name, cadence in cadences.items() if name not in OWED}
-
-
 @dataclass(kw_only=True)
-class Run:
-    """Everything of one run; `parts` is what a checkpoint holds."""
+class Run(Learning):
+    """Everything of one run, in its first process; `parts` is what a checkpoint holds."""
 
     folder: Path
-    schedule: ScheduleConfig
     evaluation: EvaluationConfig
-    clock: Clock
-    model: WorldModel
     collector: Collector
     demos: Demos | None
-    replay: ClipReplay
-    fitter: Fitter
-    agent: Agent
     prefiller: Agent
     evaluator: Evaluator
     best: Best
     instruments: Instruments
-    gate: Gate
     progress: Progress
     logger: Logger
     videos: Videos
     checkpoints: Checkpoints
-    stop: Stop
     info: Mapping[str, Any]
     """What run.json says of this run and machine."""
     unsaved: int = 0
@@ -117,35 +56,8 @@ class Run:
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Episodes of the evaluations that count: of the `random` policy, and the `final` one with what it is `of`."""
 
-    def going(self) -> bool:
-        """Whether the loop goes on."""
-        return not self.stop and (self.clock.env_steps < self.schedule.total or self.behind())
-
-    def behind(self) -> bool:
-        """Whether anything is owed still: a run that was stopped between two updates first does the rest of them."""
-        done, now = self.clock.done, self.clock.env_steps
-        names = (*self.model.spec.parts, *OWED)
-        return any(getattr(self.schedule, name).owed(now, done.get(name, 0)) for name in names if self._may(name))
-
-    def _may(self, name: str) -> bool:
-        """Whether what is owed of `name` may be done now: the agent learns behind the gate."""
-        return name != "learn" or self.gate.open
-
-    def owed(self, name: str) -> Iterator[int]:
-        """The updates of `name` that are owed now; none once a stop is asked for, none before a closed gate."""
-        if not self._may(name):
-            return
-        cadence: Cadence = getattr(self.schedule, name)
-        count = cadence.owed(self.clock.env_steps, self.clock.done.get(name, 0))
-        if count >= MANY and not self.stop:
-            log.info("env step %d: %d updates of %s come first", self.clock.env_steps, count, name)
-        for number in self.clock.owed(name, cadence):
-            if self.stop:
-                return
-            yield number
-
     def timed(self, phase: str) -> AbstractContextManager[None]:
-        """Books the body's time on `collect`, `measure`, `fit`, `imagine`, `learn` or `evaluate`."""
+        """Books the body's time on it."""
         return self.progress.timed(phase)
 
     def note(self, metrics: Metrics) -> None:
@@ -172,6 +84,11 @@ class Run:
             with self.timed("evaluate"):
                 score = self.evaluator.score(self.prefiller, self.evaluation.episodes)
             self._tell("random", score)
+
+    def collect(self) -> list[Episode]:
+        """One decision in every environment; the episodes that ended with it."""
+        self.collector.step(self.agent)
+        return self.collector.finished
 
     def measure(self, episode: Episode) -> None:
         """Measures model and agent on an episode that was held out so far; may open the gate.
@@ -278,7 +195,7 @@ class Run:
         """What a checkpoint holds; `counting_save=1` where the save itself is one that the schedule owed."""
         return {
             "model": self.model,
-            "fitter": self.fitter,
+            "updater": self.updater,
             "agent": self.agent,
             "collector": self.collector,
             "replay": self.replay,
@@ -310,11 +227,12 @@ class Run:
 
     def finish(self) -> None:
         """The last evaluation (unless a stop was asked for), the last checkpoint, and behind it result.json."""
-        if not self.stop and not self._scored():
+        super().finish()
+        if not self.stopped and not self._scored():
             with self.timed("evaluate"):
                 self._evaluate_finally()
             self.report()
-        if not self.stop and not self.gate.open:
+        if not self.stopped and not self.gate.open:
             short = "; ".join(self.gate.lacking())
             log.warning(
                 "WARNING: the actor never started learning: the world model fell short of schedule.gate: %s", short

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 SAVED_PLEASE_REQUEUE = 75
+SAME_S = 0.5
+"""A second signal within so many seconds is the first one once more: torchrun hands on what a terminal sent to all."""
 
 
 class Stop:
@@ -15,6 +18,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.requested = False
+        self._since = 0.0
 
     def listen(self) -> None:
         """Installs the handlers (main thread only)."""
@@ -22,9 +26,10 @@ class Stop:
             signal.signal(number, self._take_note)
 
     def _take_note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if not self.requested:
+            self.requested, self._since = True, time.monotonic()
+        elif time.monotonic() - self._since > SAME_S:
             os._exit(128 + number)
-        self.requested = True
 
     def __bool__(self) -> bool:
         return self.requested

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchrl.modules import SymExpTwoHot
 
-from agents.distributions import BoundedNormal, OneHot, ScheduledStdConfig, TwoHot, symexp, symlog
+from agents.distributions import BoundedNormal, OneHot, ScheduledStdConfig
+from worldmodel.twohot import TwoHot, symexp, symlog
 
 INSIDE = st.floats(-4e8, 4e8, width=32)
 ANY = st.floats(allow_nan=False, width=32)
-PUBLISHED = TwoHot(bins=255, limit=20.0)
+PUBLISHED = TwoHot(low=-20.0, high=20.0, bins=255)
 
 
 @settings(max_examples=100, deadline=None)
@@ -74,16 +75,26 @@ def test_the_loss_is_least_at_the_target_and_sends_it_no_gradient() -> None:
 
 @pytest.mark.parametrize("limit", [8.0, 20.0])
 def test_both_ways_to_start_have_the_value_zero(limit: float) -> None:
-    twohot = TwoHot(bins=101, limit=limit)
+    twohot = TwoHot(low=-limit, high=limit, bins=101)
     assert float(twohot.decode(torch.zeros(101))) == 0.0
     peaked = twohot.peak_at_zero()
     assert float(twohot.decode(peaked)) == 0.0
     assert torch.softmax(peaked, -1)[twohot.bins.abs() > 5].sum() < 1e-3
 
 
+def test_two_hot_keeps_the_mean_and_clamps_also_between_bins_that_are_not_symmetric() -> None:
+    twohot, value = TwoHot(low=-2.0, high=4.0, bins=13), torch.tensor([-9.0, -6.0, -0.3, 0.0, 3.99, 53.0, 70.0])
+    weights = twohot.encode(value)
+    clamped = value.clamp(float(twohot.bins[0]), float(twohot.bins[-1]))
+    torch.testing.assert_close(weights @ twohot.bins, clamped)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(7))
+    assert ((weights > 0).sum(-1) <= 2).all()
+    torch.testing.assert_close(twohot.decode((weights + 1e-9).log()), clamped, atol=1e-3, rtol=1e-3)
+
+
 def test_two_hot_refuses_bins_without_a_zero() -> None:
-    with pytest.raises(ValueError, match=r"bins must be odd.*100"):
-        TwoHot(bins=100, limit=20.0)
+    with pytest.raises(ValueError, match=r"bins must be .*odd.*100"):
+        TwoHot(low=-20.0, high=20.0, bins=100)
 
 
 def policy(std: float) -> BoundedNormal:

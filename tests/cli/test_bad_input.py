@@ -78,7 +78,7 @@ fit.tokenizer.length=1                           | fit.tokenizer.length=1 must b
 fit.tokenizer.length=300                         | fit.tokenizer.length=300 | protocol.decisions=25 | lower it
 fit.tokenizer.optim.lr=-1                        | fit.tokenizer.optim.lr must be > 0 (got -1.0)
 fit.precision=float16                            | fit.precision must be float32 or bfloat16 (got float16)
-fit.codebooks=open                               | fit.codebooks must be frozen or trained (got open)
+fit.tokenizer.codebooks=open                     | fit.tokenizer.codebooks must be frozen or trained (got open)
 worldmodel.max_frames=4000  | worldmodel.max_frames=4000 | positions= | lower worldmodel.max_frames to
 worldmodel.burn_in=0                            | worldmodel.burn_in must be >= 1 | (got 0)
 worldmodel.latent=[pixels]                       | worldmodel.latent must be some of | (got ['pixels'])

@@ -15,7 +15,7 @@ import mbrl.run.train
 import mbrl.rundir.folder
 from mbrl.cli.main import main
 from mbrl.cli.train import settle
-from mbrl.run.run import OWED
+from mbrl.run.learning import OWED
 from mbrl.rundir.folder import read_config, run_info, write_run
 from mbrl.rundir.stop import Stop
 

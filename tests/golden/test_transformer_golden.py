@@ -26,7 +26,7 @@ from worldmodel.rollout.kv_cache import KVCache
 from worldmodel.rollout.sampling import probabilities
 from worldmodel.sequence import codes_of_ids, layout_ids
 from worldmodel.transformer import TransformerConfig
-from worldmodel.transformer.token_model import symlog
+from worldmodel.twohot import symlog
 from worldmodel.weights.mismatch import Mismatch
 
 PUBLISHED = SamplingConfig(temperature=1.0, top_k=100, codes_only=False)

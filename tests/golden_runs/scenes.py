@@ -129,7 +129,7 @@ def learn(folder: Path, played: Played, *, words: list[str], updates: int, episo
                 played.row({"prefill/return": float(episode.reward.sum())})
         for part in ("tokenizer", "dynamics"):
             for number in range(updates):
-                played.row(run.fitter.update(run.replay, part, number))
+                played.row(run.updater.update(part, number))
             played.weigh(f"weights/{part}", run.model.parameters_of(part).values())
         for number in range(updates):
             learned = run.agent.learn(run.replay, number)

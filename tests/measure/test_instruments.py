@@ -29,7 +29,7 @@ from mbrl.rundir.stop import Stop
 from tests.children import laid
 from tests.run.test_resume import leaves, rows
 from worldmodel.spec import ModelSpec
-from worldmodel.training.fitter import Fitter
+from worldmodel.training.updater import Updater
 
 IMAGE = 8
 
@@ -256,8 +256,8 @@ def test_an_episode_is_measured_before_it_is_fitted_and_only_once_there_was_a_fi
         events.append(("ends", episode.number))
         return append(self, episode)
 
-    def watched_update(self: Fitter, replay: Any, part: str, number: int) -> dict[str, float]:
-        events.append(("fit", len(replay.store.stored)))
+    def watched_update(self: Updater, part: str, number: int) -> dict[str, float]:
+        events.append(("fit", len(run.replay.store.stored)))
         return {}
 
     def watched_heldout(self: Instruments, episode: Episode, *, own: bool) -> dict[str, float]:
@@ -265,7 +265,7 @@ def test_an_episode_is_measured_before_it_is_fitted_and_only_once_there_was_a_fi
         return {}
 
     monkeypatch.setattr(ClipReplay, "append", watched_append)
-    monkeypatch.setattr(Fitter, "update", watched_update)
+    monkeypatch.setattr(Updater, "update", watched_update)
     monkeypatch.setattr(Instruments, "heldout", watched_heldout)
     run = assembled(tmp_path / "run", "schedule.total=200", "schedule.evaluate.every=0", "schedule.learn.initial=0")
     with run.logger:
@@ -291,7 +291,7 @@ def test_measuring_fills_its_columns_and_changes_nothing_of_what_is_learned(
         run = assembled(tmp_path / name, *words)
         with run.logger:
             train(run)
-    parts = ("model", "fitter", "agent", "collector", "replay")
+    parts = ("model", "updater", "agent", "collector", "replay")
     one, other = (
         leaves({part: read_newest(tmp_path / name / "checkpoints").states[part] for part in parts})
         for name in ("measured", "unmeasured")

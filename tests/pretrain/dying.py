@@ -13,14 +13,14 @@ import safetensors.torch
 from mbrl.cli.main import main
 from mbrl.pretrain.run import Pretraining
 from mbrl.ranks import take
-from worldmodel.training.pretrainer import Pretrainer
+from worldmodel.training.updater import Updater
 
 
 def rehearse(notes: Path, *, dies_at: int) -> None:
     """Process 1 dies in update `dies_at` (never, if that is negative) of its first life."""
-    update, finish, rank = Pretrainer.update, Pretraining.finish, os.environ["RANK"]
+    update, finish, rank = Updater.update, Pretraining.finish, os.environ["RANK"]
 
-    def mortal(self: Pretrainer, part: Any, number: int) -> dict[str, float]:
+    def mortal(self: Updater, part: Any, number: int) -> dict[str, float]:
         if rank == "1" and number == dies_at and not (notes / "died").exists():
             (notes / "died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -28,10 +28,10 @@ def rehearse(notes: Path, *, dies_at: int) -> None:
 
     def told(self: Pretraining) -> None:
         finish(self)
-        held = {name: tensor.contiguous().clone() for name, tensor in self.pretrainer._weights().items()}
+        held = {name: tensor.contiguous().clone() for name, tensor in self.whole.state_dict().items()}
         safetensors.torch.save_file(held, notes / f"rank-{rank}.safetensors")
 
-    Pretrainer.update = mortal  # type: ignore[method-assign]
+    Updater.update = mortal  # type: ignore[method-assign]
     Pretraining.finish = told  # type: ignore[method-assign]
 
 

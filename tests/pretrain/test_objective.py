@@ -94,7 +94,7 @@ def in_pieces(model: IVideoGPT, part: Any, pieces: int) -> tuple[float, dict[str
         whole["context_codes"], whole["codes"], whole["other_codes"] = context_codes, codes, context_codes.roll(1, 0)
     for piece, part_of in enumerate(whole.chunk(pieces)):
         share = share_of(piece, pieces, whole)
-        losses = model.losses(part_of, part, step=100, generator=Seeds(1).torch("x"), share=share)
+        losses = model.losses(part_of, part, step=100, generator=Seeds(1).torch("x"), micro=share)
         (losses["loss"] / pieces).backward()
         total += losses["loss"].item() / pieces
     found = gradients(model)
@@ -245,5 +245,5 @@ def test_decay_acts_on_what_the_config_says(weight_decay_on: str, expected: set[
 
 
 def test_a_horizon_behind_the_warmup_is_asked_for() -> None:
-    with pytest.raises(ValueError, match="horizon must be 0 or > warmup_steps=4"):
-        scheduled(horizon=3)
+    with pytest.raises(ValueError, match="decay_steps must be 0 or > warmup_steps=4"):
+        scheduled(decay_steps=3)

@@ -33,7 +33,7 @@ def leaves(node: Any, name: str = "") -> dict[str, Any]:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    parts = ("model", "fitter", "agent", "collector", "replay", "run")
+    parts = ("model", "updater", "agent", "collector", "replay", "run")
     first, second = (leaves({p: read_newest(run / "checkpoints").states[p] for p in parts}) for run in (one, other))
     assert first.keys() == second.keys()
     for name, value in first.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,8 +12,9 @@ from torch.nn.functional import pad
 
 from worldmodel.augment import shifted
 from worldmodel.optim import OptimConfig
+from worldmodel.processes import Processes
 from worldmodel.seeds import Seeds
-from worldmodel.training.fitter import FitConfig, PartConfig
+from worldmodel.training.updater import PartConfig, UpdaterConfig
 
 ROWS, CONTEXT, LENGTH, SIDE = 5, 1, 3, 8
 
@@ -59,9 +62,11 @@ class Seen:
         return clip()
 
     def parameters_of(self, part: str) -> dict[str, torch.nn.Parameter]:
-        return {part: self.weight} if part == "dynamics" else {}
+        return {"weight": self.weight} if part == "dynamics" else {}
 
-    def losses(self, seen: TensorDict, part: str, *, step: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def losses(
+        self, seen: TensorDict, part: str, *, step: int, generator: torch.Generator, **more: Any
+    ) -> dict[str, torch.Tensor]:
         self.shown.append(seen)
         return {"loss": self.weight.square().sum()}
 
@@ -76,11 +81,12 @@ class Seen:
 
 def test_every_update_is_shown_pixels_moved_by_its_own_draw() -> None:
     optim = OptimConfig(lr=0.1, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.0, max_grad_norm=1.0, warmup_steps=0)
-    part = PartConfig(batch=ROWS, length=LENGTH, optim=optim)
-    config = FitConfig(tokenizer=part, dynamics=part, random_shift=2, codebooks="trained", precision="float32")
+    part = PartConfig(batch=ROWS, accumulate=1, length=LENGTH, optim=optim)
+    config = UpdaterConfig(tokenizer=None, dynamics=part, random_shift=2, precision="float32")
     model = Seen()
-    fitter = config.build(model=model, seeds=Seeds(0))  # type: ignore[arg-type]
+    alone = Processes(rank=0, world=1, device=torch.device("cpu"))
+    updater = config.build(model=model, seeds=Seeds(0), processes=alone, sources={"dynamics": model})  # type: ignore[arg-type]
     for number in (0, 1, 0):
-        fitter.update(model, "dynamics", number)
+        updater.update("dynamics", number)
     first, second, again = (shown["pixels"] for shown in model.shown)
     assert torch.equal(first, again) and not torch.equal(first, second) and not torch.equal(first, clip()["pixels"])

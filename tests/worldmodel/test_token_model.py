@@ -12,7 +12,7 @@ from torch import Tensor
 from worldmodel.layout import TokenLayout
 from worldmodel.sequence import IGNORED, layout_ids, layout_labels, string_of_ids
 from worldmodel.transformer import HeadConfig, TokenModel, TransformerConfig
-from worldmodel.transformer.token_model import symexp, symlog, two_hot
+from worldmodel.twohot import symlog
 
 LAYOUT = TokenLayout(context=2, codes_context=5, codes_future=3, vocab_context=11, vocab_future=7)
 TRANSFORMER = TransformerConfig(
@@ -117,13 +117,17 @@ def test_frame_hidden_is_read_at_the_last_code_of_each_frame():
     assert make().frame_hidden(hidden).flatten().tolist() == [LAYOUT.reward_position(j) for j in range(FRAMES)]
 
 
-def test_two_hot_keeps_the_mean_and_clamps():
-    bins, x = torch.linspace(-2, 4, 13), torch.tensor([-9.0, -2.0, -0.3, 0.0, 3.99, 4.0, 7.0])
-    weights = two_hot(x, bins)
-    torch.testing.assert_close(weights @ bins, x.clamp(-2, 4))
-    torch.testing.assert_close(weights.sum(-1), torch.ones(7))
-    assert ((weights > 0).sum(-1) <= 2).all()
-    torch.testing.assert_close(symexp(symlog(x)), x)
+def test_an_uncertain_reward_is_its_expectation_in_environment_units():
+    """Half of 0 and half of 20 is 10; under symlog it would be 3.6."""
+    model = make(TWOHOT)
+    torch.nn.init.zeros_(model.reward_head[-1].weight)
+    optimizer = torch.optim.Adam([model.reward_head[-1].bias], lr=0.1)
+    hidden, feature, reward = torch.zeros(2, 24), torch.zeros(2, FEATURE), torch.tensor([0.0, 20.0])
+    for _ in range(300):
+        optimizer.zero_grad()
+        model.reward_loss(hidden, reward, feature).mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(model.reward(hidden, feature), torch.full((2,), 10.0), atol=0.3, rtol=0)
 
 
 @pytest.mark.parametrize("heads", [SCALAR, TWOHOT], ids=["scalar", "twohot"])
@@ -144,7 +148,7 @@ def test_reward_heads_learn_rewards_in_environment_units(heads):
 def test_a_fresh_two_hot_head_predicts_the_middle_and_reads_its_feature_later():
     model = make(TWOHOT)
     hidden, feature = torch.randn(2, 24), torch.randn(2, FEATURE)
-    torch.testing.assert_close(model.reward(hidden, feature), symexp(torch.ones(2)))
+    torch.testing.assert_close(model.reward(hidden, feature), model.twohot.bins.mean().expand(2))
     torch.nn.init.normal_(model.reward_head[-1].weight, generator=torch.Generator().manual_seed(0))
     assert not torch.isclose(model.reward(hidden, feature), model.reward(hidden, feature + 1)).any()
 

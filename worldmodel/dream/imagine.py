@@ -13,6 +13,8 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from worldmodel.api import WorldModel
+from worldmodel.microbatch import RowNoise, Source
+from worldmodel.processes import Processes, alone
 from worldmodel.seeds import Seeds
 from worldmodel.spec import Rollout
 
@@ -25,10 +27,12 @@ class Dream:
     Rows never end one by one in a dream: an end is the soft `continue` in [0, 1], the hard end is the horizon.
     """
 
-    def __init__(self, model: WorldModel, *, seeds: Seeds) -> None:
+    def __init__(self, model: WorldModel, *, seeds: Seeds, processes: Processes | None = None) -> None:
+        """`processes`: each rolls out its rows of the whole batch; None: all rows are here."""
         self.model = model
         self.spec = model.spec
         self.seeds = seeds
+        self._processes = processes or alone()
 
     def encode(self, clip: TensorDict) -> TensorDict:
         """A clip -> the dream state after its last frame."""
@@ -38,7 +42,7 @@ class Dream:
         """The state after a real step [B], which has what `spec.reads`."""
         return self.model.observe(state, action_BA, step)
 
-    def step(self, state: TensorDict, action_BA: Tensor, generator: torch.Generator | None = None) -> TensorDict:
+    def step(self, state: TensorDict, action_BA: Tensor, generator: Source | None = None) -> TensorDict:
         """The state after an imagined step; without a generator the most likely one."""
         return self.model.imagine(state, action_BA, generator)
 
@@ -81,12 +85,18 @@ class Dream:
             action_BA = action_BA.to(device)
             # counted by the state's own frames: a rollout that is continued draws what a longer one would have drawn
             generator = self.seeds.torch(stream, draw, frame, device=device) if sample else None
-            state = self.step(state, action_BA, generator)
+            state = self.step(state, action_BA, None if generator is None else self._noise(generator, len(state)))
             arrived = self._view(state, keys)
             earned = {key: state[key] for key in ("reward", "continue")}
             steps.append(TensorDict({**seen, "action": action_BA, "next": arrived | earned}, state.batch_size))
             seen = arrived
         return Rollout(torch.stack(steps, 1), state, memory)
+
+    def _noise(self, generator: torch.Generator, rows: int) -> Source:
+        world = self._processes.world
+        if world == 1:
+            return generator
+        return RowNoise(generator=generator, first=self._processes.rank * rows, rows=world * rows)
 
     def _view(self, state: TensorDict, keys: tuple[str, ...]) -> dict[str, Tensor]:
         return {key: self._seen(state, key) for key in keys}

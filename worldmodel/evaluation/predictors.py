@@ -92,8 +92,9 @@ class Dreaming(Predictor):
         shown = {key: read[key][:, :observed] for key in read.keys() if key != "context_codes"}  # noqa: SIM118
         start = TensorDict({**shown, "context_codes": read["context_codes"]}, batch_size=read.batch_size)
         dream, policy = Dream(self.model, seeds=seeds or Seeds(0)), given(action_BTA[:, observed:])
-        options = {"stream": STREAM, "draw": draw, "sample": seeds is not None}
-        made = dream.rollout(policy, dream.encode(start), 0, frames - observed, **options)
+        made = dream.rollout(
+            policy, dream.encode(start), 0, frames - observed, stream=STREAM, draw=draw, sample=seeds is not None
+        )
         return made.state["wm", "codes"][:, :frames].long()
 
 

@@ -85,7 +85,7 @@ class Adversary:
         return self.generator_updates >= self.config.start
 
     def term(
-        self, recon_NCHW: Tensor, real_NCHW: Tensor, *, judged: Tensor, weight: Tensor, share: MicroBatch | None
+        self, recon_NCHW: Tensor, real_NCHW: Tensor, *, judged: Tensor, weight: Tensor, micro: MicroBatch
     ) -> dict[str, Tensor]:
         """The tokenizer's loss `adversary`, and its adaptive weight `adversary_weight`; {} before it starts.
 
@@ -101,9 +101,7 @@ class Adversary:
         self.discriminator.requires_grad_(False)  # the tokenizer's backward pass must leave no gradients here
         fooled = generator_loss(self.discriminator(recon_NCHW))
         gradients = [torch.autograd.grad(term, weight, retain_graph=True)[0] for term in (judged, fooled)]
-        if share is not None:
-            gradients = [share.mean(gradient) for gradient in gradients]
-        wanted, had = (gradient.float().norm() for gradient in gradients)
+        wanted, had = (micro.mean(gradient).float().norm() for gradient in gradients)
         adaptive = (wanted / had.clamp(min=LEAST_NORM)).clamp(max=LARGEST).detach()
         return {"adversary": self.config.weight * adaptive * fooled, "adversary_weight": adaptive}
 

@@ -20,7 +20,8 @@ from worldmodel.rollout.sampling import SamplingConfig
 from worldmodel.sequence import codes_of_ids, layout_labels, string_of_ids
 from worldmodel.tokenizer.compressive import CompressiveTokenizer
 from worldmodel.tokenizer.networks import RGB
-from worldmodel.transformer.token_model import TokenModel, symexp
+from worldmodel.transformer.token_model import TokenModel
+from worldmodel.twohot import symexp
 
 SAMPLINGS = {
     "argmax": SamplingConfig(temperature=0.0, top_k=0, codes_only=False),

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worldmodel.microbatch import RowNoise, Source
 from worldmodel.rollout.fused import FusedTransformer
 from worldmodel.rollout.kv_cache import KVCache
 from worldmodel.rollout.sampling import SamplingConfig, draw
@@ -168,7 +169,7 @@ class TokenEngine:
         self._tickets = []
         return torch.stack(drawn, 1)
 
-    def uniform(self, generator: torch.Generator | None, ids: int | None = None) -> Tensor | None:
+    def uniform(self, generator: Source | None, ids: int | None = None) -> Tensor | None:
         """The numbers in [0, 1) that a frame is drawn with, [K, B], or a string of `ids` ids; None without generator.
 
         They are drawn where the generator lives, before the frame, which draws nothing itself.
@@ -176,8 +177,9 @@ class TokenEngine:
         if generator is None:
             return None
         weight, count = self._model.llm.lm_head.weight, self._layout.codes_future if ids is None else ids
-        device, dtype = generator.device, weight.dtype
-        drawn = torch.rand(count, self._held_rows, generator=generator, device=device, dtype=dtype)
+        own = generator if isinstance(generator, RowNoise) else RowNoise.all(generator, self._held_rows)
+        whole = torch.rand(count, own.rows, generator=own.generator, device=own.generator.device, dtype=weight.dtype)
+        drawn = whole[:, own.first : own.first + self._held_rows].contiguous()
         return drawn.to(weight.device, non_blocking=True)
 
     @torch.no_grad()

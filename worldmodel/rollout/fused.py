@@ -108,18 +108,19 @@ class FusedTransformer:
         llm = self._model.llm
         lent = {weight.untyped_storage()._cdata for weight in self._model.parameters()}
 
-        def renewed(held: Tensor | None, new: Tensor) -> Tensor:
+        def renewed(held: Tensor, new: Tensor) -> Tensor:
             """`new`, copied into `held` unless that cannot take it or `new` is a parameter itself."""
-            if held is None or held.is_mkldnn or new.is_mkldnn or new.untyped_storage()._cdata in lent:
+            if held.is_mkldnn or new.is_mkldnn or new.untyped_storage()._cdata in lent:
                 return new
             fits = (held.shape, held.dtype, held.device) == (new.shape, new.dtype, new.device)
             return held.copy_(new) if fits else new
 
-        held = self.blocks or [None] * len(llm.model.layers)
         for layer, block in enumerate(llm.model.layers):  # one after the other: what is new exists twice
             new = fuse(cast(Block, block))
-            held[layer] = FusedBlock(*map(renewed, held[layer] or [None] * len(new), new))
-        self.blocks = cast(list[FusedBlock], held)
+            if layer < len(self.blocks):
+                self.blocks[layer] = FusedBlock(*map(renewed, self.blocks[layer], new))
+            else:
+                self.blocks.append(new)
         self.embedding = renewed(self.embedding, llm.model.embed_tokens.weight.detach())  # not composed at every pass
         self.head = renewed(self.head, pack(llm.lm_head.weight[self.ids.start : self.ids.stop].detach()))
         self.norm = llm.model.norm.weight

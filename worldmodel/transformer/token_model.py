@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from worldmodel.layout import TokenLayout
 from worldmodel.sequence import IGNORED, layout_ids, layout_labels
 from worldmodel.transformer.llama import TransformerConfig
+from worldmodel.twohot import TwoHot, symexp, symlog
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +28,8 @@ class HeadConfig:
         action: where the action into a frame is added: `slot`, at the token that opens it (published); `frame`, at each
             of its tokens, so that no attention has to be learned before actions have any effect.
         reward: `none`; `scalar`: the published linear layer on the hidden state, squared error on symlog rewards;
-            `twohot`: an MLP on [hidden, the caller's feature], cross-entropy on two-hot symlog rewards.
-        bins: two-hot bins, spread evenly over [low, high]; 0 unless `twohot`.
+            `twohot`: an MLP on [hidden, the caller's feature], cross-entropy on two-hot rewards (`worldmodel.twohot`).
+        bins: two-hot bins, spread evenly under symlog over [low, high]; 0 unless `twohot`.
         low: symlog reward of the first bin; 0 unless `twohot`.
         high: symlog reward of the last bin; 0 unless `twohot`.
         width: inner width of the two-hot MLP; 0 unless `twohot`.
@@ -61,16 +62,8 @@ class HeadConfig:
             raise ValueError(f"width must be at least 1 with reward=twohot (got {self.width})")
         if not self.low < self.high:
             raise ValueError(f"low must be below high (got {self.low} and {self.high})")
-
-
-def symlog(x: Tensor) -> Tensor:
-    """sign(x) ln(|x| + 1)."""
-    return x.sign() * x.abs().log1p()
-
-
-def symexp(x: Tensor) -> Tensor:
-    """Inverse of `symlog`."""
-    return x.sign() * x.abs().expm1()
+        if self.low == -self.high and self.bins % 2 == 0:
+            raise ValueError(f"bins must be odd with low=-high, so that 0 is a bin (got {self.bins})")
 
 
 class TokenOutput(NamedTuple):
@@ -91,8 +84,6 @@ class TokenOutput(NamedTuple):
 
 class TokenModel(nn.Module):
     """The language model with an action embedding and the heads (spec section 8; published names where they exist)."""
-
-    bins: Tensor
 
     def __init__(
         self,
@@ -129,7 +120,7 @@ class TokenModel(nn.Module):
             first = _uniform(_Unset(hidden + feature_dim, heads.width), generator)
             last = _zero(_Unset(heads.width, heads.bins))
             self.reward_head = nn.Sequential(first, nn.RMSNorm(heads.width, eps=1e-6), nn.SiLU(), last)
-            self.register_buffer("bins", torch.linspace(heads.low, heads.high, heads.bins), persistent=False)
+            self.twohot = TwoHot(low=heads.low, high=heads.high, bins=heads.bins)
         if continues:
             self.continue_linear = _zero(_Unset(hidden, 1))
         if proprio_dim:
@@ -221,15 +212,16 @@ class TokenModel(nn.Module):
         logits, targets_BN = self.llm.logits(hidden_BND[:, first:-1]), labels_BN[:, first + 1 :]
         return F.cross_entropy(logits.flatten(0, 1), targets_BN.flatten(), ignore_index=IGNORED)
 
-    def reward_symlog(self, hidden: Tensor, feature: Tensor | None = None) -> Tensor:
-        """Predicted symlog reward [...] from hidden [..., D] and, read by the two-hot head only, feature [..., E]."""
-        if self.heads.reward == "scalar":
-            return self.reward_linear(hidden).squeeze(-1).float()
-        return self._reward_logits(hidden, feature).softmax(-1) @ self.bins
+    def reward_symlog(self, hidden: Tensor) -> Tensor:
+        """Symlog reward [...] of the `scalar` head, the published one, from hidden [..., D]."""
+        return self.reward_linear(hidden).squeeze(-1).float()
 
     def reward(self, hidden: Tensor, feature: Tensor | None = None) -> Tensor:
-        """Predicted reward [...] in environment units; arguments as for `reward_symlog`."""
-        return symexp(self.reward_symlog(hidden, feature))
+        """Predicted reward [...] in environment units from hidden [..., D] and, for `twohot`, feature [..., E]."""
+        if self.heads.reward == "scalar":
+            return symexp(self.reward_symlog(hidden))
+        logits = self._reward_logits(hidden, feature)
+        return self.twohot.decode(logits)
 
     def reward_loss(self, hidden: Tensor, reward: Tensor, feature: Tensor | None = None) -> Tensor:
         """Loss of every frame [...], not averaged: squared symlog error, or two-hot cross-entropy in nats.
@@ -237,10 +229,10 @@ class TokenModel(nn.Module):
         Args:
             reward: [...] environment units.
         """
-        target = symlog(reward.float())
         if self.heads.reward == "scalar":
-            return (self.reward_symlog(hidden) - target).square()
-        return -(two_hot(target, self.bins) * self._reward_logits(hidden, feature).log_softmax(-1)).sum(-1)
+            return (self.reward_symlog(hidden) - symlog(reward.float())).square()
+        logits = self._reward_logits(hidden, feature)
+        return self.twohot.loss(logits, reward)
 
     def continues(self, hidden: Tensor) -> Tensor:
         """Probability [...] that the episode goes on after the frame; 1 without a head."""
@@ -317,17 +309,6 @@ class TokenModel(nn.Module):
 
     def _continue_logit(self, hidden: Tensor) -> Tensor:
         return self.continue_linear(hidden).squeeze(-1).float()
-
-
-def two_hot(x: Tensor, bins_n: Tensor) -> Tensor:
-    """Weights [..., n] on evenly spaced bins whose mean is x, at most two neighbours non-zero; x is clamped to them.
-
-    >>> two_hot(torch.tensor([0.25, 9.0]), torch.tensor([0.0, 1.0, 2.0])).tolist()
-    [[0.75, 0.25, 0.0], [0.0, 0.0, 1.0]]
-    """
-    spacing = bins_n[1] - bins_n[0]
-    place = ((x.clamp(bins_n[0], bins_n[-1]) - bins_n[0]) / spacing).unsqueeze(-1)
-    return (1 - (place - torch.arange(len(bins_n), device=x.device)).abs()).clamp(min=0)
 
 
 class _Unset(nn.Linear):

@@ -6,9 +6,10 @@ Knows torch.distributed; nothing of models' insides, files or command lines. One
 from __future__ import annotations
 
 import datetime
+import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, cast
 
@@ -19,6 +20,14 @@ from torch import Tensor, nn
 Sharding = Literal["ddp", "fsdp2"]
 TIMEOUT = datetime.timedelta(minutes=30)
 """How long a process waits for the others: rank 0 evaluates and saves alone meanwhile."""
+
+
+GONE = re.compile(r"[Cc]onnection (closed|reset|refused)|[Tt]imed? ?out|gloo|NCCL|[Bb]roken pipe")
+"""What torch.distributed says, as a RuntimeError, of a process that is no longer there."""
+
+
+class Lost(RuntimeError):
+    """Another process has ended, or has not answered for `TIMEOUT`."""
 
 
 class _Total(torch.autograd.Function):
@@ -75,6 +84,37 @@ class Processes:
         dist.all_gather(found, rows)
         return torch.cat(found)
 
+    def own_rows(self, rows: Tensor) -> Tensor:
+        """Inverse of `all_gather_rows`: those of this process."""
+        return rows.tensor_split(self.world)[self.rank]
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Makes each gradient the mean over the processes; all must ask, and have gradients of the same parameters."""
+        if self.world == 1:
+            return
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient) / self.world)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A FloatingPointError inside, in any process, is one in all of them at the end; nothing inside may wait."""
+        fault: FloatingPointError | None = None
+        try:
+            yield
+        except FloatingPointError as error:
+            fault = error
+        if self.any(fault is not None):
+            raise fault or FloatingPointError("numbers that are not finite in another process")
+
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        """Rank 0's; all must ask, the others with any tensor of its shape and type, which is overwritten."""
+        if self.world > 1:
+            dist.broadcast(tensor, 0)
+        return tensor
+
     def any(self, flag: bool) -> bool:
         """Whether it is so in any process; all must ask."""
         return bool(flag) if self.world == 1 else self.all_reduce_max(int(flag)) > 0
@@ -100,12 +140,12 @@ class Processes:
         dist.broadcast(held, 0)
         return bytes(held.cpu().tolist()).decode()
 
-    def shared(self, module: nn.Module, sharding: Sharding, blocks: list[nn.Module]) -> nn.Module:
+    def shared(self, module: nn.Module, sharding: Sharding) -> nn.Module:
         """`module` with gradients that are means over the processes.
 
         Args:
-            sharding: `ddp`: each process holds all of it; `fsdp2`: each holds a share of every parameter and puts
-                `blocks` together one at a time.
+            sharding: `ddp`: each process holds all of it; `fsdp2`: each holds a share of every parameter and puts the
+                members of its module lists (the blocks of a transformer) together one at a time.
         """
         if self.world == 1 and sharding == "ddp":
             return module
@@ -116,10 +156,16 @@ class Processes:
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(self.device.type, (self.world,))
-        for block in blocks:
+        lists = [held for held in module.modules() if isinstance(held, nn.ModuleList)]
+        for block in (block for held in lists for block in held):
             fully_shard(block, mesh=mesh)
         fully_shard(module, mesh=mesh)
         return module
+
+
+def alone(device: torch.device | str = "cpu") -> Processes:
+    """One process."""
+    return Processes(rank=0, world=1, device=torch.device(device))
 
 
 def without_sync(module: nn.Module, *, last: bool) -> None:
@@ -159,13 +205,20 @@ def agreed_name(store: dist.Store, *, rank: int, world: int, patience_s: float =
 
 @contextmanager
 def joined(*, rank: int, world: int) -> Iterator[Processes]:
-    """The processes that torchrun started, connected (gloo on the CPU, NCCL between GPUs); alone nothing is."""
+    """The processes that torchrun started, connected (gloo on the CPU, NCCL between GPUs); alone nothing is.
+
+    Raises: Lost where another process ends before this one.
+    """
     if world > 1:
         store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=TIMEOUT))
         own = dist.PrefixStore(agreed_name(store, rank=rank, world=world), store)
         dist.init_process_group(store=own, rank=rank, world_size=world, timeout=TIMEOUT)
     try:
         yield Processes(rank=rank, world=world, device=torch.device("cpu"))
+    except RuntimeError as error:
+        if world == 1 or not GONE.search(str(error)):
+            raise
+        raise Lost(f"process {rank} of {world} ends: another one has ended or does not answer") from error
     finally:
         if world > 1:
             dist.destroy_process_group()
