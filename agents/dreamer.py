@@ -21,6 +21,7 @@ from agents.distributions import BoundedNormal, LearnedStdConfig, ScheduledStdCo
 from agents.exploration import Exploration
 from agents.memory import LatentFilter, without_last
 from agents.nets import Actor, Critic
+from agents.parts import joined, split
 from agents.returns import DemoBatch, ImaginedBatch, PercentileNormConfig, StdNormConfig, lambda_returns
 from worldmodel.optim import OptimConfig, Optimizer, to_host
 from worldmodel.processes import Processes, alone
@@ -380,21 +381,14 @@ class Dreamer:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Weights, moments, normaliser and counters, flat, by dotted name (not copies)."""
-        return {f"{part}.{name}": tensor for part, held in self._parts().items() for name, tensor in held.items()}
+        return joined(self._parts())
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Inverse of `state_dict`; copies.
 
         Raises: ValueError if a name is missing, unknown or has another shape; nothing is changed then.
         """
-        own = self.state_dict()
-        if wrong := own.keys() ^ state.keys():
-            raise ValueError(f"the agent's state must hold its own names (differs in {sorted(wrong)[:5]})")
-        for name, tensor in own.items():
-            if tensor.shape != state[name].shape:
-                shapes = f"{tuple(tensor.shape)} (got {tuple(state[name].shape)})"
-                raise ValueError(f"agent state {name} must be {shapes}; was it saved under other sizes?")
-        given = {part: {n: state[f"{part}.{n}"] for n in held} for part, held in self._parts().items()}
+        given = split(state, self._parts())
         for part in given.keys() - {"count"}:
             getattr(self, part).load_state_dict(given[part])
         self._explored, self._failed = (int(given["count"][name]) for name in ("explored", "failed"))

@@ -5,6 +5,8 @@ Knows a dream's `encode` and its spec; nothing of policies.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from tensordict import TensorDict
 from torch import Tensor
@@ -56,17 +58,22 @@ class LatentFilter:
             got = f"{frame_ECHW.dtype} {tuple(frame_ECHW.shape)}"
             raise ValueError(f"pixels must be uint8 [E, 3, {shape[1]}, {shape[2]}] (got {got})")
 
-    def latent(self, memory: TensorDict, *, device: torch.device) -> Tensor:
-        """The latent [E, D] after the newest frame of `memory`, encoded on `device`.
+    def starts(self, memory: TensorDict, *, device: torch.device | str) -> Iterator[tuple[Tensor, TensorDict]]:
+        """Rows i64 [n] of `memory`, and the dream states [n] after their newest frame, encoded on `device`.
 
         Rows whose windows are filled alike are encoded together, so a short window is never padded with frames that
         were not there. All rows of Meta-World fill alike; after a partial reset it is one call for each length.
         """
         filled_E = memory["filled"][:, 0]
-        rows_of = [torch.nonzero(filled_E == length)[:, 0] for length in filled_E.unique()]  # sync
-        latents = [self._dream.encode(self.clip(memory[rows]).to(device))["latent"] for rows in rows_of]
+        for length in filled_E.unique():  # sync
+            rows = torch.nonzero(filled_E == length)[:, 0]
+            yield rows, self._dream.encode(self.clip(memory[rows]).to(device))
+
+    def latent(self, memory: TensorDict, *, device: torch.device | str) -> Tensor:
+        """The latent [E, D] after the newest frame of `memory`, encoded on `device`."""
+        rows_of, states = zip(*self.starts(memory, device=device), strict=True)
         back_E = torch.cat(rows_of).argsort()
-        return torch.cat(latents)[back_E.to(device)]
+        return torch.cat([state["latent"] for state in states])[back_E.to(device)]
 
     def _fresh(self, td: TensorDict) -> TensorDict:
         spec, rows, device = self._spec, len(td), td["is_init"].device

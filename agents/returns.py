@@ -1,4 +1,4 @@
-"""What imagined rewards are worth: lambda returns, and the two ways to bring advantages to one scale.
+"""What rewards are worth: returns of imagined and of real ones, and the two ways to bring advantages to one scale.
 
 Knows tensors only: no networks, no dreams.
 """
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 
 
@@ -47,6 +48,24 @@ def lambda_returns(reward_BT: Tensor, value_BT: Tensor, discount_BT: Tensor, lam
         mixed_B = (1 - lambda_) * value_BT[:, t] + lambda_ * following_B
         following_B = return_BT[:, t] = reward_BT[:, t] + discount_BT[:, t] * mixed_B
     return return_BT
+
+
+@torch.no_grad()
+def n_step_returns(after: TensorDict, gamma: float) -> tuple[Tensor, Tensor]:
+    """What n real decisions earned, and how much the value of the frame behind them counts.
+
+    Args:
+        after: `next` of transitions [B] (worldmodel.spec): `reward` and `continue` f32 [B, n], `steps` i64 [B].
+    Returns: sum_k gamma^k (prod_{j<k} continue_j) reward_k, and gamma^steps prod_j continue_j; float32 [B] each.
+
+    >>> after = {"reward": torch.tensor([[1.0, 2.0, 4.0]]), "continue": torch.ones(1, 3), "steps": torch.tensor([3])}
+    >>> n_step_returns(TensorDict(after, batch_size=[1]), gamma=0.5)
+    (tensor([3.]), tensor([0.1250]))
+    """
+    reward_BN, alive_BN = after["reward"], after["continue"].cumprod(1)
+    power_N = gamma ** torch.arange(reward_BN.shape[1], device=reward_BN.device)
+    before_BN = torch.cat([torch.ones_like(alive_BN[:, :1]), alive_BN[:, :-1]], 1)
+    return (power_N * before_BN * reward_BN).sum(1), gamma ** after["steps"] * alive_BN[:, -1]
 
 
 @dataclass(frozen=True, kw_only=True)

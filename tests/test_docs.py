@@ -39,6 +39,22 @@ def test_a_command_of_the_readme_is_accepted(words: list[str]) -> None:
     assert Configs.of(plain, trusted=True).seed >= 0
 
 
+EXAMPLES = [
+    words
+    for name in ("adding_an_agent.md", "adding_a_world.md")
+    for words in commands(ROOT / "docs" / name)
+    if "docs/examples/configs" in words
+]
+
+
+@pytest.mark.parametrize("words", EXAMPLES, ids=" ".join)
+def test_a_command_of_the_examples_is_accepted(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(ROOT)
+    plain: Any = fitted_to_model(as_plain(compose("train", words)), words, trusted=True)
+    assert Configs.of(plain, trusted=True).groups
+
+
 def test_every_experiment_is_accepted() -> None:
     for path in sorted((ROOT / "configs" / "experiment").glob("*.yaml")):
         words = [f"experiment={path.stem}"]

@@ -45,7 +45,7 @@ WORLDMODEL_RANKS = (
     ("",),  # worldmodel/__init__.py
 )
 STRANGERS = {frozenset(("tokenizer", other)) for other in ("transformer", "rollout", "dream", "training")}
-AGENTS_GROUND = ("api", "nets", "distributions", "returns", "memory", "exploration")
+AGENTS_GROUND = ("api", "nets", "distributions", "returns", "memory", "exploration", "parts")
 AGENTS_MAY_SEE = tuple(f"worldmodel.{name}" for name in ("spec", "seeds", "optim", "processes", "twohot"))
 # other files of mbrl/: 0
 MBRL_RANKS = {

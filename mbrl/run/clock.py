@@ -32,6 +32,15 @@ class Cadence:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0 (got {getattr(self, name)})")
 
+    @property
+    def ever(self) -> bool:
+        """Whether anything is owed at any time.
+
+        >>> Cadence(every=10, start=0, initial=0, updates=0).ever
+        False
+        """
+        return self.initial > 0 or (self.every > 0 and self.updates > 0)
+
     def owed(self, env_steps: int, done: int) -> int:
         """How many are owed at `env_steps` when `done` have been done."""
         if env_steps < self.start:

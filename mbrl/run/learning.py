@@ -67,7 +67,7 @@ class ScheduleConfig:
         if self.prefill > self.total:
             raise ValueError(f"prefill must be <= total={self.total} (got {self.prefill})")
         for name, cadence in {**self.fits, "learn": self.learn}.items():
-            if cadence.start < self.prefill:
+            if cadence.ever and cadence.start < self.prefill:
                 raise ValueError(
                     f"{name}.start must be >= prefill={self.prefill}: there is no replay before (got {cadence.start})"
                 )

@@ -84,7 +84,7 @@ def owed_to(groups: Mapping[str, Any]) -> Iterator[str]:
     model, schedule = groups["worldmodel"], groups["schedule"]
     has = f"the world model has {' and '.join(model.parts) or 'nothing'} to fit"
     for part, cadence in schedule.fits.items():
-        if part not in model.parts and (cadence.initial or (cadence.every and cadence.updates)):
+        if part not in model.parts and cadence.ever:
             yield (
                 f"schedule.{part}.initial and updates must be 0: {has} "
                 f"(got {cadence.initial} and {cadence.updates}); leave both out"
@@ -124,7 +124,7 @@ def openings(groups: Mapping[str, Any]) -> Iterator[str]:
     """A gate that waits for the world model waits for something that happens."""
     schedule, part = groups["schedule"], groups["worldmodel"].parts[-1]
     cadence = schedule.fits[part]
-    if schedule.gate.episodes and not (cadence.initial or (cadence.every and cadence.updates)):
+    if schedule.gate.episodes and not cadence.ever:
         yield (
             f"schedule.gate.episodes={schedule.gate.episodes} waits for a world model that is never fitted; set "
             f"schedule.{part}.initial or updates above 0, or "

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
 
+from agents.returns import n_step_returns
 from mbrl.replay.clips import ClipReplay, ReplayConfig
 from mbrl.replay.cut import transitions_of
 from mbrl.replay.episode import Episode
@@ -140,10 +141,8 @@ def test_the_return_bootstraps_from_the_last_real_frame_where_the_episode_did_no
     rows = transitions_of([episode] * 6, decisions, n_step=4, stack=1, keys=("pixels",))
     assert rows["next", "steps"].tolist() == [4, 4, 4, 3, 2, 1]
     value = 10.0 + rows["next", "pixels"][:, 1, 0, 0]  # of a frame: ten and its index
-    reward, goes_on = rows["next", "reward"], rows["next", "continue"]
-    there = torch.cat([torch.ones(6, 1), goes_on.cumprod(1)], 1)
-    discount = GAMMA ** torch.arange(4.0)
-    found = (discount * there[:, :-1] * reward).sum(1) + GAMMA ** rows["next", "steps"] * there[:, -1] * value
+    reward, weight = n_step_returns(rows["next"], GAMMA)
+    found = reward + weight * value
     for decision in range(6):
         end = min(decision + 4, 6)
         wanted = sum(GAMMA**k * float(episode.reward[decision + k]) for k in range(end - decision))
