@@ -10,6 +10,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.nn import functional
 
+from worldmodel.microbatch import MicroBatch, normal
 from worldmodel.seeds import Seeds, seeded_globally
 from worldmodel.spec import ContextMode, EnvSpec, ModelSpec, Part, Reads
 
@@ -126,13 +127,16 @@ class ConvModel(nn.Module):
     def prepare(self, part: Part) -> None:
         """Nothing is needed."""
 
-    def losses(self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def losses(
+        self, clip: TensorDict, part: Part, *, step: int, generator: torch.Generator, micro: MicroBatch | None = None
+    ) -> dict[str, Tensor]:
+        source = generator if micro is None else micro.noise(generator)
         pixels_BTCHW, action_BTA = clip["pixels"], clip["action"]
         seen_BTW = self._seen(pixels_BTCHW.flatten(0, 1)).unflatten(0, pixels_BTCHW.shape[:2])
         hidden_BW, states, surprises = self._begun(clip["context"]), [], []
         for frame, action_BA in enumerate(action_BTA.unbind(1)):
             surprises.append((self._expected(hidden_BW, action_BA) - seen_BTW[:, frame].detach()).square().mean())
-            noisy_BW = seen_BTW[:, frame] + self.noise * torch.randn(hidden_BW.shape, generator=generator)
+            noisy_BW = seen_BTW[:, frame] + self.noise * normal(hidden_BW.shape, source, device=hidden_BW.device)
             hidden_BW = self._taken_in(hidden_BW, noisy_BW, action_BA)
             states.append(hidden_BW)
         hidden_NW = torch.stack(states, 1).flatten(0, 1)

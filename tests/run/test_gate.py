@@ -74,7 +74,10 @@ def test_a_gate_that_cannot_be_meant_is_refused(values: tuple[int, float, int]) 
     ("words", "complaint"),
     [
         (("schedule.gate.codes_alive=5000",), "schedule.gate.codes_alive=5000 must be <= tokenizer.vocab_future="),
-        (("worldmodel=oracle", *NOTHING_TO_FIT), "schedule.gate.episodes must be 0 with worldmodel=oracle"),
+        (
+            ("worldmodel=oracle", *NOTHING_TO_FIT),
+            "schedule.gate.episodes must be 0: the world model has nothing to fit",
+        ),
     ],
 )
 def test_a_gate_that_could_never_open_is_refused(tmp_path: Path, words: tuple[str, ...], complaint: str) -> None:

@@ -14,6 +14,7 @@ from worldmodel.augment import shifted
 from worldmodel.optim import OptimConfig
 from worldmodel.processes import Processes
 from worldmodel.seeds import Seeds
+from worldmodel.spec import ModelSpec
 from worldmodel.training.updater import PartConfig, UpdaterConfig
 
 ROWS, CONTEXT, LENGTH, SIDE = 5, 1, 3, 8
@@ -52,6 +53,16 @@ def test_rows_move_differently_and_every_shift_occurs() -> None:
 
 class Seen:
     """A world model that keeps the clips it is shown; and the replay that they come from."""
+
+    spec = ModelSpec(
+        image=SIDE,
+        context_frames=1,
+        action_dim=1,
+        max_frames=LENGTH,
+        context="first_frame",
+        burn_in=1,
+        parts=("dynamics",),
+    )
 
     def __init__(self) -> None:
         self.shown: list[TensorDict] = []
