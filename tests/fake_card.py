@@ -29,6 +29,7 @@ from tests.worldmodel.test_ivideogpt import SIDE, A, Q, build
 from worldmodel import seeds
 from worldmodel.dream.imagine import Dream
 from worldmodel.ivideogpt import IVideoGPT
+from worldmodel.processes import alone
 from worldmodel.seeds import Seeds
 from worldmodel.spec import EnvSpec
 
@@ -139,7 +140,8 @@ def update(model: IVideoGPT, plain: dict[str, Any]) -> dict[str, Any]:
     config = make(plain["agent"], "agent", trusted=True)
     env = EnvSpec(image=SIDE, action_dim=A, discrete=False, action_repeat=1, decisions=9, terminates=False)
     with unset_fake_temporarily():
-        agent = Dreamer(config, spec=model.spec, env_spec=env, dream=Dream(model, seeds=Seeds(0)), seeds=Seeds(0))
+        dream, one = Dream(model, seeds=Seeds(0)), alone("cpu")
+        agent = Dreamer(config, spec=model.spec, env_spec=env, dream=dream, seeds=Seeds(0), processes=one)
     agent.normaliser = config.normaliser.build()
     for net, of in ((agent.actor, "actor_optim"), (agent.critic, "critic_optim")):
         setattr(agent, of, getattr(config, of).build(dict(moved_to_card(net).named_parameters())))

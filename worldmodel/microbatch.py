@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from worldmodel import seeds
+
 
 @dataclass(frozen=True, kw_only=True)
 class RowNoise:
@@ -93,8 +95,7 @@ class MicroBatch:
 
     def own(self, generator: torch.Generator) -> torch.Generator:
         """A generator of this piece alone (dropout, which nobody can draw by row); `generator` as for `noise`."""
-        seed = int(torch.randint(2**62, (), generator=generator))
-        return torch.Generator().manual_seed(seed + self.piece)
+        return torch.Generator().manual_seed(seeds.seed_of(generator) + self.piece)
 
     def mean(self, value: Tensor) -> Tensor:
         """Mean over the processes."""

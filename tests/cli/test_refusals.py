@@ -46,7 +46,7 @@ weights export run=RUN to=FILE/model                             | to=FILE/model
 weights import from=EMPTY to=NEW                                 | is not a published model
 doctor init=EMPTY                                                | is not a published model
 doctor compute.threads=0                                         | compute.threads must be >= 1 (got 0)
-tasks all                                                        | mbrl tasks takes nothing
+tasks all                                                        | mbrl tasks takes task=VARIANT only
 """
 ROWS = [[part.strip() for part in line.rsplit(" | ", 1)] for line in WRONG.strip().splitlines()]
 

@@ -128,7 +128,7 @@ def test_a_full_run_has_every_panel_in_order_and_none_without_data(make: Make) -
     assert [int(title.split()[0]) for title in titles] == list(range(1, 13))
     assert not any("not measured" in word for axis in figure.axes for word in words(axis))
     assert entries(panel(figure, 4)) == ["after 1", "after 5", "after 10", "gate: 0.3"]
-    assert entries(panel(figure, 5)) == ["over the replay", "gate: 40"]
+    assert entries(panel(figure, 5)) == ["in the newest episodes", "gate: 40"]
     assert entries(panel(figure, 6)) == ["hand (rmse 1.2)", "object"]
     assert entries(panel(figure, 11)) == ["future L1", "context L1"]
     assert entries(panel(figure, 12)) == ["collect 20", "fit 70", "evaluate 10"]
@@ -209,7 +209,7 @@ def test_values_that_cannot_be_drawn_are_told(make: Make) -> None:
 
 def test_a_gate_that_is_switched_off_is_not_drawn(make: Make) -> None:
     folder = make(more=NEW, schedule={"gate": {"episodes": 0, "reward_r2": 0.0, "codes_alive": 0}})
-    assert entries(panel(draw([read_record(folder)]), 5)) == ["over the replay"]
+    assert entries(panel(draw([read_record(folder)]), 5)) == ["in the newest episodes"]
 
 
 def test_a_row_that_is_just_being_written_is_left_out(make: Make) -> None:

@@ -18,6 +18,7 @@ from mbrl.cli.main import main
 from mbrl.io.video import GAP
 from mbrl.pretrain.configs import Configs
 from mbrl.pretrain.transfer import MODES
+from tests.children import laid
 from tests.pretrain.runs import Pretrain, words
 from tests.pretrain.sets import dataset
 
@@ -56,17 +57,17 @@ def test_every_mode_has_its_row_and_a_second_call_makes_none_again(
     assert len({clips["truth"].tobytes() for clips in kept.values()}) == 1
     with Image.open(out / "clips.png") as picture:
         height = picture.height
-    assert main([*line, "modes=[zero]", f"out={tmp_path / 'alone'}"]) == 0
+    assert main([*laid(*line, f"out={tmp_path / 'alone'}"), "modes=[zero]"]) == 0
     with Image.open(tmp_path / "alone" / "clips.png") as picture:
         assert height - picture.height == 2 * 4 * (picture.height - 2 * 2 * GAP) // 6, "four modes more, of two clips"
     before = (out / "transfer.json").read_bytes()
     assert main([*line, "modes=[zero,scratch]"]) == 0
     assert (out / "transfer.json").read_bytes() == before
     (out / "clips.png").unlink()
-    assert main([*line, "seeds=[2]", "modes=[full]", "films=1"]) == 0
+    assert main([*laid(*line, "seeds=[2]"), "modes=[full]", "films=1"]) == 0
     assert not (out / "clips.png").exists(), "the first seed of a mode is drawn, no other"
     capsys.readouterr()
-    assert main([*line, "episodes=4"]) == 2
+    assert main(laid(*line, "episodes=4")) == 2
     assert "choose another out=DIR" in capsys.readouterr().err
 
 
