@@ -185,7 +185,8 @@ def build(config: Buildable[Built_co], runtime: Mapping[str, Any]) -> Built_co:
     the same dream. State of an inner agent goes under a prefix, its memory under a key of its own.
 
     Args:
-        runtime: for an agent `spec, env_spec, dream, seeds, device, expert` (no `dream` where the model has none).
+        runtime: for an agent `spec, env_spec, dream, seeds, device, processes, expert` (no `dream` where the model has
+            none).
     Raises: ValueError in one line if `build` names something that this run does not have.
     """
     parameters, there = inspect.signature(config.build).parameters, {**runtime, "runtime": runtime}

@@ -37,7 +37,11 @@ def check_plain(folder: Path) -> None:
     """
     for place, folders, names in os.walk(folder):
         for name in sorted((*folders, *names)):
-            mode = (path := Path(place, name)).lstat().st_mode
+            path = Path(place, name)
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:  # a run that goes on renames and rotates its files
+                continue
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 what = "a symbolic link" if stat.S_ISLNK(mode) else "a pipe, a socket or a device"
                 raise NotPlain(f"{path} is {what}; a run folder holds plain files and folders only: remove it")

@@ -54,7 +54,7 @@ MBRL_RANKS = {
     **{"run": 4, "predict": 4, "collection": 5, "pretrain": 5, "report": 5, "cli": 6, "__main__": 7},
 }
 FOREIGN = {  # who may import a library that must not spread; benchmarks may import anything
-    "torchrl": ("worldmodel.spec", "worldmodel.dream.env", "agents.distributions", "agents.planner", "mbrl.envs"),
+    "torchrl": ("worldmodel.spec", "worldmodel.dream.env", "agents.distributions", "mbrl.envs"),
     "hydra": ("mbrl.cli",),
     "omegaconf": ("mbrl.cli",),
     "metaworld": ("mbrl.envs.metaworld",),

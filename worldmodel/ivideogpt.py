@@ -1,6 +1,6 @@
-"""iVideoGPT as a WorldModel: the tokenizer, the token model and the rollout engine put together.
+"""iVideoGPT as a WorldModel: the tokenizer and the token model put together, and their losses.
 
-The only file that sees all three. Composition only: networks, losses and the cache live in their own files.
+Composition only: networks live in their own files, and what is imagined with them in `imagination.py`.
 """
 
 from __future__ import annotations

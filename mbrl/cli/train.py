@@ -110,6 +110,7 @@ def join(settled: Settled, configs: Any, processes: Any) -> int:
     state = assemble_other(configs, settled.folder, stop=stop, processes=processes)
     state.begin()
     train(state)
+    processes.any(False)  # nobody leaves before the first has saved: its launcher would then stop all
     return SAVED_PLEASE_REQUEUE if state.stopped else DONE
 
 
@@ -163,6 +164,7 @@ def begin(settled: Settled, configs: Any, args: list[str], processes: Any) -> in
                 train(state)
             except EnvDataError as error:
                 raise EnvDataError(f"{error}; {saved(folder)}") from error
+    processes.any(False)  # the others wait here
     if state.stopped:
         again = f"{program()} train run_dir={shlex.quote(str(folder))}"
         log.info("stopped and saved at env step %d; continue with: %s", state.clock.env_steps, again)

@@ -71,13 +71,6 @@ class Played:
         return action_1A
 
 
-def check_noise(noise: float) -> float:
-    """Raises: ValueError for a deviation that is none."""
-    if not 0 < noise <= 2:
-        raise ValueError(f"noise must be > 0 and <= 2 (got {noise}); for example noise=0.3")
-    return noise
-
-
 def build(policy: Mapping[str, Any], env: RowsEnv, *, random: Mapping[str, Any], own: Path | None = None) -> Acting:
     """Who a data set's card describes.
 

@@ -82,7 +82,6 @@ class ReplayConfig:
 
         `demos`: the run's first episodes are demonstrations, so many: kept for ever, on top of `capacity`.
         `lent`: episodes of data sets, likewise, which are read where they lie.
-        Without `tokenize` there are no codes to draw.
         """
         store = EpisodeStore(folder, capacity=self.capacity, on_damage=self.on_damage, protected=demos, lent=lent)
         return ClipReplay(self, store=store, spec=spec, seeds=seeds, tokenize=tokenize, version=version)

@@ -108,10 +108,10 @@ class Configs:
 def shared(groups: Mapping[str, Any], world: int) -> Iterator[str]:
     """What cannot be shared by so many processes: the key, its value, and a mend."""
     yield from pieces("fit", groups, world)
-    agent, learn = groups["agent"], groups["schedule"].learn
-    if world == 1 or not (learn.initial or (learn.every and learn.updates)):
+    agent = groups["agent"]
+    if world == 1 or not groups["schedule"].learn.ever:
         return
-    if "processes" not in asked(agent):
+    if "runtime" in asked(agent) or "processes" not in asked(agent):
         yield (
             f"agent={type(agent).__name__} learns in one process only (got {world}): its `build` does not ask for the "
             "`processes` that it would share its batches with; start it without torchrun"

@@ -247,6 +247,7 @@ def run_info(plain: Mapping[str, Any], *, argv: list[str]) -> dict[str, Any]:
         "camera": plain["protocol"]["camera"],
         "demos": plain["demos"],
         "rehearsal": plain["rehearsal"],
+        "begun_from": plain["init"],
         "world_model": world_model(plain),
         "agent": plain["agent"]["_target_"],
         "model": plain["worldmodel"]["_target_"],

@@ -117,14 +117,23 @@ def test_a_stop_saves_once_and_another_number_of_processes_goes_on(tmp_path: Pat
         assert ("continued at env step" in said[0]) is (before > 0)
 
 
-def test_where_one_dies_the_others_end_with_one_line(tmp_path: Path) -> None:
-    processes = start(tmp_path / "run", 2, schedule__total="100000")
-    wait_for_rows(tmp_path / "run", processes, least=1)
+def test_where_one_dies_the_others_end_with_one_line_and_the_run_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    processes = start(folder, 2, schedule__total="100000")
+    wait_for_rows(folder, processes, least=2)
     processes[1].kill()
     codes, said = ended(processes)
     assert codes == [1, -signal.SIGKILL]
     assert said[0].splitlines()[-1] == "error: process 0 of 2 ends: another one has ended or does not answer"
     assert "Traceback" not in said[0]
+    before, saved = rows_told(folder), read_newest(folder / "checkpoints").step
+    processes = start(folder, 2, schedule__total="100000")
+    wait_for_rows(folder, processes, least=before + 1)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    codes, said = ended(processes)
+    assert codes == [75, 75], said
+    assert f"resumed from step {saved}" in said[0]
 
 
 def test_what_cannot_be_shared_is_refused_by_all_in_one_line(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ GOOD: dict[str, Any] = {
     "task": "door-close-v3",
     "protocol": {"name": "default", "sha256": "ab" * 32},
     "demos": 0,
+    "rehearsal": ["sets/a"],
+    "begun_from": None,
     "seed": 7,
     "agent": "agents.dreamer.DreamerConfig",
     "model": {"class": "worldmodel.ivideogpt.ModelConfig", "parameters": {"tokenizer": 10, "dynamics": 20}},
@@ -53,7 +55,10 @@ def at(node: Any, path: tuple[Any, ...]) -> Any:
 
 
 FREE = {("model", "parameters", "tokenizer"), ("model", "parameters", "dynamics"), ("versions", "torch")}
-NULL = [(name, part) for name in ("final", "random") for part in ("success", "success_last")] + [("random",)]
+NULL = [(name, part) for name in ("final", "random") for part in ("success", "success_last")] + [
+    ("random",),
+    ("begun_from",),
+]
 PLACES = list(places(GOOD))
 
 

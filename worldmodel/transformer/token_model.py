@@ -60,8 +60,8 @@ class HeadConfig:
             raise ValueError(f"bins must be at least 2 with reward=twohot (got {self.bins})")
         if self.width < 1:
             raise ValueError(f"width must be at least 1 with reward=twohot (got {self.width})")
-        if not self.low < self.high:
-            raise ValueError(f"low must be below high (got {self.low} and {self.high})")
+        if not -40 <= self.low < self.high <= 40:
+            raise ValueError(f"low must be below high, both within 40 of 0 (got {self.low} and {self.high})")
         if self.low == -self.high and self.bins % 2 == 0:
             raise ValueError(f"bins must be odd with low=-high, so that 0 is a bin (got {self.bins})")
 
