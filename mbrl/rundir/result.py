@@ -48,9 +48,10 @@ SCHEMA: Mapping[str, Any] = {
 
 rehearsal: data sets that lay in the replay beside the run's own episodes. begun_from: the folder whose weights the
 world model began with, null for fresh ones. env_steps: how far the run had come. weights: whose score `final` is, the
-`last` or the `best` by the interim evaluations, which are of `weights_step`. random: the random policy on the same starts and
-goals, null where it was not played. success: by the protocol's rule, success_last: at the last decision; null in a
-world without success. wall_s: seconds worked until then. protocol.sha256: of its keys and values, sorted, as JSON.
+`last` or the `best` by the interim evaluations, which are of `weights_step`. random: the random policy on the same
+starts and goals, null where it was not played. success: by the protocol's rule, success_last: at the last decision;
+null in a world without success. wall_s: seconds worked until then. protocol.sha256: of its keys and values, sorted,
+as JSON.
 """
 Z = 1.96
 """Half the width of a 95 % interval in standard errors."""
