@@ -11,6 +11,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from worldmodel.processes import Processes
 from worldmodel.spec import ModelSpec, Reads, Rollout, Subset
 
 Memory: TypeAlias = TensorDict | None
@@ -111,6 +112,7 @@ class Dream(Protocol):
         draw: int,
         keys: tuple[str, ...] = ("latent",),
         sample: bool = True,
+        processes: Processes | None = None,
     ) -> Rollout:
         """Imagine `horizon` steps under `policy`, which sees exactly `keys`: any of `latent`, a part of it, `pixels`,
         `reward`, ...

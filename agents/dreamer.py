@@ -269,7 +269,9 @@ class Dreamer:
         policy = self._policy(self._seeds.torch("imagine/policy", update, device=self._device), self._processes)
         with self._processes.together():
             state = self._dream.encode(clip)
-            path = self._dream.rollout(policy, state, None, self._horizon, stream="imagine", draw=update).path
+            path = self._dream.rollout(
+                policy, state, None, self._horizon, stream="imagine", draw=update, processes=self._processes
+            ).path
             latent_BSD = torch.cat([path["latent"][:, :1], path["next", "latent"]], 1)
             reward_BH, continue_BH = path["next", "reward"][..., 0], path["next", "continue"][..., 0]
             # a start in which the real episode terminated counts for nothing

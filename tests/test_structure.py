@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,14 @@ def test_there_is_one_loop_over_imagined_steps() -> None:
             found[name].add(module)
     assert found == STEPS
     assert steppers("for a in actions:\n    state = self.model.imagine(state, a, None)") == {"imagine"}
+
+
+def test_every_example_in_a_docstring_is_run() -> None:
+    paths = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["testpaths"]
+    shown = [
+        p for folder in PACKAGES for p in (ROOT / folder).rglob("*.py") if re.search(r"(?m)^ +>>> ", p.read_text())
+    ]
+    assert sorted(str(path.relative_to(ROOT)) for path in shown) == sorted(paths[1:])
 
 
 def dangers(text: str) -> list[str]:

@@ -18,7 +18,7 @@ from worldmodel import proprio
 from worldmodel.losses.tokenizer import evaluating, unit
 from worldmodel.microbatch import Source
 from worldmodel.rollout.engine import Frame, TokenEngine
-from worldmodel.rollout.fused import stamp
+from worldmodel.rollout.fused import stamp, version_of
 from worldmodel.rollout.pool import EnginePool
 from worldmodel.rollout.sampling import SamplingConfig
 from worldmodel.spec import ModelSpec, Part, StateKey
@@ -56,7 +56,7 @@ class Imagination(nn.Module):
         self.spec = replace(spec, state=self._shapes(spec))
         self.version = self.tokenizer_version = 0
         self._pool = EnginePool(tokens, frames=spec.max_frames, sampling=sampling)
-        self._decoded: list[tuple[Tensor, int, DecodedContext]] = []  # of a start and of its forks
+        self._decoded: list[tuple[Tensor, float, DecodedContext]] = []  # of a start and of its forks
         self._drawn_with: object = None
 
     def updated(self, part: Part) -> None:
@@ -192,12 +192,12 @@ class Imagination(nn.Module):
         if now != self._drawn_with:
             self._drawn_with, self._decoded = now, []
         for held, version, context in self._decoded:
-            if held is context_BN and version == context_BN._version:
+            if held is context_BN and version == version_of(context_BN):
                 return context
         return None
 
     def _remember(self, context_BN: Tensor, context: DecodedContext) -> None:
-        self._decoded = [*self._decoded[-1:], (context_BN, context_BN._version, context)]
+        self._decoded = [*self._decoded[-1:], (context_BN, version_of(context_BN), context)]
 
     def _located(self, state: TensorDict) -> tuple[TokenEngine, int, bool]:
         """The engine for so many rows, the state's number of frames, and whether the engine holds it."""

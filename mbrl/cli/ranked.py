@@ -41,6 +41,8 @@ def device_of(name: str, ranks: Ranks) -> Any:
     """The device of this process: with several on one machine, `cuda` is one GPU for each. Raises: ValueError."""
     import torch
 
+    if name.startswith("cuda:") and ranks.world > 1:
+        raise ValueError(f"compute.device must be cuda with {ranks.world} processes, one GPU for each (got {name})")
     if name != "cuda" or ranks.world == 1:
         return torch.device(name)
     if ranks.local >= torch.cuda.device_count():

@@ -209,18 +209,19 @@ class EpisodeStore:
         return read, damage
 
     def adopt(self, listing: Sequence[Sequence[str]]) -> None:
-        """Takes into memory what another process has written since; the folder stays as it is.
+        """Holds in memory what another process holds, which alone drops and writes; the folder stays as it is.
 
         Args:
             listing: what that process holds.
-        Raises: DamagedEpisode if a file is not what the listing says; ValueError if the stores are no longer equal.
+        Raises: DamagedEpisode if a file is not what the listing says.
         """
-        there = {stored.name for stored in self.stored}
-        for name, digest in listing:
-            if name not in there:
-                self._take(Stored(name=name, digest=digest, episode=read_episode(self.folder / name, digest=digest)))
-        if self.listing() != [list(entry) for entry in listing]:
-            raise ValueError(f"{self.folder} holds other episodes here than in the process that collects them")
+        held = {(stored.name, stored.digest): stored for stored in self.stored}
+        self.stored = [
+            held.get((name, digest))
+            or Stored(name=name, digest=digest, episode=read_episode(self.folder / name, digest=digest))
+            for name, digest in listing
+        ]
+        self._decisions = sum(len(stored.episode) for stored in self.stored)
 
     def prune(self, kept: Iterable[Mapping[str, Any]]) -> int:
         """Deletes the files of evicted episodes that no kept checkpoint needs; returns how many.

@@ -150,7 +150,7 @@ def assemble_eval(configs: Configs, collecting: RowsEnv | None, processes: Proce
     runtime = {
         "spec": model.spec,
         "env_spec": env_spec,
-        **({"dream": Dream(model, seeds=seeds, processes=processes)} if model.spec.dreams else {}),
+        **({"dream": Dream(model, seeds=seeds)} if model.spec.dreams else {}),
         "seeds": seeds,
         "device": device,
         "processes": processes,

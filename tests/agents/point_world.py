@@ -124,7 +124,7 @@ class PointDream:
         )
         return TensorDict({"latent": latent(state) * self.weight, "state": state}, batch_size=[len(state)])
 
-    def rollout(self, policy, start, memory, horizon, *, stream, draw, keys=("latent",)) -> Rollout:
+    def rollout(self, policy, start, memory, horizon, *, stream, draw, keys=("latent",), processes=None) -> Rollout:
         state, seen, steps = start["state"], start["latent"], []
         for step in range(horizon):
             action, memory = policy(TensorDict({"latent": seen}, batch_size=[len(seen)]), memory)

@@ -46,6 +46,16 @@ def test_a_number_that_does_not_grow_is_refused(tmp_path: Path, make_episode) ->
         store.append(make_episode(3, 5, env=1))
 
 
+def test_another_process_adopts_what_is_held_however_it_came_to_be(tmp_path: Path, make_episode) -> None:
+    first, other = (EpisodeStore(tmp_path, capacity=100) for _ in range(2))
+    first.append(make_episode(0, 10))
+    other.adopt(first.listing())
+    for number, decisions in ((1, 95), (2, 50)):  # both between two looks: the first pushes 0 out, the second 1
+        first.append(make_episode(number, decisions))
+    other.adopt(first.listing())
+    assert (other.listing(), _numbers(other), len(other)) == (first.listing(), [2], 50)
+
+
 def test_restore_gives_back_exactly_the_listed_episodes_in_order(tmp_path: Path, make_episode) -> None:
     first = EpisodeStore(tmp_path, capacity=100)
     for number in range(3):

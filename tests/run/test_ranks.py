@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mbrl.cli.ranked import device_of
 from mbrl.io.checkpoint import read_newest
+from mbrl.ranks import Ranks
 from tests.run.test_resume import leaves, rows
 
 pytestmark = pytest.mark.distributed
@@ -142,3 +144,9 @@ def test_what_cannot_be_shared_is_refused_by_all_in_one_line(tmp_path: Path) -> 
     assert all("agent.batch_size=5 must be a multiple of 2 processes" in text for text in said)
     assert all(len(text.splitlines()) == 1 for text in said)
     assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_share_a_machine_do_not_share_a_gpu() -> None:
+    assert device_of("cuda:1", Ranks()) == torch.device("cuda:1")
+    with pytest.raises(ValueError, match=r"compute.device must be cuda with 2 processes.*got cuda:1"):
+        device_of("cuda:1", Ranks(rank=0, world=2))

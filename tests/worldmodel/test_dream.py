@@ -251,6 +251,16 @@ def test_rows_that_change_places_in_a_state_are_never_taken_for_what_they_were()
     close(dream.step(root[order], action_BA[order]), wanted[order])
 
 
+def test_in_inference_mode_nothing_is_found_again_by_versions_that_are_not_there_and_all_is_as_ever() -> None:
+    dream = Dream(build(), seeds=Seeds(1))
+    root, action_BA, order = dream.encode(start(dream)), actions(1)[:, 0], torch.tensor([2, 0, 1])
+    wanted, frames = dream.step(root, action_BA), dream.decode(root)
+    with torch.inference_mode():
+        inside = dream.encode(start(dream))
+        assert torch.equal(dream.decode(inside), frames)
+        close(dream.step(inside[order], action_BA[order]), wanted[order])
+
+
 def test_what_is_imagined_from_a_state_leaves_the_state_alone(dream: Dream) -> None:
     root = dream.encode(start(dream))
     before = root.clone()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from worldmodel.api import WorldModel
 from worldmodel.microbatch import RowNoise, Source
-from worldmodel.processes import Processes, alone
+from worldmodel.processes import Processes
 from worldmodel.seeds import Seeds
 from worldmodel.spec import Rollout
 
@@ -27,12 +27,10 @@ class Dream:
     Rows never end one by one in a dream: an end is the soft `continue` in [0, 1], the hard end is the horizon.
     """
 
-    def __init__(self, model: WorldModel, *, seeds: Seeds, processes: Processes | None = None) -> None:
-        """`processes`: each rolls out its rows of the whole batch; None: all rows are here."""
+    def __init__(self, model: WorldModel, *, seeds: Seeds) -> None:
         self.model = model
         self.spec = model.spec
         self.seeds = seeds
-        self._processes = processes or alone()
 
     def encode(self, clip: TensorDict) -> TensorDict:
         """A clip -> the dream state after its last frame."""
@@ -66,6 +64,7 @@ class Dream:
         draw: int,
         keys: tuple[str, ...] = ("latent",),
         sample: bool = True,
+        processes: Processes | None = None,
     ) -> Rollout:
         """Imagine `horizon` steps under `policy`.
 
@@ -76,6 +75,7 @@ class Dream:
             keys: what the policy sees and the trajectory holds of each state: `latent`, a part of it by its name in
                 `spec.latent`, `pixels`, or any key of the state.
             sample: False takes the most likely frames and draws nothing.
+            processes: those that roll out the other rows of one batch, all at once; None: all rows are here.
         Returns: the trajectory [B, horizon] (worldmodel.spec) and where it ended; no gradient enters the model.
         """
         device, first = state["latent"].device, self.model.depth(state)
@@ -85,18 +85,12 @@ class Dream:
             action_BA = action_BA.to(device)
             # counted by the state's own frames: a rollout that is continued draws what a longer one would have drawn
             generator = self.seeds.torch(stream, draw, frame, device=device) if sample else None
-            state = self.step(state, action_BA, None if generator is None else self._noise(generator, len(state)))
+            state = self.step(state, action_BA, own_rows(generator, processes, len(state)))
             arrived = self._view(state, keys)
             earned = {key: state[key] for key in ("reward", "continue")}
             steps.append(TensorDict({**seen, "action": action_BA, "next": arrived | earned}, state.batch_size))
             seen = arrived
         return Rollout(torch.stack(steps, 1), state, memory)
-
-    def _noise(self, generator: torch.Generator, rows: int) -> Source:
-        world = self._processes.world
-        if world == 1:
-            return generator
-        return RowNoise(generator=generator, first=self._processes.rank * rows, rows=world * rows)
 
     def _view(self, state: TensorDict, keys: tuple[str, ...]) -> dict[str, Tensor]:
         return {key: self._seen(state, key) for key in keys}
@@ -105,6 +99,13 @@ class Dream:
         if key == "pixels":
             return self.decode(state)
         return self.spec.part_of(state["latent"], key) if key in self.spec.latent else state[key]
+
+
+def own_rows(generator: torch.Generator | None, processes: Processes | None, rows: int) -> Source | None:
+    """What this process's `rows` draw from; of several processes each has its part of the whole batch's numbers."""
+    if generator is None or processes is None or processes.world == 1:
+        return generator
+    return RowNoise(generator=generator, first=processes.rank * rows, rows=processes.world * rows)
 
 
 def given(action_BHA: Tensor) -> Policy:

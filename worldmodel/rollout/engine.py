@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worldmodel.microbatch import RowNoise, Source
-from worldmodel.rollout.fused import FusedTransformer
+from worldmodel.rollout.fused import FusedTransformer, version_of
 from worldmodel.rollout.kv_cache import KVCache
 from worldmodel.rollout.sampling import SamplingConfig, draw
 from worldmodel.sequence import string_of_ids
@@ -80,7 +80,7 @@ class TokenEngine:
         self._version = -1  # of the weights that the keys and values were made with
         self._cache: KVCache | None = None
         self._held_rows = 0
-        self._tickets: list[tuple[Tensor, int] | None] = []
+        self._tickets: list[tuple[Tensor, float] | None] = []
         """For each frame count held: the state's tickets and their version counter; None where no state was named."""
 
     @torch.no_grad()
@@ -201,7 +201,7 @@ class TokenEngine:
         """
         if self._weights.holds(self._version):
             for frame, held in enumerate(self._tickets):
-                if held is not None and held[0] is tickets_B1 and held[1] == tickets_B1._version:
+                if held is not None and held[0] is tickets_B1 and held[1] == version_of(tickets_B1):
                     return frame
         return None
 
@@ -210,7 +210,7 @@ class TokenEngine:
         if not 0 <= frame < len(self._tickets) or not self._weights.holds(self._version):
             return False
         held = self._tickets[frame]
-        return held is not None and held[1] == held[0]._version and torch.equal(held[0], tickets_B1)  # sync
+        return held is not None and held[1] == version_of(held[0]) and torch.equal(held[0], tickets_B1)  # sync
 
     def rewind(self, frame: int) -> None:
         """Drop all future frames after the first `frame`; costs nothing.
@@ -280,7 +280,7 @@ class TokenEngine:
             device = self._model.llm.lm_head.weight.device
             with torch.inference_mode(mode=False):  # else writing to them would not be noticed
                 tickets_B1 = torch.arange(first, first + self._held_rows, device=device).unsqueeze(1)
-        self._tickets.append((tickets_B1, tickets_B1._version))
+        self._tickets.append((tickets_B1, version_of(tickets_B1)))
         return tickets_B1
 
 

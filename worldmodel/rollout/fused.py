@@ -8,6 +8,7 @@ mode the modules are in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple, cast
 
@@ -36,6 +37,13 @@ def product(x: Tensor, packed: Tensor) -> Tensor:
     if packed.is_mkldnn:
         return torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
     return F.linear(x, packed)
+
+
+def version_of(tensor: Tensor) -> float:
+    """Moves with every change of a tensor in place. One made in inference mode has none: NaN, which equals nothing, so
+    that nothing is found again by it.
+    """
+    return math.nan if tensor.is_inference() else tensor._version
 
 
 def stamp(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:

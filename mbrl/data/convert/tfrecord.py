@@ -39,7 +39,7 @@ def masked_crc(content: bytes) -> int:
     """The checksum that a TFRecord carries.
 
     >>> hex(masked_crc(b"123456789"))
-    '0xc2c70966'
+    '0xc78ab0e5'
     """
     value, table = 0xFFFFFFFF, TABLE
     for byte in content:
