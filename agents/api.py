@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from worldmodel.processes import Processes
-from worldmodel.spec import ModelSpec, Reads, Rollout, Subset
+from worldmodel.spec import ModelSpec, ObsKey, Rollout, Subset
 
 Memory: TypeAlias = TensorDict | None
 """The agent's own; None at the start. The loop carries and saves it. Tensors only.
@@ -62,7 +62,7 @@ class Replay(Protocol):
         stream: str,
         draw: int,
         subset: Subset = "all",
-        keys: Sequence[Reads] = ("pixels",),
+        keys: Sequence[ObsKey] = ("pixels",),
     ) -> TensorDict:
         """`n` random transitions (worldmodel.spec) of `n_step` decisions at most; batch [n].
 
@@ -86,7 +86,7 @@ class Dream(Protocol):
         ...
 
     def observe(self, state: TensorDict, action_BA: Tensor, step: TensorDict) -> TensorDict:
-        """The state after a real step [B], which has what `spec.reads`."""
+        """The state after a real step [B], which has `spec.obs_keys`."""
         ...
 
     def step(self, state: TensorDict, action_BA: Tensor, generator: torch.Generator | None = None) -> TensorDict:
@@ -133,7 +133,7 @@ class Agent(Protocol):
     """
 
     def act(self, td: TensorDict, memory: Memory, mode: Mode, *, step: int) -> tuple[Tensor, Memory]:
-        """Actions f32 [E, A] in [-1, 1] for the real step `td` [E] (`pixels`, `is_init`, `spec.reads`).
+        """Actions f32 [E, A] in [-1, 1] for the real step `td` [E] (`pixels`, `is_init`, `spec.obs_keys`).
 
         `step` counts decisions of this caller: exploration noise and schedules are functions of it alone.
         """

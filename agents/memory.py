@@ -21,8 +21,8 @@ class LatentFilter:
     in the world what it met at the start of its dreams.
 
     The memory is a TensorDict [E] of plain tensors (t context frames, w = `spec.burn_in`): `context` u8 [t,3,H,W]
-    where the model reads pixels; each key of `spec.reads`, [w, ...] of the last real steps; `actions` f32 [w,A], what
-    led into each of them; `filled` i64 [1], how many of the w are there (they sit at the end; the rest repeats the
+    where the model reads pixels; each key of `spec.obs_keys`, [w, ...] of the last real steps; `actions` f32 [w,A],
+    what led into each of them; `filled` i64 [1], how many of the w are there (they sit at the end; the rest repeats the
     first one); `action` f32 [A], which leads into the next frame: the agent sets it, and may keep things of its own
     beside it.
 
@@ -37,8 +37,8 @@ class LatentFilter:
         self._dream, self._spec = dream, spec
 
     def see(self, td: TensorDict, memory: Memory) -> TensorDict:
-        """The memory after the real step `td` [E] (`spec.reads`, `is_init`); `memory` None: every row starts anew."""
-        if "pixels" in self._spec.reads:
+        """The memory after the real step `td` [E] (`spec.obs_keys`, `is_init`); None: every row starts anew."""
+        if "pixels" in self._spec.obs_keys:
             self._check_frames(td["pixels"])
         fresh = self._fresh(td)
         if memory is None:
@@ -77,8 +77,8 @@ class LatentFilter:
 
     def _fresh(self, td: TensorDict) -> TensorDict:
         spec, rows, device = self._spec, len(td), td["is_init"].device
-        memory: dict[str, Tensor] = {key: _repeated(td[key], spec.burn_in) for key in spec.reads}
-        if "pixels" in spec.reads:
+        memory: dict[str, Tensor] = {key: _repeated(td[key], spec.burn_in) for key in spec.obs_keys}
+        if "pixels" in spec.obs_keys:
             memory["context"] = _repeated(td["pixels"], spec.context_frames)
         memory["actions"] = torch.zeros(rows, spec.burn_in, spec.action_dim, device=device)
         memory["filled"] = torch.full((rows, 1), min(1, spec.burn_in), device=device)
@@ -87,10 +87,10 @@ class LatentFilter:
 
     def _continued(self, td: TensorDict, memory: TensorDict) -> TensorDict:
         after, spec = memory.copy(), self._spec
-        if "pixels" in spec.reads and spec.context == "sliding":  # the window's oldest frame becomes context
+        if "pixels" in spec.obs_keys and spec.context == "sliding":  # the window's oldest frame becomes context
             history = torch.cat([memory["context"], memory["pixels"], td["pixels"][:, None]], 1)[:, 1:]
             after["context"] = history[:, : spec.context_frames].contiguous()
-        now: dict[str, Tensor] = {key: td[key] for key in spec.reads}
+        now: dict[str, Tensor] = {key: td[key] for key in spec.obs_keys}
         now["actions"] = memory["action"]
         for key, newest in now.items():
             after[key] = torch.cat([memory[key], newest[:, None]], 1)[:, 1:].contiguous()
@@ -100,9 +100,9 @@ class LatentFilter:
     def clip(self, memory: TensorDict) -> TensorDict:
         """The clip [E] that `memory` stands for; its rows must be filled alike."""
         begin = self._spec.burn_in - int(memory["filled"][0])
-        clip: dict[str, Tensor] = {key: memory[key][:, begin:] for key in self._spec.reads}
+        clip: dict[str, Tensor] = {key: memory[key][:, begin:] for key in self._spec.obs_keys}
         clip["action"] = memory["actions"][:, begin:]
-        if "pixels" in self._spec.reads:
+        if "pixels" in self._spec.obs_keys:
             clip["context"] = memory["context"]
         return TensorDict(clip, batch_size=memory.batch_size)
 

@@ -31,7 +31,7 @@ from mbrl.replay.episode import Episode
 from mbrl.run.assemble import Configs, assemble_eval
 from mbrl.rundir.folder import read_config
 from worldmodel.api import WorldModel
-from worldmodel.dream.imagine import Dream, given
+from worldmodel.dream.imagine import Dream, fixed_actions
 from worldmodel.seeds import Seeds
 
 HOLD = 4  # decisions for which a drawn action is kept: held actions lead somewhere
@@ -110,13 +110,13 @@ def compare(
         known = clips_of(episode, simulator.spec, np.array([newest]), length=1)
         for dream, start, found in zip(dreams, (known, clip), rewards, strict=True):
             forks = dream.fork(dream.encode(start), count)
-            policy = given(actions_MSHA[moment])
+            policy = fixed_actions(actions_MSHA[moment])
             made = dream.rollout(policy, forks, 0, horizon, stream="dreams/frames", draw=moment)
             found.append(made.path["next", "reward"][..., 0].cpu())
     return judge(*(torch.stack(found) for found in rewards))
 
 
-def played(agent: Agent, env: RowsEnv, reads: tuple[str, ...], count: int) -> list[Episode]:
+def played(agent: Agent, env: RowsEnv, obs_keys: tuple[str, ...], count: int) -> list[Episode]:
     """`count` greedy episodes of one row."""
     episodes: list[Episode] = []
     now, memory = env.reset(), None
@@ -124,7 +124,7 @@ def played(agent: Agent, env: RowsEnv, reads: tuple[str, ...], count: int) -> li
         steps: list[TensorDict] = []
         while not steps or not bool(steps[-1]["next", "done"]):
             step = len(episodes) * env.env_spec.decisions + len(steps)  # each episode draws its own numbers
-            action, memory = agent.act(now.select("pixels", "is_init", *reads), memory, "evaluate", step=step)
+            action, memory = agent.act(now.select("pixels", "is_init", *obs_keys), memory, "evaluate", step=step)
             stepped, now = env.step_and_maybe_reset(now.set("action", action))
             steps.append(stepped[0].select(*KEPT, strict=False).clone())
         episodes.append(episode_of(steps, env=0, number=len(episodes)))
@@ -133,19 +133,19 @@ def played(agent: Agent, env: RowsEnv, reads: tuple[str, ...], count: int) -> li
 
 def main(args: list[str]) -> int:
     """Command line."""
-    given = words("benchmarks.dreams", args, KEYS)
-    folder: Path = given["run"]
+    options = words("benchmarks.dreams", args, KEYS)
+    folder: Path = options["run"]
     configs = Configs.of(read_config(folder), trusted=False)
     states = read_newest(folder / "checkpoints").states
-    player = assemble_eval(configs, None)
-    player.model.load_state_dict(states["model"])
-    player.agent.load_state_dict(states["agent"])
-    seeds, model = Seeds(configs.seed), player.model
+    eval_setup = assemble_eval(configs, None)
+    eval_setup.model.load_state_dict(states["model"])
+    eval_setup.agent.load_state_dict(states["agent"])
+    seeds, model = Seeds(configs.seed), eval_setup.model
     env = make_envs(configs.task, configs.protocol, seeds=seeds, stream="dreams", rows=1, snapshots=True)
     simulator = OracleModelConfig().build(task=configs.task, protocol=configs.protocol, env_spec=env.env_spec)
-    size = {"starts": given["starts"], "count": given["sequences"]}
-    for name, agent in (("random", player.prefiller), ("trained", player.agent)):
-        episodes = played(agent, env, model.spec.reads, given["episodes"])
+    size = {"starts": options["starts"], "count": options["sequences"]}
+    for name, agent in (("random", eval_setup.prefiller), ("trained", eval_setup.agent)):
+        episodes = played(agent, env, model.spec.obs_keys, options["episodes"])
         found = compare(model, simulator, episodes, seeds=seeds, **size)
         print(json.dumps({"policy": name, **{key: round(value, 3) for key, value in asdict(found).items()}}))
     return 0

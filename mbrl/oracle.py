@@ -18,7 +18,7 @@ from mbrl.envs.protocol import ProtocolConfig
 from mbrl.envs.rows import admissible
 from mbrl.envs.simulator import Task, decide
 from worldmodel.microbatch import MicroBatch, RowNoise
-from worldmodel.spec import EnvSpec, ModelSpec, Part, Reads
+from worldmodel.spec import EnvSpec, ModelSpec, ObsKey, Part
 
 SCALE = 10.0
 """Features per unit of the simulator's state, counted from the state of the first episode: decimetres in Meta-World."""
@@ -28,7 +28,7 @@ SCALE = 10.0
 class OracleModelConfig:
     """Nothing to set: the simulator is what it is."""
 
-    reads: ClassVar[tuple[Reads, ...]] = ("state", "snapshot")
+    obs_keys: ClassVar[tuple[ObsKey, ...]] = ("state", "snapshot")
     parts: ClassVar[tuple[Part, ...]] = ()
 
     def build(self, *, task: Task, protocol: ProtocolConfig, env_spec: EnvSpec) -> OracleModel:
@@ -54,7 +54,7 @@ class OracleModel(nn.Module):
             max_frames=1 + protocol.decisions,
             context="first_frame",
             burn_in=1,
-            reads=OracleModelConfig.reads,
+            obs_keys=OracleModelConfig.obs_keys,
             latent={"state": len(self._centre_S)},
             state={
                 ("wm", "snapshot"): (simulator.snapshot().shape, torch.float64),

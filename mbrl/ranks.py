@@ -24,8 +24,8 @@ _taken = Ranks()
 def take(environment: Mapping[str, str]) -> Ranks:
     """Reads what torchrun tells its processes. Raises: ValueError for numbers that are none."""
     global _taken
-    told = {"rank": "RANK", "world": "WORLD_SIZE", "local": "LOCAL_RANK"}
-    _taken = Ranks(**{field: int(environment.get(name, getattr(Ranks(), field))) for field, name in told.items()})
+    variables = {"rank": "RANK", "world": "WORLD_SIZE", "local": "LOCAL_RANK"}
+    _taken = Ranks(**{field: int(environment.get(name, getattr(Ranks(), field))) for field, name in variables.items()})
     return _taken
 
 

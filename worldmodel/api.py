@@ -35,7 +35,7 @@ class WorldModel(Protocol):
         ...
 
     def observe(self, state: TensorDict, action_BA: Tensor, step: TensorDict) -> TensorDict:
-        """Next state; the frame is a real one: `step` [B] has what `spec.reads` of it."""
+        """Next state; the frame is a real one: `step` [B] has what `spec.obs_keys` of it."""
         ...
 
     def fork(self, state: TensorDict, copies: int) -> TensorDict:

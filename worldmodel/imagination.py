@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from worldmodel import proprio
-from worldmodel.losses.tokenizer import evaluating, unit
+from worldmodel.losses.tokenizer import eval_mode, to_float01
 from worldmodel.microbatch import Source
 from worldmodel.rollout.engine import Frame, TokenEngine
 from worldmodel.rollout.fused import stamp, version_of
@@ -27,7 +27,7 @@ from worldmodel.tokenizer.outputs import DecodedContext
 from worldmodel.transformer.token_model import TokenModel
 
 # B rows, t context frames, N codes of a context frame, F future frames, K codes of a future frame, A action, D latent,
-# C what is told with a frame (action and proprioception), E feature of the reward head
+# C what is features with a frame (action and proprioception), E feature of the reward head
 
 
 class Imagination(nn.Module):
@@ -67,8 +67,8 @@ class Imagination(nn.Module):
         self._pool.forget()
 
     @property
-    def _reads_proprio(self) -> bool:
-        return "proprio" in self.spec.reads
+    def _has_proprio(self) -> bool:
+        return "proprio" in self.spec.obs_keys
 
     @property
     def device(self) -> torch.device:
@@ -101,8 +101,8 @@ class Imagination(nn.Module):
     @torch.no_grad()
     def tokenize(self, context_BtCHW: Tensor, frames_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 frames -> (context codes i64 [B, t*N], codes i64 [B, T, K])."""
-        frames = (unit(context_BtCHW.to(self.device)), unit(frames_BTCHW.to(self.device)))
-        with evaluating(self.tokenizer):
+        frames = (to_float01(context_BtCHW.to(self.device)), to_float01(frames_BTCHW.to(self.device)))
+        with eval_mode(self.tokenizer):
             context_codes_BtN, codes_BFK = self.tokenizer.tokenize(*frames)
         return context_codes_BtN.flatten(1), codes_BFK
 
@@ -120,7 +120,7 @@ class Imagination(nn.Module):
             "actions": self._filled("actions", clip["action"]),
             "frame": torch.full((len(clip), 1), frame, device=self.device),
         }
-        if self._reads_proprio:
+        if self._has_proprio:
             wm["proprio"] = self._filled("proprio", clip["proprio"])
         if "context" in clip.keys():  # noqa: SIM118 - a TensorDict has no `in`
             wm["frames"] = clip["context"]  # u8 [B, t, 3, H, W]: only `observe` reads them
@@ -137,15 +137,17 @@ class Imagination(nn.Module):
     @torch.no_grad()
     def observe(self, state: TensorDict, action_BA: Tensor, step: TensorDict) -> TensorDict:
         """Next state; codes read from a real step. The state must come from pixels (its context is needed)."""
-        if missing := [key for key in self.spec.reads if key not in step.keys()]:  # noqa: SIM118
-            raise ValueError(f"observe needs {', '.join(self.spec.reads)} of the real step ({missing[0]} is missing)")
+        if missing := [key for key in self.spec.obs_keys if key not in step.keys()]:  # noqa: SIM118
+            raise ValueError(
+                f"observe needs {', '.join(self.spec.obs_keys)} of the real step ({missing[0]} is missing)"
+            )
         if ("wm", "frames") not in state.keys(include_nested=True):
             raise ValueError("observe needs the context's pixels: encode a clip with `context` u8, not `context_codes`")
         _, codes_BFK = self.tokenize(state["wm", "frames"], step["pixels"][:, None])
         engine, frame = self._resume(state)
         condition_BC = self._next_condition(state["wm"], frame, action_BA)
         observed = engine.force_frame(condition_BC, self._ids(codes_BFK)[:, 0])
-        proprio_BQ = step["proprio"].to(self.device) if self._reads_proprio else None
+        proprio_BQ = step["proprio"].to(self.device) if self._has_proprio else None
         return self._next(state, frame, condition_BC, observed, proprio_BQ)
 
     @torch.no_grad()
@@ -172,7 +174,7 @@ class Imagination(nn.Module):
     def decode(self, state: TensorDict) -> Tensor:
         """The state's newest frame, u8 [B, 3, H, W]. All states of one start share one decoding of its context."""
         frame, wm = self.depth(state), state["wm"]
-        with evaluating(self.tokenizer):
+        with eval_mode(self.tokenizer):
             context = self._decoded_context(wm["context"])
             newest_BCHW = context.recon[:, -1]
             if frame:
@@ -218,15 +220,15 @@ class Imagination(nn.Module):
 
     def _prefill(self, engine: TokenEngine, wm: Mapping[str, Tensor] | TensorDict, frame: int, **options: Any) -> Frame:
         actions_BFA = wm["actions"][:, :frame]
-        told = [proprio.known(wm["proprio"][:, :frame])] if self._reads_proprio else []
-        condition_BFC = torch.cat([actions_BFA, *told], -1)
+        features = [proprio.features(wm["proprio"][:, :frame])] if self._has_proprio else []
+        condition_BFC = torch.cat([actions_BFA, *features], -1)
         codes_BFK = wm["codes"][:, :frame]
         return engine.prefill(self._per_frame(wm["context"]), self._ids(codes_BFK), condition_BFC, **options)
 
     def _next_condition(self, wm: TensorDict, frame: int, action_BA: Tensor) -> Tensor:
-        """What the transformer is told at the next frame: the action, and what is known of the robot where it opens."""
-        told = [proprio.known_next(wm["proprio"][:, max(0, frame - 2) : frame])] if self._reads_proprio else []
-        return torch.cat([action_BA.to(self.device), *told], -1)
+        """The condition of the next frame: the action, and what is known of the robot where it opens."""
+        features = [proprio.next_features(wm["proprio"][:, max(0, frame - 2) : frame])] if self._has_proprio else []
+        return torch.cat([action_BA.to(self.device), *features], -1)
 
     def _next(
         self, state: TensorDict, frame: int, condition_BC: Tensor, newest: Frame, proprio_BQ: Tensor | None
@@ -236,9 +238,9 @@ class Imagination(nn.Module):
         # an id of the wrong kind (possible with published sampling) reads as the nearest future code (spec 4.2)
         codes_BK = (newest.ids_BK - self.layout.vocab_context).clamp(0, self.layout.vocab_future - 1)
         written = {"codes": codes_BK, "actions": condition_BC[:, :action_dim]}
-        if self._reads_proprio and proprio_BQ is None:
-            push_BQ = self.tokens.push(newest.hidden_BD, condition_BC)
-            proprio_BQ = proprio.moved(wm["proprio"][:, frame - 1], condition_BC[:, action_dim:], push_BQ)
+        if self._has_proprio and proprio_BQ is None:
+            acceleration_BQ = self.tokens.acceleration(newest.hidden_BD, condition_BC)
+            proprio_BQ = proprio.integrate(wm["proprio"][:, frame - 1], condition_BC[:, action_dim:], acceleration_BQ)
         if proprio_BQ is not None:
             written["proprio"] = proprio_BQ
         for key, value in written.items():
@@ -272,7 +274,7 @@ class Imagination(nn.Module):
             "reward": ((1,), floats),
             "continue": ((1,), floats),
         }
-        if "proprio" in spec.reads:
+        if "proprio" in spec.obs_keys:
             known = spec.latent["proprio"]
             shapes |= {("wm", "proprio"): ((frames, known), floats), "proprio": ((known,), floats)}
         return shapes
@@ -291,13 +293,13 @@ class Imagination(nn.Module):
         else:
             vectors_BE = pooled_BC.new_zeros(rows, self.layout.codes_future * self.tokenizer.vector_dim)
         parts = {"context": pooled_BC, "codes": vectors_BE, "hidden": newest.hidden_BD}
-        if self._reads_proprio:
+        if self._has_proprio:
             parts["proprio"] = wm["proprio"][:, frame - 1]
         read = [parts[name] for name in ("context", "codes", "proprio") if name in parts]
         read_BE = torch.cat(read, -1) if self.tokens.heads.reward == "twohot" else None
         state = TensorDict({"wm": {**wm, "ticket": newest.tickets_B1}}, batch_size=[rows])
         state["latent"] = torch.cat([parts[part] for part in self.spec.latent], -1).float()
-        if self._reads_proprio:
+        if self._has_proprio:
             state["proprio"] = parts["proprio"]
         state["reward"] = self._reward(newest.hidden_BD, read_BE)
         state["continue"] = self.tokens.continues(newest.hidden_BD)[:, None]

@@ -19,8 +19,8 @@ from worldmodel.losses.parts import AuxiliaryHeads, LossConfig, reward_targets
 from worldmodel.losses.tokenizer import TokenizerObjective
 from worldmodel.microbatch import MicroBatch, uniform
 from worldmodel.rollout.sampling import SamplingConfig
-from worldmodel.seeds import Seeds, moved, seeded_globally
-from worldmodel.spec import CodeSpec, ContextMode, EnvSpec, ModelSpec, Part, Reads
+from worldmodel.seeds import Seeds, generator_on, seeded_globally
+from worldmodel.spec import CodeSpec, ContextMode, EnvSpec, ModelSpec, ObsKey, Part
 from worldmodel.tokenizer.compressive import CompressiveTokenizer, TokenizerConfig
 from worldmodel.transformer.llama import TransformerConfig
 from worldmodel.transformer.token_model import HeadConfig, TokenModel
@@ -43,7 +43,7 @@ class ModelConfig:
             code's levels, so that neighbouring codes share what is learned of them (of use with FSQ).
         latent: what an agent reads, any of `context` (pooled code vectors of the context), `codes` (code vectors of the
             newest frame), `hidden` (the transformer's state at the newest frame's last code).
-        proprio: whether the model is told what the robot knows of itself and predicts it (`worldmodel.proprio`).
+        proprio: whether the model is robot what the robot knows of itself and predicts it (`worldmodel.proprio`).
     """
 
     context: ContextMode
@@ -58,7 +58,7 @@ class ModelConfig:
     parts: ClassVar[tuple[Part, ...]] = ("tokenizer", "dynamics")
 
     @property
-    def reads(self) -> tuple[Reads, ...]:
+    def obs_keys(self) -> tuple[ObsKey, ...]:
         """See `worldmodel.spec.ModelSpec`."""
         return ("pixels", "proprio") if self.proprio else ("pixels",)
 
@@ -140,7 +140,7 @@ class IVideoGPT(Imagination):
             max_frames=config.max_frames,
             context=config.context,
             burn_in=config.burn_in,
-            reads=config.reads,
+            obs_keys=config.obs_keys,
             latent={part: widths[part] for part in config.latent + (("proprio",) if config.proprio else ())},
             parts=config.parts,
             codes=codes_of(layout),
@@ -178,7 +178,9 @@ class IVideoGPT(Imagination):
         with seeded_globally(own):  # the tokenizer's dropout
             if part == "tokenizer":
                 return self.objective(clip, step=step, generator=generator, micro=micro)
-            return self._dynamics_losses(clip, moved(generator, self.device), moved(own, self.device), micro)
+            return self._dynamics_losses(
+                clip, generator_on(generator, self.device), generator_on(own, self.device), micro
+            )
 
     def _dynamics_losses(
         self, clip: TensorDict, generator: torch.Generator, dropout: torch.Generator, micro: MicroBatch
@@ -191,26 +193,28 @@ class IVideoGPT(Imagination):
         if cfg.context_swap_prob:
             strange_B1 = uniform(context_BN[:, :1].shape, noise, device=self.device) < cfg.context_swap_prob
             before_BN = torch.where(strange_B1, clip.get("other_codes", context_BN.roll(1, 0)), context_BN)
-        given = 1 if self.config.context == "first_frame" else 0  # the clip's first frame is observed, not predicted
+        num_observed = (
+            1 if self.config.context == "first_frame" else 0
+        )  # the clip's first frame is observed, not predicted
         reward_BF, known_BF = reward_targets(clip["reward"], clip["reward_mask"], cfg.reward_target)
-        action_BFA, proprio_BFQ, push_BFQ = clip["action"], None, None
+        action_BFA, proprio_BFQ, target_BFQ = clip["action"], None, None
         if self.config.proprio:
-            known_BFX = proprio.disturbed(proprio.known(clip["proprio"]), noise)
-            action_BFA = torch.cat([action_BFA, known_BFX], -1)
-            push_BFQ = proprio.push(clip["proprio"], known_BFX)
-            proprio_BFQ = proprio.disturbed(clip["proprio"], noise, width=1)
+            features_BFX = proprio.add_noise(proprio.features(clip["proprio"]), noise)
+            action_BFA = torch.cat([action_BFA, features_BFX], -1)
+            target_BFQ = proprio.acceleration_target(clip["proprio"], features_BFX)
+            proprio_BFQ = proprio.add_noise(clip["proprio"], noise, width=1)
         losses = self.tokens.losses(
             self._per_frame(before_BN),
             codes_BFK,
             read_BFK=read_BFK,
             actions_BFA=action_BFA,
             features_BFE=self._features(context_BN, read_BFK, proprio_BFQ),
-            push_BFQ=push_BFQ,
+            acceleration_BFQ=target_BFQ,
             burn_in=self.config.burn_in,
             reward_BF=reward_BF,
             reward_mask_BF=known_BF,
             continue_BF=clip["continue"],
-            given=given,
+            num_observed=num_observed,
             generator=dropout,
         )
         if "reward" in losses:
@@ -232,8 +236,8 @@ class IVideoGPT(Imagination):
         if self.config.heads.reward != "twohot":
             return None
         pooled_BC, vectors_BFE = self.code_features(context_BN, codes_BFK)
-        told = [] if proprio_BFQ is None else [proprio_BFQ]
-        return torch.cat([pooled_BC[:, None].expand(-1, vectors_BFE.shape[1], -1), vectors_BFE, *told], -1)
+        robot = [] if proprio_BFQ is None else [proprio_BFQ]
+        return torch.cat([pooled_BC[:, None].expand(-1, vectors_BFE.shape[1], -1), vectors_BFE, *robot], -1)
 
 
 def codes_of(layout: TokenLayout) -> CodeSpec:

@@ -7,31 +7,31 @@ from typing import Any, ClassVar, NoReturn, get_args
 
 from torch import nn
 
-from worldmodel.spec import EnvSpec, ModelSpec, Part, Reads
+from worldmodel.spec import EnvSpec, ModelSpec, ObsKey, Part
 
 
 @dataclass(frozen=True, kw_only=True)
 class NullModelConfig:
     """Attributes:
-    reads: what clips and real steps hold for the agent (`ModelSpec.reads`).
+    obs_keys: what clips and real steps hold for the agent (`ModelSpec.obs_keys`).
     """
 
-    reads: tuple[Reads, ...]
+    obs_keys: tuple[ObsKey, ...]
     parts: ClassVar[tuple[Part, ...]] = ()
 
     def __post_init__(self) -> None:
-        if not self.reads or set(self.reads) - set(get_args(Reads)):
-            raise ValueError(f"reads must be some of {', '.join(get_args(Reads))} (got {list(self.reads)})")
+        if not self.obs_keys or set(self.obs_keys) - set(get_args(ObsKey)):
+            raise ValueError(f"obs_keys must be some of {', '.join(get_args(ObsKey))} (got {list(self.obs_keys)})")
 
     def build(self, *, env_spec: EnvSpec) -> NullModel:
         """What stands where a world model would."""
-        return NullModel(self.reads, env_spec)
+        return NullModel(self.obs_keys, env_spec)
 
 
 class NullModel(nn.Module):
     """A WorldModel that only says what an agent is shown; its clips begin anywhere in an episode."""
 
-    def __init__(self, reads: tuple[Reads, ...], env_spec: EnvSpec) -> None:
+    def __init__(self, obs_keys: tuple[ObsKey, ...], env_spec: EnvSpec) -> None:
         super().__init__()
         self.spec = ModelSpec(
             image=env_spec.image,
@@ -40,7 +40,7 @@ class NullModel(nn.Module):
             max_frames=1,
             context="first_frame",
             burn_in=1,
-            reads=reads,
+            obs_keys=obs_keys,
         )
         self.version = 0
 

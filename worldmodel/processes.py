@@ -123,9 +123,9 @@ class Processes:
         """The largest of the processes' numbers; all must ask."""
         if self.world == 1:
             return number
-        told = torch.tensor(number, device=self.device)
-        dist.all_reduce(told, op=dist.ReduceOp.MAX)
-        return int(told)
+        value = torch.tensor(number, device=self.device)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return int(value)
 
     def broadcast_str(self, text: str | None) -> str:
         """What rank 0 says, in every process; all must ask, the others with None."""

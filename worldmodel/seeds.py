@@ -53,7 +53,7 @@ def seeded_globally(generator: torch.Generator) -> Iterator[None]:
         yield
 
 
-def moved(generator: torch.Generator, device: torch.device) -> torch.Generator:
+def generator_on(generator: torch.Generator, device: torch.device) -> torch.Generator:
     """A generator on `device` whose numbers follow from `generator`, which lives on the CPU."""
     return torch.Generator(device).manual_seed(seed_of(generator))
 

@@ -45,7 +45,7 @@ def string_of_ids(context_codes_BtN: Tensor, ids_BFK: Tensor, layout: TokenLayou
     return torch.cat([opened_BtN[:, 1:], F.pad(ids_BFK, (1, 0), value=layout.sdf).flatten(1)], 1)
 
 
-def layout_labels(ids_BN: Tensor, layout: TokenLayout, *, given: int = 0) -> Tensor:
+def layout_labels(ids_BN: Tensor, layout: TokenLayout, *, num_observed: int = 0) -> Tensor:
     """Labels aligned with the ids: IGNORED up to and including the `sdf` of the first supervised frame.
 
     The shift by one belongs to the loss.
@@ -55,7 +55,7 @@ def layout_labels(ids_BN: Tensor, layout: TokenLayout, *, given: int = 0) -> Ten
     Returns: int64 [B, N]; with given = 0 the published labels: all codes and every later `sdf` are targets.
     """
     labels_BN = ids_BN.clone()
-    labels_BN[:, : layout.sdf_position(given) + 1] = IGNORED
+    labels_BN[:, : layout.sdf_position(num_observed) + 1] = IGNORED
     return labels_BN
 
 

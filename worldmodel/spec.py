@@ -8,7 +8,7 @@ Frames are uint8 [3, H, W] everywhere outside a network.
   `is_init` bool [1], `action` f32 [A] in [-1, 1], the one that was executed, and under `next`: `pixels`, `proprio`,
   `reward` f32 [1] (summed over the action repeat, plus the protocol's bonus), `terminated`, `truncated`, `done`,
   `success` bool [1] (False where the world knows none).
-  Beside them, for instruments and for models that declare it (`ModelSpec.reads`): `state` f32 [S], the simulator's
+  Beside them, for instruments and for models that declare it (`ModelSpec.obs_keys`): `state` f32 [S], the simulator's
   knowledge, and `snapshot` f64 [P], from which a simulator can go on.
 * clip, batch [B]: what a world model reads: t context frames and T frames that follow.
   `context` u8 [t,3,H,W] and `pixels` u8 [T,3,H,W], or their ids `context_codes` i64 [t*N] and `codes` i64 [T,K];
@@ -49,7 +49,7 @@ from tensordict import TensorDict
 ContextMode = Literal["sliding", "first_frame"]
 Part: TypeAlias = str
 """A part of a world model that is fitted by itself; `schedule.<part>` and `fit.<part>` say when and how."""
-Reads = Literal["pixels", "proprio", "state", "snapshot"]
+ObsKey = Literal["pixels", "proprio", "state", "snapshot"]
 StateKey = str | tuple[str, ...]
 Subset = Literal["all", "demos", "recent"]
 """Of the episodes of a replay."""
@@ -98,7 +98,7 @@ class ModelSpec:
     max_frames: int
     context: ContextMode
     burn_in: int
-    reads: tuple[Reads, ...] = ("pixels",)
+    obs_keys: tuple[ObsKey, ...] = ("pixels",)
     latent: Mapping[str, int] = field(default_factory=dict)
     state: Mapping[StateKey, tuple[tuple[int, ...], torch.dtype]] = field(default_factory=dict)
     parts: tuple[Part, ...] = ()

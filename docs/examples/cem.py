@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agents.api import Dream, Memory, Metrics, Mode, Replay
 from agents.memory import LatentFilter
-from worldmodel.dream.imagine import given
+from worldmodel.dream.imagine import fixed_actions
 from worldmodel.seeds import Seeds
 from worldmodel.spec import EnvSpec
 
@@ -66,7 +66,7 @@ class CEM:
     def returns(self, plans_NHA: Tensor, state: TensorDict, draw: int) -> Tensor:
         """Sum over h of gamma^h r_h, as far as the episode goes on, f32 [N]."""
         horizon = self.config.horizon
-        path = self.dream.rollout(given(plans_NHA), state, 0, horizon, stream="cem/frames", draw=draw).path
+        path = self.dream.rollout(fixed_actions(plans_NHA), state, 0, horizon, stream="cem/frames", draw=draw).path
         reward_NH, continue_NH = path["next", "reward"][..., 0], path["next", "continue"][..., 0]
         weight_NH = torch.ones_like(reward_NH)
         weight_NH[:, 1:] = (self.config.gamma * continue_NH[:, :-1]).cumprod(1)

@@ -59,7 +59,7 @@ def run_check(args: list[str]) -> int:
         raise BadInput(f"mbrl data check takes folders of data sets (got {' '.join(args) or 'nothing'})")
     rows: list[tuple[str, str]] = []
     for folder in [inside for word in args for inside in sets_in(Path(word).expanduser())]:
-        report = check(folder, told=progress(f"files of {folder.name}"))
+        report = check(folder, on_progress=progress(f"files of {folder.name}"))
         card = report.card
         kind = f"{card.action_dim} actions, rewards {'known' if card.rewards else 'unknown'}" if card else "no card"
         size = f"{report.episodes} episodes, {report.frames} frames, {report.bytes / 1e6:.1f} MB"

@@ -45,7 +45,7 @@ def run_collect(args: list[str]) -> int:
     began = time.monotonic()
     with ExitStack() as stack:
         stack.enter_context(RunLock(to))
-        made = collect(orders, workers=given["workers"], told=progress("episodes"))
+        made = collect(orders, workers=given["workers"], on_progress=progress("episodes"))
     took = time.monotonic() - began
     print(
         f"{made} episodes in {took:.0f} s; {to} holds {episodes} of policy {policy['policy']} "

@@ -55,13 +55,13 @@ def run_convert(args: list[str]) -> int:
         skip=given["damaged"] == "skip",
         limit=given["limit"],
     )
-    told = progress("items")
+    on_progress = progress("items")
     total = len(items) if isinstance(items, list) else 0
     check_beside(to)  # before the lock, which makes a folder
     check_target(job)
     try:
         with RunLock(to):
-            outcome = convert(items, job, told=lambda done: told(done, total))
+            outcome = convert(items, job, on_progress=lambda done: on_progress(done, total))
     except DamagedSet as error:
         show(error.rows)
         raise

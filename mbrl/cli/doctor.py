@@ -43,9 +43,9 @@ class Finding:
 
 def run(args: list[str]) -> int:
     """Prints every finding; exit code 1 if one says fail. Overrides of `mbrl train` choose the run that is meant."""
-    from mbrl.cli.train import begun
+    from mbrl.cli.train import compose_new
 
-    plain, line = begun("train", args)
+    plain, line = compose_new("train", args)
     refuse(plain)
     worst = DONE
     for name, check in (CHECKS if plain["init"] is None else {"init": lambda plain: sizes(line), **CHECKS}).items():

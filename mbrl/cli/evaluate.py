@@ -44,7 +44,7 @@ def run(args: list[str]) -> int:
 
     configs = configs_of(folder, own=own, device=asked["device"])
     trained = read_trained(folder, configs)
-    score = trained.player.evaluator.score(trained.player.agent, asked["episodes"])
+    score = trained.eval_setup.evaluator.score(trained.eval_setup.agent, asked["episodes"])
     metrics, rule = score.metrics(), configs.protocol.success
     print(f"{configs.task.name}, protocol {configs.protocol.name}, weights of env step {trained.env_step}: {score}")
     if "success" in metrics:
@@ -56,7 +56,7 @@ def run(args: list[str]) -> int:
     plain["compute"]["device"] = configs.compute.device
     result = result_of(
         run_info(plain, argv=args),
-        parameters=parameter_counts(trained.player.model),
+        parameters=parameter_counts(trained.eval_setup.model),
         env_steps=trained.env_steps,
         weights=configs.evaluation.weights,
         weights_step=trained.env_step,

@@ -32,7 +32,7 @@ Model-based reinforcement learning inside token world models.
 Exit codes: 0 done, 2 bad input, 3 damaged data, 4 diverged, 75 saved and wants to go on, 1 anything else."""
 
 
-def told(verb: str) -> tuple[str, str]:
+def help_of(verb: str) -> tuple[str, str]:
     """Summary and usage of a verb, read from its file: imported it would bring torch and Hydra along."""
     spec = importlib.util.find_spec(VERBS[verb])
     assert spec is not None and spec.origin is not None
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def dispatch(words: list[str]) -> int:
     """Answers help and version, or runs the verb. Raises: BadInput for a verb that is none."""
     if not words or words[0] in ("-h", "--help", "help"):
-        print(USAGE.format(verbs="\n".join(f"  {verb:8} {told(verb)[0]}" for verb in VERBS)))
+        print(USAGE.format(verbs="\n".join(f"  {verb:8} {help_of(verb)[0]}" for verb in VERBS)))
         return DONE
     if words[0] == "--version":
         print(version())
@@ -62,7 +62,7 @@ def dispatch(words: list[str]) -> int:
         hint = did_you_mean(name, VERBS) or f"; it is one of {', '.join(VERBS)}"
         raise BadInput(f"unknown verb {name}{hint}")
     if "-h" in rest or "--help" in rest:
-        print(told(name)[1])
+        print(help_of(name)[1])
         return DONE
     if current().world > 1 and name not in ("train", "pretrain"):
         raise BadInput(f"torchrun starts several processes, and mbrl {name} is for one: start it without torchrun")

@@ -45,9 +45,9 @@ def run(args: list[str]) -> int:
     )
     spec = loaded.predictor.spec
     clips = drawn(config, data, spec)
-    ways, sampled = ways_of(config.baselines, actions=spec.action_dim > 0, clips=len(clips.clips)), loaded.sampled
+    methods, sampled = ways_of(config.baselines, actions=spec.action_dim > 0, clips=len(clips.clips)), loaded.sampled
     samples = config.n if sampled else 1
-    check(loaded.predictor, clips.clips, judge, ways=ways, samples=samples, sampled=sampled)
+    check(loaded.predictor, clips.clips, judge, methods=methods, samples=samples, sampled=sampled)
     for metric, why in missing.items():
         print(f"without {metric}: {why}", file=sys.stderr)
     seen = learned_from(config.folder, clips.files, own=own)
@@ -59,29 +59,29 @@ def run(args: list[str]) -> int:
         )
     print(
         f"{loaded.kind} model {config.init} ({loaded.weights})\n"
-        f"{len(clips.clips)} clips, mode {clips.mode}: {loaded.predictor.given} frames shown, {clips.horizon} predicted"
-        + (f"; {clips.left_out} episodes are too short" if clips.left_out else "")
+        f"{len(clips.clips)} clips, mode {clips.mode}: {loaded.predictor.num_observed} frames shown, "
+        f"{clips.horizon} predicted" + (f"; {clips.left_out} episodes are too short" if clips.left_out else "")
     )
     evaluation = evaluate(
         loaded.predictor,
         clips.clips,
         judge,
-        ways=ways,
+        methods=methods,
         samples=samples,
         rows=config.rows,
         seeds=Seeds(config.seed),
         sampled=sampled,
-        films=min(config.films, len(clips.clips)),
-        told=progress("clips"),
+        videos=min(config.videos, len(clips.clips)),
+        on_progress=progress("clips"),
     )
     found = as_json(config, loaded, clips, evaluation, data=composed, missing=missing, seen=seen)
     print("\n".join(table(evaluation, judge.metrics, samples=samples)))
     folder = Path(config.to).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "prediction.json", (json.dumps(found, indent=1) + "\n").encode())
-    if evaluation.films:
-        draw([rows_of(film, loaded.predictor.given) for film in evaluation.films], folder, fps=config.fps)
-    print(f"written to {folder}: prediction.json" + (", clips.gif, clips.png" if evaluation.films else ""))
+    if evaluation.videos:
+        draw([rows_of(video, loaded.predictor.num_observed) for video in evaluation.videos], folder, fps=config.fps)
+    print(f"written to {folder}: prediction.json" + (", clips.gif, clips.png" if evaluation.videos else ""))
     return DONE
 
 
@@ -179,5 +179,5 @@ def ways_of(baselines: Any, *, actions: bool, clips: int) -> list[Any]:
     """What is judged: the model, and beside it what was asked for or applies."""
     if baselines is not None:
         return ["model", *baselines]
-    told = ["zero", *(["shuffled"] if clips > 1 else [])] if actions else []
-    return ["model", *told, "copy", "reconstruction"]
+    on_progress = ["zero", *(["shuffled"] if clips > 1 else [])] if actions else []
+    return ["model", *on_progress, "copy", "reconstruction"]

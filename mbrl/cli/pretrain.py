@@ -27,8 +27,8 @@ from typing import Any
 from mbrl.cli.compose import chosen, compose, compose_onto, take_config_dir, typed
 from mbrl.cli.compose import own_folder as own_folder_of
 from mbrl.cli.errors import DONE
-from mbrl.cli.ranked import device_of, told_by_first
-from mbrl.cli.train import as_plain, begun, talk
+from mbrl.cli.ranked import broadcast_decision, device_of
+from mbrl.cli.train import as_plain, compose_new, refuse_idle, setup_logging
 from mbrl.cli.words import target
 from mbrl.program import program
 from mbrl.ranks import Ranks, current
@@ -37,7 +37,7 @@ log = logging.getLogger("mbrl")
 
 MARKS = ("stage", "seed")
 MAY_CHANGE = (
-    *("schedule.total", "schedule.evaluate", "schedule.log", "schedule.save", "data.cache", "data.ahead"),
+    *("schedule.total", "schedule.evaluate", "schedule.log", "schedule.save", "data.cache", "data.prefetch"),
     *("logger.", "keep", "run_dir"),
 )
 """Keys that a continued run may be given anew."""
@@ -49,8 +49,8 @@ def run(args: list[str]) -> int:
 
     ranks = current()
     with joined(rank=ranks.rank, world=ranks.world) as processes, ExitStack() as held:
-        told = told_by_first(processes, args, lambda: decided(args, ranks, held))
-        folder, plain = Path(told["folder"]), told["plain"]
+        decision = broadcast_decision(processes, args, lambda: decided(args, ranks, held))
+        folder, plain = Path(decision["folder"]), decision["plain"]
 
         from mbrl.pretrain.assemble import assemble
         from mbrl.pretrain.configs import Configs
@@ -58,22 +58,22 @@ def run(args: list[str]) -> int:
         from mbrl.rundir.folder import emptied_on_failure, write_run
         from mbrl.rundir.stop import SAVED_PLEASE_REQUEUE, Stop
 
-        configs = Configs.of(plain, trusted=told["trusted"], world=ranks.world)
+        configs = Configs.of(plain, trusted=decision["trusted"], world=ranks.world)
         processes.device = device_of(configs.compute.device, ranks)
         info, stop = run_info(plain, argv=args, world=ranks.world), Stop()
-        with ExitStack() as begun:
+        with ExitStack() as compose_new:
             if processes.first:
-                if told["new"]:
-                    begun.enter_context(emptied_on_failure(folder))
+                if decision["new"]:
+                    compose_new.enter_context(emptied_on_failure(folder))
                 write_run(folder, plain, info)
-                talk(folder / "console.log")
+                setup_logging(folder / "console.log")
             stop.listen()
             state = assemble(configs, folder, info=info, stop=stop, processes=processes)
         if state.writer is not None:
             held.enter_context(state.writer.logger)
         resumed = state.resume()
         if state.writer is not None:
-            lines = (f"run folder: {folder}", told.get("sizes"), *state.began_with, describe(state, info, resumed))
+            lines = (f"run folder: {folder}", decision.get("sizes"), *state.began_with, describe(state, info, resumed))
             for line in filter(None, lines):  # only now can nothing be refused any more
                 log.info("%s", line)
         pretrain(state)
@@ -95,14 +95,14 @@ def decided(args: list[str], ranks: Ranks, held: ExitStack) -> dict[str, Any]:
     from mbrl.io.lock import RunLock
     from mbrl.pretrain.configs import Configs
 
-    told = settle(args)
-    configs = Configs.of(told["plain"], trusted=told["trusted"], world=ranks.world)
-    if told["new"]:
+    decision = resolve_run(args)
+    configs = Configs.of(decision["plain"], trusted=decision["trusted"], world=ranks.world)
+    if decision["new"]:
         check_sources(configs)
-    folder = Path(told["folder"])
+    folder = Path(decision["folder"])
     held.enter_context(RunLock(folder))
     clear_temporaries(folder)
-    return told
+    return decision
 
 
 def check_sources(configs: Any) -> None:
@@ -118,7 +118,7 @@ def check_sources(configs: Any) -> None:
     configs.data.drawn_from(seeds=Seeds(configs.seed), split="train")
 
 
-def settle(args: list[str]) -> dict[str, Any]:
+def resolve_run(args: list[str]) -> dict[str, Any]:
     """The configuration (`plain`), its `folder`, whether that is `new`, whether its classes are `trusted`, and `sizes`.
 
     The last is a line about what came with the weights that a new run begins from.
@@ -139,7 +139,8 @@ def settle(args: list[str]) -> dict[str, Any]:
         return {"plain": {**plain, "run_dir": str(folder)}, "folder": str(folder), "new": False, "trusted": trusted}
     if not is_free(folder):
         raise ValueError(f"run_dir={folder} is not empty and holds no run; give a new or an empty folder")
-    plain, sizes = begun("pretrain", args)
+    plain, sizes = compose_new("pretrain", args)
+    refuse_idle("pretrain", plain, args, trusted=True)
     plain["run_dir"] = str(folder)
     return {"plain": plain, "folder": str(folder), "new": True, "trusted": True, "sizes": sizes}
 
@@ -172,14 +173,14 @@ def describe(state: Any, info: Mapping[str, Any], resumed: int | None) -> str:
         name: sum(p.numel() for p in part.parameters())
         for name, part in (("tokenizer", model.tokenizer), ("token model", model.tokens))
     }
-    begun = "new run" if resumed is None else f"continued at update {resumed}"
-    told = f"told {model.spec.action_dim} numbers of action" if model.spec.action_dim else "without actions"
+    compose_new = "new run" if resumed is None else f"continued at update {resumed}"
+    decision = f"told {model.spec.action_dim} numbers of action" if model.spec.action_dim else "without actions"
     counts = {part: len(source.episodes) for part, source in state.updater.sources.items()}
     held = len(next(iter(state.validation.values())).episodes)
     processes = f"{info['processes']} process{'es' if info['processes'] > 1 else ''}"
     return (
-        f"{' and '.join(state.parts)}, seed {info['seed']}: {begun}\n"
-        f"world model: {' and '.join(f'{name} {size:,}' for name, size in sizes.items())} parameters, {told}\n"
+        f"{' and '.join(state.parts)}, seed {info['seed']}: {compose_new}\n"
+        f"world model: {' and '.join(f'{name} {size:,}' for name, size in sizes.items())} parameters, {decision}\n"
         f"data: {next(iter(counts.values()))} episodes to learn from, {held} to measure on\n"
         f"{info['device']}, {processes} of {info['threads']} threads"
     )

@@ -14,7 +14,7 @@ from mbrl.cli.errors import BadInput
 from mbrl.ranks import Ranks
 
 
-def told_by_first(processes: Any, args: list[str], decide: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def broadcast_decision(processes: Any, args: list[str], decide: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `decide` gives in the first process (plain JSON); None for `processes` is one process alone.
 
     Raises: whatever `decide` raises, in the first process; BadInput with the same line in the others.
@@ -23,18 +23,18 @@ def told_by_first(processes: Any, args: list[str], decide: Callable[[], dict[str
         return decide()
     if processes.first:
         try:
-            told = decide()
+            decision = decide()
         except BaseException as error:
             processes.broadcast_str(json.dumps({"error": " ".join(str(error).split())}))
             raise
-        processes.broadcast_str(json.dumps(told))
-        return told
-    told = json.loads(processes.broadcast_str(None))
-    if "error" in told:
-        raise BadInput(f"process {processes.rank} ends with the first one: {told['error']}")
+        processes.broadcast_str(json.dumps(decision))
+        return decision
+    decision = json.loads(processes.broadcast_str(None))
+    if "error" in decision:
+        raise BadInput(f"process {processes.rank} ends with the first one: {decision['error']}")
     if (own := take_config_dir(args)[1]) is not None:
         own_folder(own)  # lets Python find the user's own classes
-    return told
+    return decision
 
 
 def device_of(name: str, ranks: Ranks) -> Any:

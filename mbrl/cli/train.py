@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mbrl.cli.compose import chosen, compose, compose_onto, decided, merged, own_folder, take_config_dir, typed
 from mbrl.cli.errors import DONE, BadInput
-from mbrl.cli.ranked import device_of, told_by_first
+from mbrl.cli.ranked import broadcast_decision, device_of
 from mbrl.cli.words import target
 from mbrl.program import program
 from mbrl.ranks import Ranks, current
@@ -41,7 +41,7 @@ WATCHING = ("evaluate", "log", "save")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settled:
+class ResolvedRun:
     """Which run a command line means.
 
     Attributes:
@@ -58,14 +58,14 @@ class Settled:
     stored: dict[str, Any] | None
     sizes: str = ""
 
-    def told(self) -> dict[str, Any]:
+    def plain_json(self) -> dict[str, Any]:
         """Plain JSON, for the other processes of a run."""
         return {**dataclasses.asdict(self), "folder": str(self.folder)}
 
     @classmethod
-    def of(cls, told: Mapping[str, Any]) -> Settled:
-        """Inverse of `told`."""
-        return cls(**{**told, "folder": Path(told["folder"])})
+    def of(cls, plain: Mapping[str, Any]) -> ResolvedRun:
+        """Inverse of `plain_json`."""
+        return cls(**{**plain, "folder": Path(plain["folder"])})
 
 
 def run(args: list[str]) -> int:
@@ -77,15 +77,15 @@ def run(args: list[str]) -> int:
             from worldmodel.processes import joined
 
             processes = held.enter_context(joined(rank=ranks.rank, world=ranks.world))
-        settled = Settled.of(told_by_first(processes, args, lambda: possible(args, ranks)))
+        resolved = ResolvedRun.of(broadcast_decision(processes, args, lambda: possible(args, ranks)))
 
         from mbrl.run.assemble import Configs
         from worldmodel.processes import alone
 
-        configs = Configs.of(settled.plain, trusted=settled.trusted, world=ranks.world)
+        configs = Configs.of(resolved.plain, trusted=resolved.trusted, world=ranks.world)
         processes = processes or alone()
         processes.device = device_of(configs.compute.device, ranks)
-        return begin(settled, configs, args, processes) if processes.first else join(settled, configs, processes)
+        return begin(resolved, configs, args, processes) if processes.first else join(resolved, configs, processes)
 
 
 def possible(args: list[str], ranks: Ranks) -> dict[str, Any]:
@@ -93,13 +93,13 @@ def possible(args: list[str], ranks: Ranks) -> dict[str, Any]:
     from mbrl.run.assemble import Configs
     from mbrl.run.rehearsal import rehearsed
 
-    settled = settle(args)
-    configs = Configs.of(settled.plain, trusted=settled.trusted, world=ranks.world)
+    resolved = resolve_run(args)
+    configs = Configs.of(resolved.plain, trusted=resolved.trusted, world=ranks.world)
     rehearsed(configs.rehearsal, configs.protocol)  # before there is a folder
-    return settled.told()
+    return resolved.plain_json()
 
 
-def join(settled: Settled, configs: Any, processes: Any) -> int:
+def join(resolved: ResolvedRun, configs: Any, processes: Any) -> int:
     """Learns as one of several processes, beside the first."""
     from mbrl.run.assemble import assemble_other
     from mbrl.run.train import train
@@ -107,16 +107,16 @@ def join(settled: Settled, configs: Any, processes: Any) -> int:
 
     stop = Stop()
     stop.listen()
-    state = assemble_other(configs, settled.folder, stop=stop, processes=processes)
+    state = assemble_other(configs, resolved.folder, stop=stop, processes=processes)
     state.begin()
     train(state)
     processes.any(False)  # nobody leaves before the first has saved: its launcher would then stop all
     return SAVED_PLEASE_REQUEUE if state.stopped else DONE
 
 
-def begin(settled: Settled, configs: Any, args: list[str], processes: Any) -> int:
+def begin(resolved: ResolvedRun, configs: Any, args: list[str], processes: Any) -> int:
     """Trains in the first process, which writes all that is written."""
-    folder = settled.folder
+    folder = resolved.folder
 
     from mbrl.envs.simulator import EnvDataError
     from mbrl.files import clear_temporaries
@@ -129,36 +129,36 @@ def begin(settled: Settled, configs: Any, args: list[str], processes: Any) -> in
     from mbrl.rundir.origin import start_from
     from mbrl.rundir.stop import SAVED_PLEASE_REQUEUE, Stop
 
-    info = {**run_info(settled.plain, argv=args), "processes": processes.world, "init": begun_from(settled)}
+    info = {**run_info(resolved.plain, argv=args), "processes": processes.world, "init": begun_from(resolved)}
     with RunLock(folder):
         new = not holds_run(folder)
-        if new is not (settled.stored is None):  # what was settled before the lock was held is no longer so
+        if new is not (resolved.stored is None):  # what was settled before the lock was held is no longer so
             raise ValueError(f"run_dir={folder} was begun or removed by another process just now; start again")
         clear_temporaries(folder)
         stop = Stop()
         with emptied_on_failure(folder) if new else nullcontext():
             if new:
-                write_run(folder, settled.plain, info)
-            talk(folder / "console.log")
+                write_run(folder, resolved.plain, info)
+            setup_logging(folder / "console.log")
             stop.listen()
             state = assemble(configs, folder, info=info, stop=stop, processes=processes)
-            lines = [settled.sizes]
+            lines = [resolved.sizes]
             if info["init"] is not None and not checkpoint_paths(folder / "checkpoints"):
                 lines += start_from(state.model, info["init"])
         for line in filter(None, (f"run folder: {folder}", *lines)):  # only now can nothing be refused any more
             log.info("%s", line)
         with state.logger:
             resumed = state.checkpoints.load(state.parts())
-            check_recorded(state.replay.store.stored, state.collector.env.known)
-            if settled.stored is not None:
-                if resumed is not None and forgive(state, settled.stored, settled.plain):
+            check_recorded(state.replay.store.stored, state.collector.env.widths)
+            if resolved.stored is not None:
+                if resumed is not None and skip_backlog(state, resolved.stored, resolved.plain):
                     state.save(
                         owed=False
                     )  # before the new cadences are on disk: a kill must not bring the old debt back
-                write_run(folder, settled.plain, info)
+                write_run(folder, resolved.plain, info)
             log.info("%s", describe(state, info, resumed))
-            if told := told_by_the_simulator(state.model.spec.reads):
-                log.warning("%s", told)
+            if warning := privileged(state.model.spec.obs_keys):
+                log.warning("%s", warning)
             state.begin()
             try:
                 train(state)
@@ -173,7 +173,7 @@ def begin(settled: Settled, configs: Any, args: list[str], processes: Any) -> in
     return DONE
 
 
-def settle(args: list[str]) -> Settled:
+def resolve_run(args: list[str]) -> ResolvedRun:
     """Which run `args` mean: a new one as composed, or the one in run_dir, which keeps its own configuration.
 
     Every word that was typed is laid on the stored configuration; only a few keys may thereby change.
@@ -191,29 +191,33 @@ def settle(args: list[str]) -> Settled:
         trusted = allowed_classes(stored, own and own_folder(own))
         plain = fitted_to_model(as_plain(compose_onto(stored, "train", args)), args, trusted=trusted)
         check_resumed(stored, plain)
-        return Settled(plain={**plain, "run_dir": str(folder)}, folder=folder, trusted=trusted, stored=stored)
+        return ResolvedRun(plain={**plain, "run_dir": str(folder)}, folder=folder, trusted=trusted, stored=stored)
     if not is_free(folder):
         raise ValueError(f"run_dir={folder} is not empty and holds no run; give a new or an empty folder")
-    plain, sizes = begun("train", args)
+    plain, sizes = compose_new("train", args)
     plain = fitted_to_model(plain, args, trusted=True)
-    return Settled(plain={**plain, "run_dir": str(folder)}, folder=folder, trusted=True, stored=None, sizes=sizes)
+    return ResolvedRun(plain={**plain, "run_dir": str(folder)}, folder=folder, trusted=True, stored=None, sizes=sizes)
 
 
 def fitted_to_model(plain: dict[str, Any], args: list[str], *, trusted: bool) -> dict[str, Any]:
     """`plain` with nothing owed to what its world model does without. Raises: BadInput for a word about just that."""
-    from mbrl.run.lacking import idle, spared
+    from mbrl.run.lacking import spared
 
-    found = merged("train", args, None)
+    refuse_idle("train", plain, args, trusted=trusted)
+    return spared(plain, typed=[word.key for word in merged("train", args, None).values], trusted=trusted)
+
+
+def refuse_idle(root: str, plain: Mapping[str, Any], args: list[str], *, trusted: bool) -> None:
+    """Raises: BadInput for a word about what `plain` does without."""
+    from mbrl.run.lacking import idle
+
+    found = merged(root, args, None)
     for word in (*found.variants, *found.values):
-        if idle(plain, word.key, trusted=trusted):
-            raise BadInput(
-                f"{word.text} has no effect: the world model ({plain['worldmodel']['_target_']}) is built without it; "
-                "leave it out"
-            )
-    return spared(plain, typed=[word.key for word in found.values], trusted=trusted)
+        if why := idle(plain, word.key, trusted=trusted):
+            raise BadInput(f"{word.text} has no effect: {why}; leave it out")
 
 
-def begun_from(settled: Settled) -> dict[str, Any] | None:
+def begun_from(resolved: ResolvedRun) -> dict[str, Any] | None:
     """Which files the run's first weights come from (`init`), as run.json records them; None: they are drawn.
 
     Raises: ValueError if `init` is no folder with weights, or the world model has none.
@@ -221,17 +225,17 @@ def begun_from(settled: Settled) -> dict[str, Any] | None:
     from mbrl.rundir.folder import WEIGHTLESS, read_info, world_model
     from mbrl.rundir.origin import record_of
 
-    init = settled.plain["init"]
+    init = resolved.plain["init"]
     if init is None:
         return None
     if not isinstance(init, str):
         raise ValueError(f"init must be a folder, or null for fresh weights (got {init})")
-    if (model := world_model(settled.plain)) in WEIGHTLESS:
+    if (model := world_model(resolved.plain)) in WEIGHTLESS:
         raise ValueError(f"init={init} needs a world model that has weights; leave init out, or worldmodel={model}")
-    if settled.stored is not None:
-        recorded: Mapping[str, Any] = read_info(settled.folder)
+    if resolved.stored is not None:
+        recorded: Mapping[str, Any] = read_info(resolved.folder)
         if "init" not in recorded:
-            raise ValueError(f"{settled.folder / 'run.json'} does not say which files init={init} were: bring it back")
+            raise ValueError(f"{resolved.folder / 'run.json'} does not say which files init={init} were: bring it back")
         return recorded["init"]
     try:
         return record_of(Path(init))
@@ -239,7 +243,7 @@ def begun_from(settled: Settled) -> dict[str, Any] | None:
         raise ValueError(f"init: {error}") from error
 
 
-def forgive(state: Any, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+def skip_backlog(state: Any, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Counts what a cadence given anew owes by now as done, so that a denser one owes no backlog; which ones it were.
 
     Args:
@@ -253,7 +257,7 @@ def forgive(state: Any, before: Mapping[str, Any], after: Mapping[str, Any]) -> 
     return changed
 
 
-def begun(root: str, args: Sequence[str]) -> tuple[dict[str, Any], str]:
+def compose_new(root: str, args: Sequence[str]) -> tuple[dict[str, Any], str]:
     """What a new run is composed to: where it begins from weights (`init`), with their sizes where none were typed.
 
     Returns: the configuration, and a line that says which sizes came with the weights; empty if none did.
@@ -287,7 +291,7 @@ def as_plain(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def talk(path: Path) -> None:
+def setup_logging(path: Path) -> None:
     """Sends what the run says to the screen and to console.log."""
     root = logging.getLogger("mbrl")
     root.setLevel(logging.INFO)
@@ -305,7 +309,7 @@ def describe(state: Any, info: Mapping[str, Any], resumed: int | None) -> str:
     from mbrl.run.run import parameter_counts
 
     sizes = parameter_counts(state.model)
-    begun = (
+    compose_new = (
         "new run"
         if resumed is None
         else f"continued at env step {state.clock.env_steps}, after {clock_time(state.logger.wall_s)}"
@@ -317,19 +321,19 @@ def describe(state: Any, info: Mapping[str, Any], resumed: int | None) -> str:
     )
     exact = "bit for bit on this machine, with this many threads" if info["device_kind"] == "cpu" else "not bit for bit"
     return (
-        f"{info['task']}, protocol {info['protocol']}, seed {info['seed']}: {begun}\n"
+        f"{info['task']}, protocol {info['protocol']}, seed {info['seed']}: {compose_new}\n"
         f"world model: {model}\n"
         f"{info['device']}, {info['threads']} threads; reproducible: {exact}"
     )
 
 
-def told_by_the_simulator(reads: Sequence[str]) -> str:
-    """What must be said of a run whose world model `reads` more than a camera and a robot give; else nothing."""
-    told = [key for key in ("state", "snapshot") if key in reads]
-    if not told:
+def privileged(obs_keys: Sequence[str]) -> str:
+    """What must be said of a run whose world model reads more than a camera and a robot give; else nothing."""
+    found = [key for key in ("state", "snapshot") if key in obs_keys]
+    if not found:
         return ""
     return (
-        f"WARNING: FOR DIAGNOSIS ONLY: this world model reads the simulator's {' and '.join(told)}; "
+        f"WARNING: FOR DIAGNOSIS ONLY: this world model reads the simulator's {' and '.join(found)}; "
         "what is learned here is no result from pixels"
     )
 

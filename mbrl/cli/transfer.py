@@ -15,7 +15,7 @@ import datetime
 import logging
 
 from mbrl.cli.errors import DONE
-from mbrl.cli.train import begun, talk
+from mbrl.cli.train import compose_new, setup_logging
 from mbrl.cli.words import target
 
 log = logging.getLogger("mbrl")
@@ -23,7 +23,7 @@ log = logging.getLogger("mbrl")
 
 def run(args: list[str]) -> int:
     """Adapts, judges and writes the table."""
-    plain, sizes = begun("transfer", args)
+    plain, sizes = compose_new("transfer", args)
 
     from mbrl.files import check_plain
     from mbrl.io.lock import RunLock
@@ -36,7 +36,7 @@ def run(args: list[str]) -> int:
     check_plain(folder)
     check(transfer, plain, folder)
     with RunLock(folder):
-        talk(folder / "console.log")
+        setup_logging(folder / "console.log")
         if sizes:
             log.info("%s", sizes)
         rows = compare(transfer, plain, folder)

@@ -177,7 +177,7 @@ def plainly(value: Any) -> Any:
     return [plainly(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def collect(orders: Sequence[Order], *, workers: int, told: Callable[[int, int], None]) -> int:
+def collect(orders: Sequence[Order], *, workers: int, on_progress: Callable[[int, int], None]) -> int:
     """Plays what is missing of all orders; returns how many episodes that were.
 
     Args:
@@ -191,20 +191,20 @@ def collect(orders: Sequence[Order], *, workers: int, told: Callable[[int, int],
         chunks = [tuple(missing[place : place + PIECE]) for place in range(0, len(missing), PIECE)]
         pieces += [Piece(order=order, row=row, numbers=numbers) for numbers in chunks]
     total, done = sum(len(piece.numbers) for piece in pieces), 0
-    told(0, total)
+    on_progress(0, total)
     if workers == 1 or len(pieces) < 2:
         table = Table()
         try:
             for piece in pieces:
                 for number in piece.numbers:
                     done += table.play(dataclasses.replace(piece, numbers=(number,)))
-                    told(done, total)
+                    on_progress(done, total)
         finally:
             table.close()
         return done
     for count in side_by_side(pieces, min(workers, len(pieces))):
         done += count
-        told(done, total)
+        on_progress(done, total)
     return done
 
 

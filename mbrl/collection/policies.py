@@ -55,8 +55,8 @@ class Expert:
 class Played:
     """An agent of `agents.api`, with its memory."""
 
-    def __init__(self, agent: Any, env: RowsEnv, *, reads: tuple[str, ...] = ()) -> None:
-        self._agent, self._env, self._reads, self._decisions = agent, env, reads, env.env_spec.decisions
+    def __init__(self, agent: Any, env: RowsEnv, *, obs_keys: tuple[str, ...] = ()) -> None:
+        self._agent, self._env, self._obs_keys, self._decisions = agent, env, obs_keys, env.env_spec.decisions
         self._memory: Any = None
 
     @torch.no_grad()
@@ -66,7 +66,7 @@ class Played:
             self._memory = None
         step = number * self._decisions + decision  # each episode draws numbers of its own
         action_1A, self._memory = acted(
-            self._agent, self._env, now, self._memory, "explore", step=step, reads=self._reads
+            self._agent, self._env, now, self._memory, "explore", step=step, obs_keys=self._obs_keys
         )
         return action_1A
 
@@ -103,6 +103,6 @@ def agent_of(folder: Path, env: RowsEnv, *, own: Path | None = None) -> Played:
             f"policy={folder} learned {configs.task.name} under protocol {configs.protocol.name}: "
             f"it cannot act in {env.task} under protocol {env.protocol.name}; give its own task and protocol"
         )
-    player = read_trained(folder, configs).player
-    player.evaluator.env.close()  # only its agent plays here
-    return Played(player.agent, env, reads=player.model.spec.reads)
+    eval_setup = read_trained(folder, configs).eval_setup
+    eval_setup.evaluator.env.close()  # only its agent plays here
+    return Played(eval_setup.agent, env, obs_keys=eval_setup.model.spec.obs_keys)

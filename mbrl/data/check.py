@@ -32,7 +32,7 @@ class Report:
     problems: list[tuple[str, str]]
 
 
-def check(folder: Path, *, told: Callable[[int, int], None] = lambda done, total: None) -> Report:
+def check(folder: Path, *, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Report:
     """Reads every byte of one data set.
 
     Args:
@@ -51,7 +51,7 @@ def check(folder: Path, *, told: Callable[[int, int], None] = lambda done, total
     seen: Counter[tuple[str, str]] = Counter()
     episodes = frames = size = 0
     for place, path in enumerate(paths):
-        told(place, len(paths))
+        on_progress(place, len(paths))
         match = NAME.fullmatch(path.name)
         if match is None:
             problems.append((path.name, "the name is none that an episode has (ep-<number>-e<row>-<length>-<hash>)"))
@@ -67,7 +67,7 @@ def check(folder: Path, *, told: Callable[[int, int], None] = lambda done, total
         problems += [(path.name, what) for what in faults(card, episode)]
         episodes, frames, size = episodes + 1, frames + len(episode.pixels), size + path.stat().st_size
     problems += [(path.name, "an unfinished file: it may be deleted") for path in folder.glob(f"{TEMPORARY}*")]
-    told(len(paths), len(paths))
+    on_progress(len(paths), len(paths))
     return Report(card=card, episodes=episodes, frames=frames, bytes=size, problems=problems)
 
 

@@ -183,8 +183,8 @@ class DataSet:
             raise ValueError(f"{self.folder} holds no episode and no {CARD}: it is no data set")
         newest = self._cache.get(self.folder / self.names[-1])
         record = self.folder.parent / "run.json"
-        told = json.loads(read_plain(record)) if record.is_file() else {}
-        task = told.get("task") if isinstance(told, dict) else None
+        record_json = json.loads(read_plain(record)) if record.is_file() else {}
+        task = record_json.get("task") if isinstance(record_json, dict) else None
         return Card(
             name=self.folder.parent.name or "replay",
             source="the replay of a training run",

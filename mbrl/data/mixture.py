@@ -130,8 +130,8 @@ def folders_of(folders: Sequence[str], holdout: Sequence[str], cache: EpisodeCac
         raise ValueError(f"folders names {twice[0]} twice; name every data set once")
     sets = [DataSet(path, cache=cache) for path in paths]
     known = sorted({task for data in sets for task in data.card.tasks})
-    if strange := [task for task in holdout if task not in known]:
-        raise ValueError(f"holdout must be tasks of these data sets: {', '.join(known) or 'none'} (got {strange[0]})")
+    if unknown := [task for task in holdout if task not in known]:
+        raise ValueError(f"holdout must be tasks of these data sets: {', '.join(known) or 'none'} (got {unknown[0]})")
     mixed = [data for data in sets if set(data.card.tasks) & set(holdout) and not set(data.card.tasks) <= set(holdout)]
     if mixed:
         raise ValueError(
@@ -157,10 +157,10 @@ def named_parts(
         raise ValueError(f"none of the {len(places)} data sets of the mixture lies in root={root}; convert some first")
     if absent:
         share = sum(place.config.weight for place in there) / sum(place.config.weight for place in places)
-        told = f"{len(absent)} of {len(places)} data sets are not in root={root}: {', '.join(absent)}"
+        text = f"{len(absent)} of {len(places)} data sets are not in root={root}: {', '.join(absent)}"
         if not skip:
-            raise ValueError(f"{told}; missing=skip goes on with the others, {share:.0%} of the mixture by weight")
-        log.warning("WARNING: %s; the others, %.0f %% of the mixture, share their weight", told, 100 * share)
+            raise ValueError(f"{text}; missing=skip goes on with the others, {share:.0%} of the mixture by weight")
+        log.warning("WARNING: %s; the others, %.0f %% of the mixture, share their weight", text, 100 * share)
     return [(DataSet(place.folder, cache=cache), place.config) for place in there if place.folder is not None]
 
 
@@ -212,7 +212,7 @@ def check_fit(parts: Sequence[Part], spec: ModelSpec) -> None:
         card, first = part.data.card, None
         if spec.action_dim and card.action_dim != spec.action_dim:
             wrong.append(f"{card.name} has {card.action_dim} actions, the model wants {spec.action_dim}")
-        for key in spec.reads:
+        for key in spec.obs_keys:
             if key == "pixels":
                 continue
             first = first or part.data.episode(part.indices[0])

@@ -46,7 +46,7 @@ class DataConfig:
         stepsize: multiplies the frame rates.
         augment: `none`, `weak` or `strong`, for training alone.
         cache: megabytes of decoded episodes kept in memory.
-        ahead: draws of coming updates that training has under way in threads (see `ahead.py`); 0: none.
+        prefetch: draws of coming updates that training has under way in threads (see `prefetch.py`); 0: none.
     """
 
     folders: tuple[str, ...]
@@ -62,7 +62,7 @@ class DataConfig:
     stepsize: float
     augment: Strength
     cache: int
-    ahead: int
+    prefetch: int
 
     def __post_init__(self) -> None:
         for field in ("folders", "holdout"):
@@ -87,7 +87,7 @@ class DataConfig:
         for field, right in choices.items():
             if getattr(self, field) not in right:
                 raise ValueError(f"{field} must be one of {', '.join(right)} (got {getattr(self, field)})")
-        for field in ("validation_every", "episodes", "horizon", "cache", "ahead"):
+        for field in ("validation_every", "episodes", "horizon", "cache", "prefetch"):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field} must be >= 0 (got {getattr(self, field)})")
         if not (math.isfinite(self.stepsize) and self.stepsize > 0):
@@ -270,7 +270,7 @@ class ClipSource:
             before_W=np.array([row.before for row in rows]),
         )
         tensors = {key: torch.from_numpy(array) for key, array in clip.items()}
-        if "pixels" in self._spec.reads:
+        if "pixels" in self._spec.obs_keys:
             frames = torch.stack([self._frames(row) for row in rows])
             tensors["context"], tensors["pixels"] = frames.split([self._spec.context_frames, len(rows[0].clip)], dim=1)
         return TensorDict(tensors, batch_size=[len(rows)])

@@ -133,18 +133,18 @@ class MetaWorld:
         self._breakdowns = [int(k) for k in (kinds.mjWARN_BADQPOS, kinds.mjWARN_BADQVEL, kinds.mjWARN_BADQACC)]
         self._breakdowns.append(int(kinds.mjWARN_BADCTRL))
         self._observation: NDArray[np.float64] = np.zeros(39)
-        self._moments: Any = None
+        self._sim_state: Any = None
 
     def reset(self, seed: int) -> None:
         """Begins the episode of this seed."""
         import mujoco
 
         self._begin(seed)
-        if self._moments is None:  # a world has all its attributes only when it has been stepped once
-            from mbrl.envs.snapshot import Moments
+        if self._sim_state is None:  # a world has all its attributes only when it has been stepped once
+            from mbrl.envs.snapshot import SimState
 
             self.step(np.zeros(4, np.float32))
-            self._moments = Moments(self._world)
+            self._sim_state = SimState(self._world)
             self._begin(seed)
         world = self._world
         for _ in range(self._settle):
@@ -189,14 +189,14 @@ class MetaWorld:
 
     def snapshot(self) -> NDArray[np.float64]:
         """See `mbrl.envs.snapshot`; f64 [P]. Only after a reset."""
-        assert self._moments is not None, "a world that was never reset has no moment yet"
-        return np.concatenate([self._observation, self._moments.read()])
+        assert self._sim_state is not None, "a world that was never reset has no moment yet"
+        return np.concatenate([self._observation, self._sim_state.read()])
 
     def restore(self, snapshot_P: NDArray[np.float64]) -> None:
         """Inverse of `snapshot`, also of another world of this task. Only after a reset."""
-        assert self._moments is not None, "a world that was never reset has no moment yet"
+        assert self._sim_state is not None, "a world that was never reset has no moment yet"
         self._observation = snapshot_P[: self._observation.size].copy()
-        self._moments.write(snapshot_P[self._observation.size :])
+        self._sim_state.write(snapshot_P[self._observation.size :])
 
     def expert(self) -> NDArray[np.float32]:
         """Meta-World's scripted policy for this task, clipped to [-1, 1]."""

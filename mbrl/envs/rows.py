@@ -53,14 +53,14 @@ class RowsEnv(EnvBase):
         self.facts, self.protocol, self.task, self.seeds, self.stream = facts, protocol, task, seeds, stream
         self._home = home
         self.env_spec = env_spec_of(facts, protocol)
-        self.known = facts.known(snapshots=snapshots)
+        self.widths = facts.widths(snapshots=snapshots)
         """How many numbers every step carries beside its frame, by key: `proprio`, `state`, perhaps `snapshot`."""
         self.breakdowns = 0
         """Episodes that were cut because the physics broke down."""
         self._episode = [0] * rows
         self._next_episode = [0] * rows
         blank: dict[str, NDArray[Any]] = {"pixels": np.zeros((3, protocol.image, protocol.image), np.uint8)}
-        blank |= {key: np.zeros(width, DTYPES[key]) for key, width in self.known.items()}
+        blank |= {key: np.zeros(width, DTYPES[key]) for key, width in self.widths.items()}
         self._seen = [Seen(frame=blank, episode=0, truncated=True) for _ in range(rows)]
         """What each row showed last."""
         self._declare(rows)
@@ -74,7 +74,7 @@ class RowsEnv(EnvBase):
             pixels=Bounded(0, 255, shape=(rows, 3, image, image), dtype=torch.uint8),
             **{
                 key: Unbounded(shape=(rows, width), dtype=torch.float64 if key == "snapshot" else torch.float32)
-                for key, width in self.known.items()
+                for key, width in self.widths.items()
             },
             is_init=flag(),
             success=flag(),

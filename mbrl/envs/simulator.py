@@ -60,10 +60,10 @@ class WorldFacts:
     expert: bool = False
     parts: Mapping[str, slice] = field(default_factory=dict)
 
-    def known(self, *, snapshots: bool) -> dict[str, int]:
+    def widths(self, *, snapshots: bool) -> dict[str, int]:
         """How many numbers every real step carries beside its frame, by key."""
-        known = {"proprio": self.proprio_dim, "state": self.state_dim}
-        return known | ({"snapshot": self.snapshot_dim} if snapshots else {})
+        found = {"proprio": self.proprio_dim, "state": self.state_dim}
+        return found | ({"snapshot": self.snapshot_dim} if snapshots else {})
 
 
 @dataclass(frozen=True)

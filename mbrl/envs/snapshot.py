@@ -18,7 +18,7 @@ _DERIVED = ("xpos", "site_xpos", "geom_xpos")  # attributes that are windows int
 _PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION
 
 
-class Moments:
+class SimState:
     """Reads and writes the moments of one world; vectors of worlds of one task are interchangeable, bit for bit."""
 
     def __init__(self, world: Any) -> None:

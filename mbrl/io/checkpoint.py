@@ -100,7 +100,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(step=manifest["step"], info=manifest["info"], states=states)
 
 
-def give(part: Stateful, state: Mapping[str, Any], *, origin: Path) -> None:
+def load_part(part: Stateful, state: Mapping[str, Any], *, origin: Path) -> None:
     """`part.load_state_dict(state)`, where `state` was read from `origin`.
 
     Raises: ValueError with one line if the state is of a network of other shapes, as another version may have built it.
@@ -209,7 +209,7 @@ class Checkpoints:
                     "that made it, or choose another run_dir"
                 )
             for name, part in parts.items():
-                give(part, found.states[name], origin=path)
+                load_part(part, found.states[name], origin=path)
             self._compare(found)
             self._say(f"resumed from step {found.step} ({path})", level=logging.INFO)
             return found.step

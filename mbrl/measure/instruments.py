@@ -22,7 +22,7 @@ from mbrl.replay.clips import ClipReplay
 from mbrl.replay.cut import EpisodeCodes, Windows, clips_of, longest_horizon, windows
 from mbrl.replay.episode import Episode
 from worldmodel.api import Tokenizing, WorldModel
-from worldmodel.dream.imagine import Dream, given
+from worldmodel.dream.imagine import Dream, fixed_actions
 from worldmodel.seeds import Seeds
 from worldmodel.spec import ModelSpec
 
@@ -116,13 +116,13 @@ class Instruments:
         rows, horizon = real.reward.shape
         state = self.model.encode(real.clip if agent is None else torch.cat([real.clip, real.clip]))
         device = state["latent"].device
-        policy: Policy = given(real.action.to(device))
+        policy: Policy = fixed_actions(real.action.to(device))
         memory: Any = 0
         if agent is not None:
             noise = self.seeds.torch("measure/policy", episode.number, device=device)
             policy, memory = beside(policy, agent.dream_policy(noise), rows), (0, None)
         values = self._value(state["latent"][:rows], real, episode, agent) if agent else {}
-        robot = ("proprio",) if "proprio" in self.model.spec.reads else ()
+        robot = ("proprio",) if "proprio" in self.model.spec.obs_keys else ()
         path = Dream(self.model, seeds=self.seeds).rollout(
             policy, state, memory, horizon, stream="measure/frames", draw=episode.number, keys=("latent", *robot)
         ).path["next"].cpu()  # fmt: skip

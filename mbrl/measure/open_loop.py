@@ -13,7 +13,7 @@ from torch import Tensor
 from mbrl.replay.cut import windows
 from mbrl.replay.episode import Episode
 from worldmodel.api import WorldModel
-from worldmodel.dream.imagine import Dream, given
+from worldmodel.dream.imagine import Dream, fixed_actions
 from worldmodel.seeds import Seeds
 
 
@@ -57,7 +57,7 @@ def open_loop(model: WorldModel, episode: Episode, *, horizon: int) -> OpenLoop:
     real, dream = windows(episode, model.spec, horizon=horizon, stride=horizon), Dream(model, seeds=Seeds(0))
     start = dream.encode(real.clip)
     path = dream.rollout(
-        given(real.action), start, 0, horizon, stream="measure/frames", draw=0, keys=("pixels",), sample=False
+        fixed_actions(real.action), start, 0, horizon, stream="measure/frames", draw=0, keys=("pixels",), sample=False
     ).path["next"]
     imagined_reward = path["reward"][..., 0].cpu()
     return OpenLoop(real.truth.flatten(0, 1), path["pixels"].flatten(0, 1).cpu(), real.reward, imagined_reward)

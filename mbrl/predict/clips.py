@@ -58,7 +58,10 @@ def drawn(config: PredictConfig, data: DataConfig | Path, spec: ModelSpec) -> Cl
     Raises: ValueError in one line where model, mode and data do not go together.
     """
     mode = mode_of(config, spec)
-    horizon, given = horizon_of(config, spec), spec.burn_in + (spec.context_frames if spec.context == "sliding" else 0)
+    horizon, num_observed = (
+        horizon_of(config, spec),
+        spec.burn_in + (spec.context_frames if spec.context == "sliding" else 0),
+    )
     # a goal stands in the context: one frame less lies in time before those that are predicted
     length = spec.burn_in + horizon - (1 if mode == "goal" else 0)
     if length < 1:
@@ -67,7 +70,7 @@ def drawn(config: PredictConfig, data: DataConfig | Path, spec: ModelSpec) -> Cl
         clips, names, left_out, files = *_windows(data, config, spec, length), 0, [data]
     else:
         source = data.build(spec=spec, seeds=Seeds(config.seed), split=config.split, sampling="plain")
-        frames = given - spec.burn_in + length
+        frames = num_observed - spec.burn_in + length
         clips, names, left_out, files = _openings(source, config, frames, length)
     if mode == "goal":
         clips = goal_clips(clips, spec.context_frames)
@@ -97,10 +100,10 @@ def mode_of(config: PredictConfig, spec: ModelSpec) -> str:
 def horizon_of(config: PredictConfig, spec: ModelSpec) -> int:
     """Frames to predict. Raises: ValueError if the model has no room for them."""
     most = spec.max_frames - spec.burn_in
-    given = spec.burn_in + (spec.context_frames if spec.context == "sliding" else 0)
+    num_observed = spec.burn_in + (spec.context_frames if spec.context == "sliding" else 0)
     if config.horizon > most:
         raise ValueError(f"horizon must be <= {most} for this model (got {config.horizon})")
-    return config.horizon or min(most, PUBLISHED_FRAMES - given)
+    return config.horizon or min(most, PUBLISHED_FRAMES - num_observed)
 
 
 def _openings(

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from mbrl.rundir.machine import check_device
 from worldmodel.evaluation.metrics import BETTER
-from worldmodel.evaluation.predict import Way
+from worldmodel.evaluation.predict import Method
 
 Mode = Literal["auto", "free", "action", "goal"]
 Start = Literal["first", "random"]
@@ -34,7 +34,7 @@ class PredictConfig:
         baselines: what is judged beside the model, some of zero, shuffled, copy, reconstruction; None: all that apply.
         lpips, i3d: files of the networks; None: the user's cache.
         rows: futures that are predicted at once.
-        films: clips that are drawn.
+        videos: clips that are drawn.
         fps: of the GIF.
         device, threads: where it runs.
     """
@@ -51,11 +51,11 @@ class PredictConfig:
     temperature: float | None
     top_k: int | None
     metrics: tuple[str, ...]
-    baselines: tuple[Way, ...] | None
+    baselines: tuple[Method, ...] | None
     lpips: str | None
     i3d: str | None
     rows: int
-    films: int
+    videos: int
     fps: float
     device: str
     threads: int
@@ -64,7 +64,7 @@ class PredictConfig:
         for name in ("clips", "n", "rows", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1 (got {getattr(self, name)})")
-        for name in ("horizon", "films", "seed"):
+        for name in ("horizon", "videos", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0 (got {getattr(self, name)})")
         if self.fps <= 0:
@@ -79,7 +79,7 @@ class PredictConfig:
         for name, right in choices.items():
             if getattr(self, name) not in right:
                 raise ValueError(f"{name} must be one of {', '.join(right)} (got {getattr(self, name)})")
-        others = tuple(way for way in get_args(Way) if way != "model")
+        others = tuple(method for method in get_args(Method) if method != "model")
         for name, known in (("metrics", tuple(BETTER)), ("baselines", others)):
             self._check_list(name, known)
         if not self.metrics or self.metrics == ("fvd",):

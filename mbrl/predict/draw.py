@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mbrl.files import write_atomically
 from mbrl.io.video import GAP, difference, sheet, strip
-from worldmodel.evaluation.predict import Film
+from worldmodel.evaluation.predict import ClipSample
 
 COLUMNS = 8
 """Frames of a clip in the PNG."""
@@ -23,22 +23,27 @@ ERROR_GAIN = 3
 """Errors are drawn so many times as strong."""
 
 
-def rows_of(film: Film, given: int) -> dict[str, Tensor]:
+def rows_of(video: ClipSample, num_observed: int) -> dict[str, Tensor]:
     """What is drawn of a clip, u8 [F, 3, S, S] by name: the first samples as they came, chosen by nobody."""
-    samples = film.ways["model"]
-    rows = {"truth": film.truth}
-    rows |= {f"sample {number}": framed(sample, given) for number, sample in enumerate(samples, start=1)}
-    for way, label in (("shuffled", "other act."), ("copy", "copy")):
-        if way in film.ways:
-            rows[label] = framed(film.ways[way][0], given)
-    error = difference(film.truth, samples[0]).short() * ERROR_GAIN
+    samples = video.methods["model"]
+    rows = {"truth": video.truth}
+    rows |= {f"sample {number}": framed(sample, num_observed) for number, sample in enumerate(samples, start=1)}
+    for method, label in (("shuffled", "other act."), ("copy", "copy")):
+        if method in video.methods:
+            rows[label] = framed(video.methods[method][0], num_observed)
+    error = difference(video.truth, samples[0]).short() * ERROR_GAIN
     return rows | {f"error x{ERROR_GAIN}": error.clamp(max=255).to(torch.uint8)}
 
 
-def framed(clip_FCHW: Tensor, given: int) -> Tensor:
-    """A line around the first `given` frames."""
+def framed(clip_FCHW: Tensor, num_observed: int) -> Tensor:
+    """A line around the first `num_observed` frames."""
     clip = clip_FCHW.clone()
-    for edge in (clip[:given, :, 0], clip[:given, :, -1], clip[:given, :, :, 0], clip[:given, :, :, -1]):
+    for edge in (
+        clip[:num_observed, :, 0],
+        clip[:num_observed, :, -1],
+        clip[:num_observed, :, :, 0],
+        clip[:num_observed, :, :, -1],
+    ):
         edge[:] = SHOWN[None, :, None]
     return clip
 

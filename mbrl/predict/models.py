@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import worldmodel
-from mbrl.io.checkpoint import give, read_newest
+from mbrl.io.checkpoint import load_part, read_newest
 from mbrl.rundir.build import make
 from mbrl.rundir.folder import allowed_classes, holds_run, read_config, world_model
 from worldmodel import proprio
@@ -107,14 +107,14 @@ def _trained(folder: Path, configs: Mapping[str, Any]) -> tuple[IVideoGPT, str]:
     checkpoint = read_newest(folder / "checkpoints")
     state: Mapping[str, Tensor] = checkpoint.states["model"]
     proprio_dim = len(state["tokens.proprio_linear.weight"]) if configs["worldmodel"].proprio else 0
-    told = state["tokens.action_linear.weight"].shape[1] if "tokens.action_linear.weight" in state else 0
+    condition_dim = state["tokens.action_linear.weight"].shape[1] if "tokens.action_linear.weight" in state else 0
     model = _built(
         configs,
-        action_dim=told - proprio.WIDTH * proprio_dim,
+        action_dim=condition_dim - proprio.WIDTH * proprio_dim,
         proprio_dim=proprio_dim,
         terminates=any("continue_linear" in name for name in state),
     )
-    give(model, state, origin=folder)
+    load_part(model, state, origin=folder)
     return model, f"checkpoint of step {checkpoint.step}"
 
 

@@ -38,14 +38,16 @@ def as_json(
         missing: metrics that were asked for and why they are not here.
         seen: episodes that the model learned from; None: nobody can tell.
     """
-    spec, given = loaded.predictor.spec, loaded.predictor.given
-    samples = {way: scores.frames[next(iter(scores.frames))].shape[1] for way, scores in evaluation.scores.items()}
+    spec, num_observed = loaded.predictor.spec, loaded.predictor.num_observed
+    samples = {
+        method: scores.frames[next(iter(scores.frames))].shape[1] for method, scores in evaluation.scores.items()
+    }
     return {
         "protocol": {
             "clips": len(clips.clips),
             "start": config.start,
             "mode": clips.mode,
-            "frames_shown": given,
+            "frames_shown": num_observed,
             "frames_predicted": clips.horizon,
             "context_frames": spec.context_frames,
             "context": spec.context,
@@ -73,7 +75,7 @@ def as_json(
         "data": dict(data),
         "missing": dict(missing),
         "clips": clips.names,
-        "ways": {way: scores.numbers() for way, scores in evaluation.scores.items()},
+        "ways": {method: scores.numbers() for method, scores in evaluation.scores.items()},
     }
 
 
@@ -97,10 +99,10 @@ def table(evaluation: Evaluation, metrics: Sequence[str], *, samples: int) -> li
         + ("      fvd" if fvd else "")
     ]
     return head + [
-        f"{LABELS[way]:17}"
+        f"{LABELS[method]:17}"
         + "".join(" |" + "".join(_cell(scores, name, scope, how) for name in names) for scope, how, _ in blocks)
         + (f"{scores.fvd:9.1f}" if scores.fvd is not None else "")
-        for way, scores in evaluation.scores.items()
+        for method, scores in evaluation.scores.items()
     ]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mbrl.data.ahead import Ahead
+from mbrl.data.prefetch import Prefetcher
 from mbrl.data.source import ClipSource, DataConfig
 from mbrl.io.checkpoint import Checkpoints, checkpoint_paths
 from mbrl.io.video import Videos
@@ -132,7 +132,7 @@ def source(
 
 def training_source(
     configs: Configs, spec: ModelSpec, seeds: Seeds, part: Part, processes: Processes | None
-) -> ClipSource | Ahead:
+) -> ClipSource | Prefetcher:
     """The clips that a part learns from, those of the coming updates under way."""
     found = source(configs, spec, seeds, part, "train", processes)
-    return Ahead(found, configs.data.ahead) if configs.data.ahead else found
+    return Prefetcher(found, configs.data.prefetch) if configs.data.prefetch else found

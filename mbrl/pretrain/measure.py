@@ -13,9 +13,9 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.nn import functional
 
-from worldmodel.dream.imagine import Dream, given
+from worldmodel.dream.imagine import Dream, fixed_actions
 from worldmodel.ivideogpt import IVideoGPT
-from worldmodel.losses.tokenizer import unit
+from worldmodel.losses.tokenizer import to_float01
 from worldmodel.seeds import Seeds
 from worldmodel.sequence import layout_ids
 
@@ -34,7 +34,7 @@ class Measured:
 
 def psnr(truth: Tensor, made: Tensor) -> Tensor:
     """Peak signal-to-noise ratio [...] in dB of u8 frames [..., 3, H, W] (spec 10.7)."""
-    error = (unit(truth) - unit(made)).square().mean((-3, -2, -1))
+    error = (to_float01(truth) - to_float01(made)).square().mean((-3, -2, -1))
     return 10 * torch.log10(1 / (error + 1e-8))
 
 
@@ -60,7 +60,7 @@ def tokenizer(model: IVideoGPT, clips: TensorDict) -> Measured:
     numbers: dict[str, float] = {}
     for kind, part in (("context", slice(None, layout.context)), ("future", slice(layout.context, None))):
         real, shown = truth[:, part], whole[:, part]
-        numbers[f"tokenizer/{kind}_l1"] = float((unit(real) - unit(shown)).abs().mean())
+        numbers[f"tokenizer/{kind}_l1"] = float((to_float01(real) - to_float01(shown)).abs().mean())
         numbers[f"tokenizer/{kind}_psnr"] = float(psnr(real, shown).mean())
         numbers |= {f"codes/{kind}_{name}": value for name, value in diversity(counts[kind]).items()}
     if model.objective.distance is not None:
@@ -88,7 +88,9 @@ def _distance(model: IVideoGPT, truth: Tensor, made: Tensor) -> float:
     assert model.objective.distance is not None
     pairs = zip(truth.flatten(0, 1).split(64), made.flatten(0, 1).split(64), strict=True)
     device = model.device
-    found = [model.objective.distance(unit(real.to(device)), unit(shown.to(device))) for real, shown in pairs]
+    found = [
+        model.objective.distance(to_float01(real.to(device)), to_float01(shown.to(device))) for real, shown in pairs
+    ]
     return float(torch.cat(found).mean())
 
 
@@ -122,8 +124,8 @@ def _told(model: IVideoGPT, rows: TensorDict, action_BTA: Tensor) -> dict[str, T
     context_BN, codes_BTK = model.tokenize(rows["context"], rows["pixels"])
     per_frame = context_BN.unflatten(1, (layout.context, layout.codes_context))
     hidden_BND = model.tokens.hidden_states(layout_ids(per_frame, codes_BTK, layout), action_BTA.to(device))
-    values, given = {}, 1 if model.config.context == "first_frame" else 0
-    for frame in range(given, codes_BTK.shape[1]):
+    values, num_observed = {}, 1 if model.config.context == "first_frame" else 0
+    for frame in range(num_observed, codes_BTK.shape[1]):
         first = layout.sdf_position(frame)
         logits_BKV = model.tokens.llm.logits(hidden_BND[:, first : first + layout.codes_future])
         targets_BK = codes_BTK[:, frame] + layout.vocab_context
@@ -138,7 +140,7 @@ def _predicted(model: IVideoGPT, rows: TensorDict, action_BTA: Tensor) -> tuple[
     # what led into the observed frames is part of what is known; only what is imagined follows the given actions
     start = TensorDict({key: rows[key][:, :observed] for key in ("pixels", "action")}, batch_size=rows.batch_size)
     start["context"] = rows["context"]
-    dream, policy = Dream(model, seeds=Seeds(0)), given(action_BTA[:, observed:])
+    dream, policy = Dream(model, seeds=Seeds(0)), fixed_actions(action_BTA[:, observed:])
     path = dream.rollout(
         policy, dream.encode(start), 0, frames - observed, stream="measure", draw=0, keys=("pixels",), sample=False
     ).path

@@ -11,13 +11,13 @@ import torch
 
 from mbrl.files import write_atomically
 from mbrl.predict.draw import draw, framed
-from worldmodel.evaluation.predict import Film
+from worldmodel.evaluation.predict import ClipSample
 
 CLIPS = "clips"
 FPS = 5.0
 
 
-def keep(folder: Path, name: str, films: Sequence[Film], *, given: int) -> None:
+def keep(folder: Path, name: str, videos: Sequence[ClipSample], *, num_observed: int) -> None:
     """Keeps what a model predicted of these clips as `clips/<name>.npz`.
 
     Args:
@@ -25,10 +25,10 @@ def keep(folder: Path, name: str, films: Sequence[Film], *, given: int) -> None:
     """
     path = folder / CLIPS / f"{name}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
-    truth = torch.stack([film.truth for film in films]).numpy()
-    model, copy = (torch.stack([film.ways[way][0] for film in films]).numpy() for way in ("model", "copy"))
+    truth = torch.stack([video.truth for video in videos]).numpy()
+    model, copy = (torch.stack([video.methods[method][0] for video in videos]).numpy() for method in ("model", "copy"))
     stream = io.BytesIO()
-    np.savez_compressed(stream, truth=truth, model=model, copy=copy, given=np.array(given))
+    np.savez_compressed(stream, truth=truth, model=model, copy=copy, num_observed=np.array(num_observed))
     write_atomically(path, stream.getvalue())
 
 
@@ -38,11 +38,11 @@ def draw_kept(folder: Path, names: Sequence[str]) -> list[Path]:
     for name in names:
         if (path := folder / CLIPS / f"{name}.npz").exists():
             with np.load(path, allow_pickle=False) as held:
-                kept[name] = {way: torch.from_numpy(held[way]) for way in held.files}
+                kept[name] = {method: torch.from_numpy(held[method]) for method in held.files}
     first = next(iter(kept.values()))
-    given = int(first["given"])
+    num_observed = int(first["num_observed"])
     rows = []
     for place in range(min(len(clips["truth"]) for clips in kept.values())):
-        made = {name: framed(clips["model"][place], given) for name, clips in kept.items()}
-        rows.append({"truth": first["truth"][place], **made, "copy": framed(first["copy"][place], given)})
+        made = {name: framed(clips["model"][place], num_observed) for name, clips in kept.items()}
+        rows.append({"truth": first["truth"][place], **made, "copy": framed(first["copy"][place], num_observed)})
     return draw(rows, folder, fps=FPS)

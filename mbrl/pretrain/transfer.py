@@ -53,7 +53,7 @@ class Transfer:
     seeds: tuple[int, ...]
     updates: int
     clips: int
-    films: int
+    videos: int
     lpips: bool
 
     @classmethod
@@ -72,8 +72,8 @@ class Transfer:
                 raise ValueError(f"{name} must be >= 1 (got {plain[name]})")
         if plain["clips"] < 2:
             raise ValueError("clips must be >= 2: the actions of another clip are judged too (got 1)")
-        if plain["films"] < 0:
-            raise ValueError(f"films must be >= 0 (got {plain['films']})")
+        if plain["videos"] < 0:
+            raise ValueError(f"videos must be >= 0 (got {plain['videos']})")
         if not plain["seeds"] or any(not 0 <= seed < 2**31 for seed in plain["seeds"]):
             raise ValueError(f"seeds must be a list of numbers in [0, 2^31) (got {plain['seeds']})")
         groups["data"] = dataclasses.replace(groups["data"], episodes=plain["episodes"])
@@ -87,7 +87,7 @@ class Transfer:
             seeds=tuple(plain["seeds"]),
             updates=plain["updates"],
             clips=plain["clips"],
-            films=plain["films"],
+            videos=plain["videos"],
             lpips=plain["lpips"],
         )
 
@@ -118,10 +118,10 @@ def run(transfer: Transfer, plain: Mapping[str, Any], folder: Path) -> list[dict
             model = trained(transfer, mode, seed)
             found = judged(transfer, model, clips)
             rows.append({"mode": mode, "seed": seed, **numbers(found)})
-            log.info("%s", told(rows[-1]))
+            log.info("%s", summary(rows[-1]))
             write(folder, rows, protocol)
-            if found.films and [row["mode"] for row in rows].count(mode) == 1:  # the first seed of each mode is drawn
-                keep(folder, mode, found.films, given=Dreaming(model).given)
+            if found.videos and [row["mode"] for row in rows].count(mode) == 1:  # the first seed of each mode is drawn
+                keep(folder, mode, found.videos, num_observed=Dreaming(model).num_observed)
                 draw_kept(folder, [name for name in MODES if any(row["mode"] == name for row in rows)])
     return rows
 
@@ -174,25 +174,25 @@ def judged(transfer: Transfer, model: Any, clips: Any) -> Evaluation:
     """Open-loop prediction of the held-out clips, most likely codes."""
     metrics = ["psnr", "ssim", *(["lpips"] if transfer.lpips else [])]
     judge = Judge(metrics, lpips=load_lpips().to(model.device) if transfer.lpips else None)
-    ways = ("model", "copy", *(("shuffled",) if model.spec.action_dim else ()))
+    methods = ("model", "copy", *(("shuffled",) if model.spec.action_dim else ()))
     return evaluate(
         Dreaming(model),
         clips,
         judge,
-        ways=ways,
+        methods=methods,
         samples=1,
         rows=ROWS,
         seeds=Seeds(JUDGED),
         sampled=False,
-        films=transfer.films,
+        videos=transfer.videos,
     )
 
 
 def numbers(found: Evaluation) -> dict[str, float]:
     """Means over the predicted frames alone: `psnr`, ... of the model, `psnr_copy`, ... of the others."""
     return {
-        (metric if way == "model" else f"{metric}_{way}"): float(scores.per_sample(metric, "predicted").mean())
-        for way, scores in found.scores.items()
+        (metric if method == "model" else f"{metric}_{method}"): float(scores.per_sample(metric, "predicted").mean())
+        for method, scores in found.scores.items()
         for metric in scores.frames
     }
 
@@ -202,8 +202,8 @@ def numbers(found: Evaluation) -> dict[str, float]:
 
 def protocol_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     """What rows must share to stand in one table: everything but modes, seeds, what is drawn, and speed."""
-    kept = {key: value for key, value in plain.items() if key not in ("modes", "seeds", "films", "out")}
-    return {**kept, "data": {key: value for key, value in kept["data"].items() if key not in ("cache", "ahead")}}
+    kept = {key: value for key, value in plain.items() if key not in ("modes", "seeds", "videos", "out")}
+    return {**kept, "data": {key: value for key, value in kept["data"].items() if key not in ("cache", "prefetch")}}
 
 
 def stored(folder: Path, protocol: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -252,7 +252,7 @@ def _cell(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.3f}{spread}"
 
 
-def told(row: Mapping[str, Any]) -> str:
+def summary(row: Mapping[str, Any]) -> str:
     """A row as one line."""
     return f"{row['mode']}, seed {row['seed']}: {shown({k: v for k, v in row.items() if k not in ('mode', 'seed')})}"
 

@@ -19,7 +19,7 @@ from mbrl.replay.cut import Indices, clips_of, transitions_of
 from mbrl.replay.episode import Episode
 from mbrl.replay.store import EpisodeStore, OnDamage, Stored
 from worldmodel.seeds import Seeds
-from worldmodel.spec import ModelSpec, Reads, Subset
+from worldmodel.spec import ModelSpec, ObsKey, Subset
 
 Tokenize = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(context u8 [B, t, 3, H, W], frames u8 [B, T, 3, H, W]) -> (context codes i64 [B, t*N], codes i64 [B, T, K])."""
@@ -143,7 +143,7 @@ class ClipReplay:
                 f"episode {episode.number} has no rewards (NaN), and replay is what an agent learns them from: "
                 "keep it in a data set (mbrl pretrain reads videos)"
             )
-        missing = [key for key in self._spec.reads if not getattr(episode, key).shape[1]]
+        missing = [key for key in self._spec.obs_keys if not getattr(episode, key).shape[1]]
         if missing:
             raise ValueError(
                 f"episode {episode.number} has no {' and no '.join(missing)}, which the world model reads: the "
@@ -183,7 +183,7 @@ class ClipReplay:
         own = own_rows(n, rank=rank, world=world)
         stored, first_W = self._draw(n, length, stream=stream, draw=draw, subset=subset)
         stored, first_W = stored[own], first_W[own]
-        codes, sliding = codes and "pixels" in self._spec.reads, self._spec.context == "sliding"
+        codes, sliding = codes and "pixels" in self._spec.obs_keys, self._spec.context == "sliding"
         made = map(self._encoded, stored) if codes and not sliding else None
         memoised = None if made is None else [(one.context, one.frames) for one in made]
         clip = clips_of([one.episode for one in stored], self._spec, first_W, length=length, codes=memoised)
@@ -201,7 +201,7 @@ class ClipReplay:
         stream: str,
         draw: int,
         subset: Subset = "all",
-        keys: Sequence[Reads] = ("pixels",),
+        keys: Sequence[ObsKey] = ("pixels",),
     ) -> TensorDict:
         """`n` transitions (worldmodel.spec); every decision of the subset's episodes is equally likely; batch [n].
 

@@ -72,7 +72,7 @@ def numbers_of(rows: Rows, spec: ModelSpec, frame_WT: Indices, *, before_W: Indi
         before_W: the frame from which each clip's first one was reached, -1 where nothing led into it.
     """
     before_WT = np.concatenate([before_W[:, None], frame_WT], 1)[:, : frame_WT.shape[1]]
-    known = {key: taken(rows, key, frame_WT) for key in spec.reads if key != "pixels"}
+    known = {key: taken(rows, key, frame_WT) for key in spec.obs_keys if key != "pixels"}
     return led_into(rows, before_WT, frame_WT, action_dim=spec.action_dim) | known
 
 
@@ -93,7 +93,7 @@ def clips_of(
     """
     frame_WT = first_W[:, None] + np.arange(length)
     arrays = numbers_of(rows, spec, frame_WT, before_W=first_W - 1)
-    if "pixels" in spec.reads and codes is None:
+    if "pixels" in spec.obs_keys and codes is None:
         context_Wt = np.zeros((len(first_W), spec.context_frames), np.int64)
         if spec.context == "sliding":
             context_Wt = first_W[:, None] + np.arange(-spec.context_frames, 0)

@@ -57,7 +57,7 @@ class Footprint:
 
 
 def expected_bytes(
-    decisions: int, *, image: int, action_dim: int, known: Mapping[str, int], episode_decisions: int
+    decisions: int, *, image: int, action_dim: int, widths: Mapping[str, int], episode_decisions: int
 ) -> Footprint:
     """What `decisions` stored decisions take, in episodes of `episode_decisions` with frames of `image` x `image`.
 
@@ -69,7 +69,7 @@ def expected_bytes(
     """
     episodes = -(-decisions // episode_decisions)
     frames = decisions + episodes
-    beside = sum(np.dtype(Episode.DTYPES[key]).itemsize * width for key, width in known.items())
+    beside = sum(np.dtype(Episode.DTYPES[key]).itemsize * width for key, width in widths.items())
     arrays = frames * (3 * image * image + beside) + decisions * (4 * action_dim + 4 + 3)
     return Footprint(ram=arrays, disk=arrays + episodes * 4096)
 

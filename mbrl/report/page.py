@@ -133,8 +133,8 @@ def heading(records: Sequence[Record]) -> list[str]:
     lines = [f"{len(records)} runs: {' and '.join(sorted(tasks))}, {protocol}"]
     for number, record in enumerate(records):
         task = f"{task_name(record)}, " if len(tasks) > 1 else ""
-        told = f"{letter(number)}  {record.folder.name}: {task}{method(record)}, seed {record.config['seed']}"
-        lines += wrapped(f"{told}, {record.wall_s / 60:.1f} min; {verdict(record, briefly=True)}", indent="     ")
+        text = f"{letter(number)}  {record.folder.name}: {task}{method(record)}, seed {record.config['seed']}"
+        lines += wrapped(f"{text}, {record.wall_s / 60:.1f} min; {verdict(record, briefly=True)}", indent="     ")
     keys = [f"{key} = {' | '.join(map(shortened, values))}" for key, values in differences(records).items()]
     differing = [text.replace(" ", "\u00a0") for text in keys[:MOST_KEYS]]  # lines break between keys only
     if len(keys) > MOST_KEYS:
@@ -168,8 +168,8 @@ def method(record: Record) -> str:
     """Agent, world model, and what it was given; nobody shall overlook that the model is the simulator."""
     config = record.config
     model, size = config.get("worldmodel", {}), config.get("transformer", {})
-    told = f" ({size['layers']} layers of {size['hidden']})" if {"layers", "hidden"} <= size.keys() else ""
-    name = "ORACLE (the simulator itself)" if record.oracle else f"{target_name(model)}{told}"
+    text = f" ({size['layers']} layers of {size['hidden']})" if {"layers", "hidden"} <= size.keys() else ""
+    name = "ORACLE (the simulator itself)" if record.oracle else f"{target_name(model)}{text}"
     more = " with proprioception" if model.get("proprio") else ""
     demos = f", {config['demos']} demonstrations" if config.get("demos") else ""
     return f"agent {target_name(config.get('agent', {}))}, world model {name}{more}{demos}"
@@ -195,16 +195,16 @@ def verdict(record: Record, *, briefly: bool = False) -> str:
     if record.final:
         row = record.final
         at = f"of the weights of step {row['weights_step']:.0f}"
-        told = f"final score {at}: {score(row)}, {row.get('episodes', 0):.0f} greedy episodes"
+        text = f"final score {at}: {score(row)}, {row.get('episodes', 0):.0f} greedy episodes"
     elif record.greedy:
         row = record.greedy[-1]
         at = f"step {row['env_step']:.0f}"
-        told = f"newest interim score, {at}: {score(row)}, {row.get('episodes', 0):.0f} greedy episodes"
+        text = f"newest interim score, {at}: {score(row)}, {row.get('episodes', 0):.0f} greedy episodes"
     else:
         return "no greedy evaluation yet"
     if briefly:
         return f"{'final' if record.final else 'not finished'}, {at}: {score(row)}"
-    return f"{told}; random policy: {score(record.random)}" if record.random else told
+    return f"{text}; random policy: {score(record.random)}" if record.random else text
 
 
 def score(row: Row) -> str:

@@ -158,7 +158,11 @@ def assemble_eval(configs: Configs, collecting: RowsEnv | None, processes: Proce
     }
     agent, prefiller = build(configs.agent, runtime), build(configs.prefill, runtime)
     return EvalSetup(
-        model=model, agent=agent, prefiller=prefiller, evaluator=Evaluator(judging, reads=model.spec.reads), seeds=seeds
+        model=model,
+        agent=agent,
+        prefiller=prefiller,
+        evaluator=Evaluator(judging, obs_keys=model.spec.obs_keys),
+        seeds=seeds,
     )
 
 
@@ -170,10 +174,10 @@ def assemble(
     sets = rehearsed(configs.rehearsal, configs.protocol)
     envs = worlds_of(configs, stream="env", rows=configs.compute.rows)
     require_room(configs, folder, rehearsed=sum(sum(data.frames) - len(data) for data in sets))
-    old = lent(sets, envs, configs.worldmodel.reads)
-    player = assemble_eval(configs, envs, processes)
-    learning = learning_of(configs, folder, player, old, stop=stop, processes=processes)
-    clock, gate, replay, model = learning["clock"], learning["gate"], learning["replay"], player.model
+    old = lent(sets, envs, configs.worldmodel.obs_keys)
+    eval_setup = assemble_eval(configs, envs, processes)
+    learning = learning_of(configs, folder, eval_setup, old, stop=stop, processes=processes)
+    clock, gate, replay, model = learning["clock"], learning["gate"], learning["replay"], eval_setup.model
     progress = Progress()
     teaching = worlds_of(configs, stream="demos", rows=1) if configs.demos else None
     collector = Collector(
@@ -181,10 +185,10 @@ def assemble(
         replay,
         clock=clock,
         progress=progress,
-        prefiller=player.prefiller,
+        prefiller=eval_setup.prefiller,
         prefill=configs.schedule.prefill,
         ready=lambda: gate.open,
-        reads=model.spec.reads,
+        obs_keys=model.spec.obs_keys,
     )
     return Run(
         **learning,
@@ -192,14 +196,14 @@ def assemble(
         evaluation=configs.evaluation,
         collector=collector,
         demos=Demos(configs.demos, teaching, replay=replay, clock=clock) if teaching is not None else None,
-        prefiller=player.prefiller,
-        evaluator=player.evaluator,
-        best=Best({"model": model, "agent": player.agent}),
+        prefiller=eval_setup.prefiller,
+        evaluator=eval_setup.evaluator,
+        best=Best({"model": model, "agent": eval_setup.agent}),
         instruments=Instruments(
             model=model,
-            agent=player.agent,
+            agent=eval_setup.agent,
             replay=replay,
-            seeds=player.seeds,
+            seeds=eval_setup.seeds,
             parts=envs.facts.parts,
             demos=configs.demos,
         ),
@@ -213,22 +217,22 @@ def assemble(
 
 def assemble_other(configs: Configs, folder: Path, *, stop: Stop, processes: Processes) -> Learning:
     """What the other processes of a run have: no environments, no files."""
-    player = assemble_eval(configs, None, processes)
-    envs = player.evaluator.env
-    old = lent(rehearsed(configs.rehearsal, configs.protocol), envs, configs.worldmodel.reads)
+    eval_setup = assemble_eval(configs, None, processes)
+    envs = eval_setup.evaluator.env
+    old = lent(rehearsed(configs.rehearsal, configs.protocol), envs, configs.worldmodel.obs_keys)
     envs.close()
-    return Learning(**learning_of(configs, folder, player, old, stop=stop, processes=processes))
+    return Learning(**learning_of(configs, folder, eval_setup, old, stop=stop, processes=processes))
 
 
 def learning_of(
-    configs: Configs, folder: Path, player: EvalSetup, lent: list[Stored], *, stop: Stop, processes: Processes
+    configs: Configs, folder: Path, eval_setup: EvalSetup, lent: list[Stored], *, stop: Stop, processes: Processes
 ) -> dict[str, Any]:
     """The objects that every process of a run has."""
-    model = player.model
+    model = eval_setup.model
     replay = configs.replay.build(
         folder=folder / "replay",
         spec=model.spec,
-        seeds=player.seeds,
+        seeds=eval_setup.seeds,
         tokenize=model.tokenize if isinstance(model, Tokenizing) else None,
         version=lambda: model.tokenizer_version if isinstance(model, Tokenizing) else 0,
         demos=configs.demos,
@@ -240,7 +244,7 @@ def learning_of(
         "model": model,
         "replay": replay,
         "updater": updater_of(configs, model, replay, processes),
-        "agent": player.agent,
+        "agent": eval_setup.agent,
         "gate": configs.schedule.gate.build(),
         "stop": stop,
         "processes": processes,
@@ -277,6 +281,6 @@ def worlds_of(configs: Configs, *, stream: str, rows: int) -> RowsEnv:
         seeds=Seeds(configs.seed),
         stream=stream,
         rows=rows,
-        snapshots="snapshot" in configs.worldmodel.reads,
+        snapshots="snapshot" in configs.worldmodel.obs_keys,
         workers=configs.compute.workers,
     )

@@ -38,8 +38,8 @@ class Best:
 
     def offer(self, score: Score, *, env_step: int) -> None:
         """Keeps the weights of now if `score`, an interim evaluation, is the best so far."""
-        told = score.metrics()
-        mark, size = [told.get("success", 0.0), told["return"]], int(told["episodes"])
+        metrics = score.metrics()
+        mark, size = [metrics.get("success", 0.0), metrics["return"]], int(metrics["episodes"])
         self.offered = env_step
         if not self._found or size != self._found["size"] or mark >= self._found["mark"]:
             states = {name: copied(part.state_dict()) for name, part in self._acting.items()}

@@ -19,14 +19,14 @@ from mbrl.run.progress import Progress
 
 
 def acted(
-    agent: Agent, env: RowsEnv, now: TensorDict, memory: Memory, mode: Mode, *, step: int, reads: tuple[str, ...]
+    agent: Agent, env: RowsEnv, now: TensorDict, memory: Memory, mode: Mode, *, step: int, obs_keys: tuple[str, ...]
 ) -> tuple[Tensor, Memory]:
     """The actions f32 [E, A] that `env` will execute where `agent` sees `now`, and the agent's memory.
 
     What an agent keeps under `action` (agents/memory.py: what leads into the next frame) is made the executed action:
     it is what replay holds, and so what the world model is told in training.
     """
-    said_EA, memory = agent.act(now.select("pixels", "is_init", *reads), memory, mode, step=step)
+    said_EA, memory = agent.act(now.select("pixels", "is_init", *obs_keys), memory, mode, step=step)
     action_EA = env.executed(said_EA)
     if memory is not None and "action" in memory.keys() and memory["action"].shape == action_EA.shape:  # noqa: SIM118
         memory = memory.copy().set("action", action_EA.to(memory["action"]))
@@ -51,9 +51,9 @@ class Collector:
         prefiller: Agent,
         prefill: int,
         ready: Callable[[], bool],
-        reads: tuple[str, ...],
+        obs_keys: tuple[str, ...],
     ) -> None:
-        """`reads`: what of a real step the world model reads; agents see this and pixels (`ModelSpec.reads`)."""
+        """`obs_keys`: of a real step, what the world model reads; agents see this and pixels (`ModelSpec.obs_keys`)."""
         self.env = env
         self.replay = replay
         self.clock = clock
@@ -61,7 +61,7 @@ class Collector:
         self.prefiller = prefiller
         self.prefill = prefill
         self.ready = ready
-        self.reads = reads
+        self.obs_keys = obs_keys
         self.rows = env.batch_size[0]
         self.memory: Memory = None
         self.prefilling = True
@@ -78,7 +78,9 @@ class Collector:
             self._hand_over()
         actor = self.prefiller if self.prefilling else agent
         number = self.clock.decisions // self.rows
-        action_EA, self.memory = acted(actor, self.env, self.now, self.memory, "explore", step=number, reads=self.reads)
+        action_EA, self.memory = acted(
+            actor, self.env, self.now, self.memory, "explore", step=number, obs_keys=self.obs_keys
+        )
         stepped, self.now = self.env.step_and_maybe_reset(self.now.set("action", action_EA))
         self._remember(stepped)
         self.clock.decisions += self.rows

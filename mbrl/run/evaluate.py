@@ -50,10 +50,10 @@ class Score(Episodes):
 class Evaluator:
     """Scores agents on the episodes 0, 1, 2, ... of a stream: the same starts and goals each time."""
 
-    def __init__(self, env: RowsEnv, *, reads: tuple[str, ...]) -> None:
-        """`reads`: what of a real step the world model reads; agents see this and pixels (`ModelSpec.reads`)."""
+    def __init__(self, env: RowsEnv, *, obs_keys: tuple[str, ...]) -> None:
+        """`obs_keys`: what of a real step the world model reads; agents see this and pixels (`ModelSpec.obs_keys`)."""
         self.env = env
-        self.reads = reads
+        self.obs_keys = obs_keys
         self.rows = env.batch_size[0]
 
     def score(self, agent: Agent, episodes: int, *, stream: str = "evaluate") -> Score:
@@ -83,7 +83,7 @@ class Evaluator:
         decision = 0
         while any(playing):
             step = number * self.env.env_spec.decisions + decision  # each round draws its own numbers
-            action_EA, memory = acted(agent, self.env, now, memory, "evaluate", step=step, reads=self.reads)
+            action_EA, memory = acted(agent, self.env, now, memory, "evaluate", step=step, obs_keys=self.obs_keys)
             stepped, now = self.env.step_and_maybe_reset(now.set("action", action_EA))
             for row in range(self.rows):
                 if playing[row]:

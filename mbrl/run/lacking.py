@@ -1,4 +1,4 @@
-"""What a world model does without, and what follows for the configuration of a run: nothing is owed to it, nothing set.
+"""What a run does without, and what follows for its configuration: nothing is owed to it, and no word is about it.
 
 The small presets' schedules fit a tokenizer and a dynamics; a model says in its config's `parts` which of them it has.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 from agents.api import asked
 from mbrl.run.learning import OWED
-from mbrl.rundir.build import find
+from mbrl.rundir.build import find, make
 
 SIZES = ("tokenizer", "transformer")
 """Groups that only some world models are built of."""
@@ -53,9 +53,20 @@ def spared(plain: Mapping[str, Any], *, typed: Collection[str], trusted: bool) -
     return spare
 
 
-def idle(plain: Mapping[str, Any], key: str, *, trusted: bool) -> bool:
-    """Whether nothing reads `key` with the world model of `plain`: it sizes or fits what the model does without."""
+def idle(plain: Mapping[str, Any], key: str, *, trusted: bool) -> str:
+    """Why nothing reads `key` in the run or pre-training of `plain`; empty if something does."""
     model = config_class(plain, trusted=trusted)
-    unread = [size for size in SIZES if size not in asked(model)]
-    unread += [f"fit.{part}" for part in lacks(model, plain["schedule"])]
-    return any(f"{key}.".startswith(f"{name}.") for name in unread)
+    without = f"the world model ({plain['worldmodel']['_target_']}) is built without it"
+    unread = {size: without for size in SIZES if size not in asked(model)}
+    unread |= {f"fit.{part}": without for part in lacks(model, plain["schedule"])}
+    if plain["tokenizer"].get("quantizer") == "fsq":
+        unread["worldmodel.losses.commitment_coef"] = "tokenizer.quantizer=fsq has no codebook to commit to"
+    if key == "agent.unimix" and not facts_of(plain, trusted=trusted).discrete:
+        unread[key] = "the actions of this task are continuous"
+    return next((why for name, why in unread.items() if f"{key}.".startswith(f"{name}.")), "")
+
+
+def facts_of(plain: Mapping[str, Any], *, trusted: bool) -> Any:
+    """What the task of `plain` says of itself under its protocol."""
+    task, protocol = (make(plain[group], group, trusted=trusted) for group in ("task", "protocol"))
+    return task.facts(protocol)

@@ -150,17 +150,17 @@ class Learning:
         """The others take over what the first process has collected: time, the gate, and finished episodes."""
         if self.processes.world == 1:
             return
-        told: dict[str, Any] = {}
+        shared: dict[str, Any] = {}
         if self.processes.first:
-            told = {"clock": self.clock.state_dict(), "gate": self.gate.state_dict()}
+            shared = {"clock": self.clock.state_dict(), "gate": self.gate.state_dict()}
             if self._listing != (listing := self.replay.store.listing()):
-                told["episodes"] = self._listing = listing
-        told = json.loads(self.processes.broadcast_str(json.dumps(told)))
+                shared["episodes"] = self._listing = listing
+        shared = json.loads(self.processes.broadcast_str(json.dumps(shared)))
         if not self.processes.first:
-            self.clock.load_state_dict(told["clock"])
-            self.gate.load_state_dict(told["gate"])
-            if "episodes" in told:
-                self.replay.adopt(told["episodes"])
+            self.clock.load_state_dict(shared["clock"])
+            self.gate.load_state_dict(shared["gate"])
+            if "episodes" in shared:
+                self.replay.adopt(shared["episodes"])
 
     def finish(self) -> None:
         """The end of the loop; the processes agree whether it is a stop."""

@@ -68,8 +68,8 @@ def _strange(data: DataSet, protocol: ProtocolConfig) -> str:
     return ", ".join(f"it was recorded with protocol.{key}={theirs.get(key)}, not {ours[key]}" for key in other)
 
 
-def lent(sets: Sequence[DataSet], env: RowsEnv, reads: Sequence[str]) -> list[Stored]:
-    """Every episode of these data sets, read and compared with the worlds of the run and what its model `reads`.
+def lent(sets: Sequence[DataSet], env: RowsEnv, obs_keys: Sequence[str]) -> list[Stored]:
+    """Every episode of these data sets, read and compared with the worlds of the run and what its model reads.
 
     Raises: ValueError in one line where one does not fit; DamagedEpisode, DamagedSet.
     """
@@ -77,7 +77,7 @@ def lent(sets: Sequence[DataSet], env: RowsEnv, reads: Sequence[str]) -> list[St
     for data in sets:
         for index, name in enumerate(data.names):
             path, episode = data.folder / name, data.episode(index)
-            if wrong := _unfit(episode, env, reads):
+            if wrong := _unfit(episode, env, obs_keys):
                 raise ValueError(f"rehearsal={path} does not fit this run: {wrong}; choose another data set")
             stored.append(Stored(name=str(path), digest=sha256(path.read_bytes()), episode=episode))
         if data.card.protocol is None:
@@ -88,14 +88,14 @@ def lent(sets: Sequence[DataSet], env: RowsEnv, reads: Sequence[str]) -> list[St
     return stored
 
 
-def _unfit(episode: Episode, env: RowsEnv, reads: Sequence[str]) -> str:
+def _unfit(episode: Episode, env: RowsEnv, obs_keys: Sequence[str]) -> str:
     actions = episode.action.shape[1]
     if actions != env.env_spec.action_dim:
         return f"it has {actions} actions, the task {env.env_spec.action_dim}"
     if np.abs(episode.action).max() > 1:
         return "it has actions outside [-1, 1]"
-    for key in reads:
-        told = getattr(episode, key).shape[1]
-        if key != "pixels" and told != env.known.get(key, 0):
-            return f"it holds {told} numbers of {key}, the task tells {env.known.get(key, 0)}"
+    for key in obs_keys:
+        width = getattr(episode, key).shape[1]
+        if key != "pixels" and width != env.widths.get(key, 0):
+            return f"it holds {width} numbers of {key}, the task tells {env.widths.get(key, 0)}"
     return ""

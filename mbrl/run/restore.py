@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mbrl.io.checkpoint import give, read_newest
+from mbrl.io.checkpoint import load_part, read_newest
 from mbrl.run.assemble import Configs, EvalSetup, assemble_eval
 from mbrl.rundir.folder import allowed_classes, read_config
 from mbrl.rundir.result import Episodes
@@ -24,7 +24,7 @@ class Trained:
         random: the random policy's episodes, where it was played.
     """
 
-    player: EvalSetup
+    eval_setup: EvalSetup
     step: int
     env_step: int
     env_steps: int
@@ -56,12 +56,12 @@ def read_trained(folder: Path, configs: Configs) -> Trained:
     checkpoint = read_newest(folder / "checkpoints")
     best = checkpoint.states["best"]["found"] if configs.evaluation.weights == "best" else {}
     states = best["states"] if best else checkpoint.states
-    player = assemble_eval(configs, None)
-    give(player.model, states["model"], origin=folder)
-    give(player.agent, states["agent"], origin=folder)
+    eval_setup = assemble_eval(configs, None)
+    load_part(eval_setup.model, states["model"], origin=folder)
+    load_part(eval_setup.agent, states["agent"], origin=folder)
     env_steps, scores = checkpoint.states["run"]["clock"]["env_steps"], checkpoint.states["run"]["scores"]
     return Trained(
-        player=player,
+        eval_setup=eval_setup,
         step=checkpoint.step,
         env_step=int(best["env_step"] if best else env_steps),
         env_steps=int(env_steps),

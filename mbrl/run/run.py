@@ -151,7 +151,7 @@ class Run(Learning):
     def _show(self, name: str, score: Score, more: dict[str, float] | None = None) -> None:
         """Writes eval.csv, an episode's video and an open-loop clip of the model."""
         videos = [draw_episode(self.videos, self.clock.env_steps, score)]
-        imagines = "pixels" in self.model.spec.reads
+        imagines = "pixels" in self.model.spec.obs_keys
         horizon = longest_horizon(self.model.spec, score.first) if imagines else 0
         if horizon:
             clip = open_loop(self.model, score.first, horizon=horizon)

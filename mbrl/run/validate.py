@@ -41,15 +41,15 @@ def complaints(groups: Mapping[str, Any], *, demos: int = 0) -> Iterator[str]:
     yield from amounts(groups, demos)
 
 
-def check_recorded(stored: Iterable[Stored], known: Mapping[str, int]) -> None:
-    """Raises: ValueError where replay was recorded when the task told other numbers (`known`: how many) than now."""
+def check_recorded(stored: Iterable[Stored], widths: Mapping[str, int]) -> None:
+    """Raises: ValueError where replay was recorded when the task told other numbers (`widths`) than now."""
     for one in stored:
         for key in ("proprio", "state"):
             width = getattr(one.episode, key).shape[1]
-            if width != known[key]:
+            if width != widths[key]:
                 raise ValueError(
-                    f"replay/{one.name} holds {width} numbers of {key}, the task now tells {known[key]}: continue this "
-                    "run with the version that began it (run.json), or begin a new one"
+                    f"replay/{one.name} holds {width} numbers of {key}, the task now tells {widths[key]}: continue "
+                    "this run with the version that began it (run.json), or begin a new one"
                 )
 
 
@@ -65,8 +65,8 @@ def worlds(groups: Mapping[str, Any], demos: int) -> Iterator[str]:
     task, protocol = groups["task"], groups["protocol"]
     yield from task.complaints(protocol)
     facts = task.facts(protocol)
-    for key, width in facts.known(snapshots=True).items():
-        if key in groups["worldmodel"].reads and not width:
+    for key, width in facts.widths(snapshots=True).items():
+        if key in groups["worldmodel"].obs_keys and not width:
             yield f"worldmodel reads {key}, which {task.name} does not tell; choose another worldmodel or task"
     if protocol.success_bonus and not facts.success:
         yield f"protocol.success_bonus={protocol.success_bonus} needs a success, which {task.name} knows none of; set 0"
@@ -257,6 +257,6 @@ def footprint(groups: Mapping[str, Any], decisions: int) -> Footprint:
         decisions,
         image=protocol.image,
         action_dim=facts.action_dim,
-        known=facts.known(snapshots="snapshot" in groups["worldmodel"].reads),
+        widths=facts.widths(snapshots="snapshot" in groups["worldmodel"].obs_keys),
         episode_decisions=protocol.decisions,
     )

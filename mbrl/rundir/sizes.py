@@ -39,11 +39,11 @@ def with_sizes_of(
     Raises: ValueError, as `check_origin`.
     """
     groups = {group for part in parts for group in GROUPS.get(part, ())}
-    told = {key: value for key, value in stated(folder) if key.partition(".")[0] in groups}
-    if _typed(KIND, decided) and told.get(KIND) != plain["worldmodel"].get("heads", {}).get("reward"):
-        told = {key: value for key, value in told.items() if not key.startswith(HEADS) or key == ACTION}
+    found = {key: value for key, value in stated(folder) if key.partition(".")[0] in groups}
+    if _typed(KIND, decided) and found.get(KIND) != plain["worldmodel"].get("heads", {}).get("reward"):
+        found = {key: value for key, value in found.items() if not key.startswith(HEADS) or key == ACTION}
     changed, words = copy.deepcopy(dict(plain)), []
-    for key, value in told.items():
+    for key, value in found.items():
         *path, last = key.split(".")
         node: Any = changed
         for name in path:

@@ -9,7 +9,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from agents.memory import LatentFilter
-from worldmodel.spec import ContextMode, Reads
+from worldmodel.spec import ContextMode, ObsKey
 
 T, W = 2, 3  # context frames, window
 
@@ -120,15 +120,15 @@ def test_wrong_pixels_rows_and_specs_are_named() -> None:
 
 
 class Told:
-    """A dream of a model that reads `reads`; its latent is the newest first number of the last of them."""
+    """A dream of a model that reads `obs_keys`; its latent is the newest first number of the last of them."""
 
-    def __init__(self, *reads: Reads) -> None:
-        self.spec = replace(spec(burn_in=W), reads=reads)
+    def __init__(self, *obs_keys: ObsKey) -> None:
+        self.spec = replace(spec(burn_in=W), obs_keys=obs_keys)
         self.clips: list[TensorDict] = []
 
     def encode(self, clip: TensorDict) -> TensorDict:
         self.clips.append(clip)
-        return TensorDict({"latent": clip[self.spec.reads[-1]][:, -1, :1].float()}, batch_size=clip.batch_size)
+        return TensorDict({"latent": clip[self.spec.obs_keys[-1]][:, -1, :1].float()}, batch_size=clip.batch_size)
 
 
 def told(step: int, *begins: int) -> TensorDict:
@@ -141,22 +141,22 @@ def told(step: int, *begins: int) -> TensorDict:
     return TensorDict(td, batch_size=[5])
 
 
-@pytest.mark.parametrize("reads", [("state", "snapshot"), ("pixels", "proprio")])
-def test_the_memory_holds_what_the_model_reads_of_the_last_steps_and_nothing_else(reads: tuple[Reads, ...]) -> None:
-    dream = Told(*reads)
+@pytest.mark.parametrize("obs_keys", [("state", "snapshot"), ("pixels", "proprio")])
+def test_the_memory_holds_what_the_model_reads_of_the_last_steps_and_nothing_else(obs_keys: tuple[ObsKey, ...]) -> None:
+    dream = Told(*obs_keys)
     own, memory = LatentFilter(dream), None
     for step in range(5):
         memory = own.see(told(step, *{0: range(5), 3: (1,)}.get(step, ())), memory)
         memory["action"] = torch.full((5, 2), float(step))
-    context = {"context"} if "pixels" in reads else set()
-    assert set(memory.keys()) == {*reads, *context, "actions", "action", "filled"}
-    assert memory[reads[1]].dtype == told(0)[reads[1]].dtype
-    assert memory[reads[1]][:, :, 0].tolist() == [
+    context = {"context"} if "pixels" in obs_keys else set()
+    assert set(memory.keys()) == {*obs_keys, *context, "actions", "action", "filled"}
+    assert memory[obs_keys[1]].dtype == told(0)[obs_keys[1]].dtype
+    assert memory[obs_keys[1]][:, :, 0].tolist() == [
         [2, 3, 4], [13, 13, 14], [22, 23, 24], [32, 33, 34], [42, 43, 44]  # row 1 began anew with step 3
     ]  # fmt: skip
     assert memory["actions"][0, :, 0].tolist() == [1, 2, 3]
 
     latent_ED = own.latent(memory, device=torch.device("cpu"))
     assert latent_ED[:, 0].tolist() == [4, 14, 24, 34, 44]
-    assert {len(clip): clip[reads[1]].shape[1] for clip in dream.clips} == {1: 2, 4: 3}
-    assert all(set(clip.keys()) == {*reads, *context, "action"} for clip in dream.clips)
+    assert {len(clip): clip[obs_keys[1]].shape[1] for clip in dream.clips} == {1: 2, 4: 3}
+    assert all(set(clip.keys()) == {*obs_keys, *context, "action"} for clip in dream.clips)

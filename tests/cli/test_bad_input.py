@@ -131,8 +131,10 @@ worldmodel=oracle schedule.gate={episodes:2,reward_r2:0.5,codes_alive:0} | gate.
 worldmodel=oracle transformer=s                  | transformer=s has no effect | OracleModelConfig) is built without it
 worldmodel=none tokenizer.quantizer=fsq          | tokenizer.quantizer=fsq has no effect | NullModelConfig
 worldmodel=none fit.dynamics.batch=2             | fit.dynamics.batch=2 has no effect | NullModelConfig
+worldmodel.losses.commitment_coef=0.5            | commitment_coef=0.5 has no effect | quantizer=fsq
+agent.unimix=0.1                                 | agent.unimix=0.1 has no effect | continuous
 worldmodel=none                                  | needs a world model to dream in (got DreamerConfig | agent=random
-worldmodel=none agent=random worldmodel.reads=[] | worldmodel.reads must be some of pixels, proprio, state
+worldmodel=none agent=random worldmodel.obs_keys=[] | worldmodel.obs_keys must be some of pixels, proprio, state
 fit.dynamics.length=9                            | length=9 | horizon to 7 or raise fit.dynamics.length to 10
 """
 

@@ -53,8 +53,8 @@ def test_memory_is_counted_from_the_run_s_own_numbers(monkeypatch: pytest.Monkey
     assert (ram.level, disk.level) == ("ok", "ok")
     assert "1000 decisions" in ram.text  # the capacity
     assert "1500 decisions" in disk.text  # all that the run will collect
-    known = {"proprio": 2, "state": 4}
-    need = store.expected_bytes(1000, image=32, action_dim=2, known=known, episode_decisions=25).ram
+    widths = {"proprio": 2, "state": 4}
+    need = store.expected_bytes(1000, image=32, action_dim=2, widths=widths, episode_decisions=25).ram
     for free, level in ((need - 1, "fail"), (need + need // 10, "warn"), (2 * need, "ok")):
         monkeypatch.setattr(store, "available_ram", lambda free=free: free)
         assert next(iter(doctor.memory(plain))).level == level

@@ -27,7 +27,7 @@ from worldmodel.seeds import Seeds
 
 EPISODES, DECISIONS = 5, 13
 SMALL = ["tokenizer=micro", "transformer=micro", "worldmodel=toy"]
-FEW = ["n=2", "clips=3", "rows=4", "split=all", "metrics=[mse,psnr,ssim]", "films=1"]
+FEW = ["n=2", "clips=3", "rows=4", "split=all", "metrics=[mse,psnr,ssim]", "videos=1"]
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_the_same_words_give_the_same_numbers_and_another_seed_others(run: Path,
     found = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         to = tmp_path / name
-        assert main(["predict", f"init={run}", f"data={data}", f"to={to}", f"seed={seed}", "films=0", *FEW[:-1]]) == 0
+        assert main(["predict", f"init={run}", f"data={data}", f"to={to}", f"seed={seed}", "videos=0", *FEW[:-1]]) == 0
         assert not (to / "clips.gif").exists()
         found.append(numbers(to)["ways"]["model"])
     assert found[0] == found[1] != found[2]
@@ -175,7 +175,7 @@ def test_a_missing_network_is_one_line_and_no_number(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TOKENDREAM_CACHE", str(tmp_path / "nothing"))
-    words = ["n=1", "clips=2", "split=all", "films=0", "metrics=[mse,lpips,fvd]", "baselines=[copy]"]
+    words = ["n=1", "clips=2", "split=all", "videos=0", "metrics=[mse,lpips,fvd]", "baselines=[copy]"]
     assert main(["predict", f"init={run}", f"to={tmp_path}", *words]) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("without ")]
     assert len(said) == 2

@@ -14,7 +14,7 @@ import mbrl.run.assemble as assembly
 import mbrl.run.train
 import mbrl.rundir.folder
 from mbrl.cli.main import main
-from mbrl.cli.train import settle
+from mbrl.cli.train import resolve_run
 from mbrl.run.learning import OWED
 from mbrl.rundir.folder import read_config, run_info, write_run
 from mbrl.rundir.stop import Stop
@@ -24,13 +24,13 @@ from mbrl.rundir.stop import Stop
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A toy run with two checkpoints, as it lies there after a stop; nobody trained in it."""
     place = tmp_path_factory.mktemp("runs") / "toy"
-    settled = settle(
+    resolved = resolve_run(
         ["experiment=toy", "evaluation.rows=1", "compute.threads=1", "schedule.total=12000", f"run_dir={place}"]
     )
-    plain, folder = settled.plain, settled.folder
+    plain, folder = resolved.plain, resolved.folder
     info = run_info(plain, argv=[])
     write_run(folder, plain, info)
-    state = assembly.assemble(assembly.Configs.of(plain, trusted=settled.trusted), folder, info=info, stop=Stop())
+    state = assembly.assemble(assembly.Configs.of(plain, trusted=resolved.trusted), folder, info=info, stop=Stop())
     with state.logger:
         for steps in (500, 525):
             state.clock.env_steps = steps
@@ -209,20 +209,22 @@ def test_every_typed_word_is_held_against_the_run_even_where_it_is_the_default(
 def test_what_may_change_is_applied_even_where_it_is_the_default(folder: Path) -> None:
     changed(folder, logger={"_target_": "mbrl.io.logger.WandbConfig", "project": "p", "tags": []}, replay={})
     words = ["schedule.total=30000", "logger=csv", "replay.on_damage=skip", "keep=2"]
-    settled = settle([f"run_dir={folder}", *words])
-    assert settled.plain["schedule"]["total"] == 30000
-    assert settled.plain["replay"]["on_damage"] == "skip"
-    assert settled.plain["logger"] == {"_target_": "mbrl.io.logger.CsvConfig"}, "no key of the old logger stays"
-    assert settled.stored is not None
-    assert settled.stored["schedule"]["total"] == 12000
-    assert settle([f"run_dir={folder}", "logger.project=q"]).plain["logger"]["project"] == "q", "its own logger's keys"
+    resolved = resolve_run([f"run_dir={folder}", *words])
+    assert resolved.plain["schedule"]["total"] == 30000
+    assert resolved.plain["replay"]["on_damage"] == "skip"
+    assert resolved.plain["logger"] == {"_target_": "mbrl.io.logger.CsvConfig"}, "no key of the old logger stays"
+    assert resolved.stored is not None
+    assert resolved.stored["schedule"]["total"] == 12000
+    assert resolve_run([f"run_dir={folder}", "logger.project=q"]).plain["logger"]["project"] == "q", (
+        "its own logger's keys"
+    )
 
 
 def test_the_same_line_again_and_a_bare_run_dir_continue_the_run_as_it_is(folder: Path) -> None:
     stored = read_config(folder) | {"run_dir": str(folder)}
     same = ["experiment=toy", "evaluation.rows=1", "compute.threads=1", "schedule.total=12000"]
-    assert settle([f"run_dir={folder}", *same]).plain == stored
-    assert settle([f"run_dir={folder}"]).plain == stored
+    assert resolve_run([f"run_dir={folder}", *same]).plain == stored
+    assert resolve_run([f"run_dir={folder}"]).plain == stored
 
 
 def test_what_a_killed_start_leaves_does_not_bar_the_next_one(tmp_path: Path) -> None:
@@ -230,10 +232,10 @@ def test_what_a_killed_start_leaves_does_not_bar_the_next_one(tmp_path: Path) ->
     folder.mkdir()
     for name in ("run.lock", "console.log", ".tmp-config.yaml-7"):
         (folder / name).touch()
-    assert settle(["experiment=toy", f"run_dir={folder}"]).stored is None
+    assert resolve_run(["experiment=toy", f"run_dir={folder}"]).stored is None
     (folder / "notes.txt").touch()
     with pytest.raises(ValueError, match="holds no run"):
-        settle(["experiment=toy", f"run_dir={folder}"])
+        resolve_run(["experiment=toy", f"run_dir={folder}"])
 
 
 def test_a_start_that_fails_removes_what_it_made_and_nothing_else(
@@ -252,7 +254,7 @@ def test_a_start_that_fails_removes_what_it_made_and_nothing_else(
     monkeypatch.setattr(assembly, "assemble", failing)
     assert "no room" in refused(["train", "experiment=toy", f"run_dir={folder}"], capsys)
     assert sorted(path.name for path in folder.iterdir()) == ["console.log", "run.lock"]
-    assert settle(["experiment=toy", f"run_dir={folder}"]).stored is None
+    assert resolve_run(["experiment=toy", f"run_dir={folder}"]).stored is None
 
 
 def test_a_run_that_was_begun_in_the_meantime_is_neither_overwritten_nor_deleted(

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import worldmodel
 from mbrl.cli.main import main
-from mbrl.cli.train import settle
+from mbrl.cli.train import resolve_run
 from mbrl.run.assemble import Configs, assemble
 from mbrl.rundir.folder import run_info, write_run
 from mbrl.rundir.stop import Stop
@@ -83,10 +83,10 @@ def test_import_writes_a_checked_copy_with_what_was_asked_for(
 
 
 def test_export_writes_the_world_model_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settled = settle(["experiment=toy", "evaluation.rows=1", "compute.threads=1", f"run_dir={tmp_path / 'run'}"])
-    info = run_info(settled.plain, argv=[])
-    write_run(settled.folder, settled.plain, info)
-    state = assemble(Configs.of(settled.plain, trusted=True), settled.folder, info=info, stop=Stop())
+    resolved = resolve_run(["experiment=toy", "evaluation.rows=1", "compute.threads=1", f"run_dir={tmp_path / 'run'}"])
+    info = run_info(resolved.plain, argv=[])
+    write_run(resolved.folder, resolved.plain, info)
+    state = assemble(Configs.of(resolved.plain, trusted=True), resolved.folder, info=info, stop=Stop())
     with state.logger:
         state.save()
     says(["export", f"run={tmp_path / 'run'}", f"to={tmp_path / 'out'}"], capsys)

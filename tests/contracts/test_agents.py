@@ -44,8 +44,8 @@ class Rig:
         plain["agent"] = shrunk(plain["agent"])
         self.configs = Configs.of(plain, trusted=True)
         self.envs = make_envs(self.configs.task, self.configs.protocol, seeds=Seeds(0), stream="env", rows=2)
-        self.player = self.played()
-        self.model = self.player.model
+        self.eval_setup = self.played()
+        self.model = self.eval_setup.model
         self.replay = self.configs.replay.build(
             folder=folder, spec=self.model.spec, seeds=Seeds(0), tokenize=self.model.tokenize, version=lambda: 0
         )
@@ -54,23 +54,23 @@ class Rig:
             self.replay,
             clock=Clock(),
             progress=Progress(),
-            prefiller=self.player.prefiller,
+            prefiller=self.eval_setup.prefiller,
             prefill=DECISIONS,
             ready=lambda: True,
-            reads=self.model.spec.reads,
+            obs_keys=self.model.spec.obs_keys,
         )
         while len(self.replay) < DECISIONS:
-            collector.step(self.player.prefiller)
+            collector.step(self.eval_setup.prefiller)
 
     def played(self) -> EvalSetup:
         """The same agent and model as at the beginning."""
-        player = assemble_eval(self.configs, self.envs)
-        player.evaluator.env.reset()
-        return player
+        eval_setup = assemble_eval(self.configs, self.envs)
+        eval_setup.evaluator.env.reset()
+        return eval_setup
 
     def seen(self) -> TensorDict:
         """What an agent is shown of a first real step."""
-        return self.envs.reset().select("pixels", "is_init", *self.model.spec.reads)
+        return self.envs.reset().select("pixels", "is_init", *self.model.spec.obs_keys)
 
 
 @pytest.fixture(params=AGENTS, scope="module")
@@ -98,7 +98,9 @@ def test_an_agent_acts_in_bounds_learns_and_leaves_the_world_model_alone(rig: Ri
     before, fresh = copied(rig.model.state_dict()), copied(agent.state_dict())
     now, memory = rig.envs.reset(), None
     for step in range(3):
-        action, memory = agent.act(now.select("pixels", "is_init", *rig.model.spec.reads), memory, "explore", step=step)
+        action, memory = agent.act(
+            now.select("pixels", "is_init", *rig.model.spec.obs_keys), memory, "explore", step=step
+        )
         assert action.shape == (2, 2) and action.dtype == torch.float32
         assert bool((action.abs() <= 1).all())
         _, now = rig.envs.step_and_maybe_reset(now.set("action", action))

@@ -37,7 +37,7 @@ class Rig:
         plain["fit"]["tokenizer"]["length"] = plain["fit"]["dynamics"]["length"] = 8
         self.configs = Configs.of(plain, trusted=True)
         self.config = self.configs.worldmodel
-        snapshots = "snapshot" in self.config.reads
+        snapshots = "snapshot" in self.config.obs_keys
         self.envs = make_envs(
             self.configs.task, self.configs.protocol, seeds=Seeds(0), stream="env", rows=1, snapshots=snapshots
         )
@@ -70,7 +70,7 @@ def noise(draw: int) -> torch.Generator:
 
 def test_what_a_model_says_of_itself_is_so(rig: Rig) -> None:
     model, spec = rig.model, rig.spec
-    assert (spec.reads, spec.parts) == (rig.config.reads, rig.config.parts)
+    assert (spec.obs_keys, spec.parts) == (rig.config.obs_keys, rig.config.parts)
     assert isinstance(model, Tokenizing) == (spec.codes is not None)
     named = [model.parameters_of(part) for part in spec.parts]
     assert all(named), "a part has parameters"

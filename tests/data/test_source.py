@@ -10,8 +10,8 @@ import torch
 from omegaconf import OmegaConf
 
 from mbrl.cli.compose import packaged_configs
-from mbrl.data.ahead import Ahead
 from mbrl.data.mixture import PartConfig, split_of, survey
+from mbrl.data.prefetch import Prefetcher
 from mbrl.data.segments import frame_step
 from mbrl.data.source import ClipSource, DataConfig
 from mbrl.replay.clips import ReplayConfig
@@ -27,7 +27,7 @@ SPEC = ModelSpec(
     max_frames=20,
     context="sliding",
     burn_in=0,
-    reads=("pixels",),
+    obs_keys=("pixels",),
 )
 EPISODIC = replace(SPEC, context="first_frame", burn_in=1)
 
@@ -244,10 +244,10 @@ def test_a_video_serves_a_model_without_actions_and_no_other(make_set, config) -
 
 def test_what_a_model_reads_comes_along_or_is_refused(make_set, config) -> None:
     data = config(make_set("a", [9]))
-    clip = built(data, replace(SPEC, reads=("pixels", "proprio"))).clips(3, 4, stream="x", draw=0)
+    clip = built(data, replace(SPEC, obs_keys=("pixels", "proprio"))).clips(3, 4, stream="x", draw=0)
     assert torch.equal(clip["proprio"][..., 1], clip["pixels"][:, :, 1, 0, 0].float())
     with pytest.raises(ValueError, match="a has no state, which the model reads"):
-        built(data, replace(SPEC, reads=("pixels", "state")))
+        built(data, replace(SPEC, obs_keys=("pixels", "state")))
 
 
 @pytest.mark.parametrize(
@@ -331,13 +331,13 @@ def test_draws_ahead_are_the_draws_in_any_order(make_set, config) -> None:
                 raise ValueError("draw 9 is damaged")
             return source.clips(n, length, stream=stream, draw=draw)
 
-    ahead = Ahead(Counting(), 2)  # type: ignore[arg-type]
+    prefetch = Prefetcher(Counting(), 2)  # type: ignore[arg-type]
     for draw in (0, 1, 2, 7, 3, 4):
-        ours, theirs = (one.clips(3, 5, stream="x", draw=draw) for one in (ahead, source))
+        ours, theirs = (one.clips(3, 5, stream="x", draw=draw) for one in (prefetch, source))
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs.keys())  # noqa: SIM118
     assert asked.count(1) == asked.count(2) == 1
-    ahead.clips(3, 5, stream="x", draw=8)  # what is wrong with 9 is not said before its turn
+    prefetch.clips(3, 5, stream="x", draw=8)  # what is wrong with 9 is not said before its turn
     with pytest.raises(ValueError, match="draw 9 is damaged"):
-        ahead.clips(3, 5, stream="x", draw=9)
-    ahead._threads.shutdown(wait=True)
+        prefetch.clips(3, 5, stream="x", draw=9)
+    prefetch._threads.shutdown(wait=True)
     assert {10, 11} <= set(asked), "nobody has asked for them yet"

@@ -14,8 +14,8 @@ def agent(env, name="random", **changes):
     return built.build(env_spec=env.env_spec, seeds=Seeds(3), expert=lambda mode: env.expert_actions())
 
 
-def acted(env, player, step, mode="explore"):
-    action, memory = player.act(env.current(), None, mode, step=step)
+def acted(env, eval_setup, step, mode="explore"):
+    action, memory = eval_setup.act(env.current(), None, mode, step=step)
     assert memory is None
     return action
 
@@ -41,8 +41,8 @@ def test_an_action_is_held_for_as_long_as_configured():
 def test_uniform_actions_fill_the_range_and_rows_differ():
     env = toy(rows=3)
     env.reset()
-    player = agent(env, hold=1, noise=0.0)
-    actions = torch.stack([acted(env, player, step) for step in range(200)])
+    eval_setup = agent(env, hold=1, noise=0.0)
+    actions = torch.stack([acted(env, eval_setup, step) for step in range(200)])
     assert actions.shape == (200, 3, 2) and actions.dtype == torch.float32
     assert actions.abs().max() <= 1 and actions.mean().abs() < 0.1
     assert actions.std() == pytest.approx(3**-0.5, abs=0.05)
@@ -73,13 +73,13 @@ def test_the_scripted_agent_does_what_the_expert_of_the_asked_mode_does():
     assert torch.equal(acted(env, agent(env, "scripted"), 0), env.expert_actions())
     training, scoring = toy(rows=3), toy(rows=3, stream="evaluate")
     training.reset(), scoring.reset()
-    player = config("agent", "scripted").build(
+    eval_setup = config("agent", "scripted").build(
         env_spec=env.env_spec,
         seeds=Seeds(3),
         expert=lambda mode: {"explore": training, "evaluate": scoring}[mode].expert_actions(),
     )
-    assert torch.equal(acted(training, player, 0), training.expert_actions())
-    assert torch.equal(acted(scoring, player, 0, "evaluate"), scoring.expert_actions())
+    assert torch.equal(acted(training, eval_setup, 0), training.expert_actions())
+    assert torch.equal(acted(scoring, eval_setup, 0, "evaluate"), scoring.expert_actions())
 
 
 def test_an_expert_of_another_number_of_rows_is_refused():
@@ -92,10 +92,10 @@ def test_an_expert_of_another_number_of_rows_is_refused():
 def test_baselines_have_no_state_and_refuse_any():
     env = toy(rows=3)
     for name in ("random", "scripted"):
-        player = agent(env, name)
-        player.load_state_dict(player.state_dict())
+        eval_setup = agent(env, name)
+        eval_setup.load_state_dict(eval_setup.state_dict())
         with pytest.raises(ValueError, match="no state to load"):
-            player.load_state_dict({"weight": torch.zeros(1)})
+            eval_setup.load_state_dict({"weight": torch.zeros(1)})
 
 
 @pytest.mark.parametrize(

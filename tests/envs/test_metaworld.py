@@ -119,7 +119,7 @@ def test_the_environment_keeps_its_own_specs():
     for snapshots in (False, True):
         env = metaworld("door-close-v3", rows=2, decisions=3, snapshots=snapshots)
         check_env_specs(env, seed=0)
-        assert env.known["proprio"] == 7 and env.known["state"] == 42
+        assert env.widths["proprio"] == 7 and env.widths["state"] == 42
         env.close()
 
 

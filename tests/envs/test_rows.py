@@ -242,8 +242,8 @@ def test_what_is_known_belongs_to_the_frame_that_it_comes_with():
         assert torch.equal(step["state"].double(), torch.stack([count_E, 10 * count_E], 1))
         assert torch.equal(step["proprio"], step["state"][:, :1])
         assert torch.equal(step["snapshot"][:, 0], count_E) and step["snapshot"].dtype == torch.float64
-    assert env.known == {"proprio": 1, "state": 2, "snapshot": 3}
-    assert recorded([Recorder()]).known == {"proprio": 1, "state": 2}
+    assert env.widths == {"proprio": 1, "state": 2, "snapshot": 3}
+    assert recorded([Recorder()]).widths == {"proprio": 1, "state": 2}
 
 
 def test_a_step_that_was_given_away_does_not_change_any_more():

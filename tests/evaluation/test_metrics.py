@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmodel.evaluation.fvd import Crowd, Moments, frechet
+from worldmodel.evaluation.fvd import FeatureStats, FeatureSums, frechet
 from worldmodel.evaluation.i3d import FEATURES, I3D, Pool, padded
 from worldmodel.evaluation.metrics import mse, psnr, ssim
 
@@ -81,16 +81,18 @@ def test_ssim_refuses_frames_smaller_than_its_window() -> None:
         ssim(frames(0)[..., :10], frames(0)[..., :10])
 
 
-def crowd(rows: Tensor) -> Crowd:
-    moments = Moments()
+def stats(rows: Tensor) -> FeatureStats:
+    moments = FeatureSums()
     for batch in rows.split(7):
         moments.add(batch)
-    return moments.crowd()
+    return moments.stats()
 
 
 def test_frechet_of_two_gaussians_is_the_formula_where_covariances_commute() -> None:
-    one = Crowd(torch.tensor([1.0, 2.0, 0.0]).double(), torch.diag(torch.tensor([4.0, 9.0, 0.0])).double(), 9)
-    other = Crowd(torch.tensor([1.0, 0.0, 0.0]).double(), torch.diag(torch.tensor([1.0, 16.0, 25.0])).double(), 9)
+    one = FeatureStats(torch.tensor([1.0, 2.0, 0.0]).double(), torch.diag(torch.tensor([4.0, 9.0, 0.0])).double(), 9)
+    other = FeatureStats(
+        torch.tensor([1.0, 0.0, 0.0]).double(), torch.diag(torch.tensor([1.0, 16.0, 25.0])).double(), 9
+    )
     assert frechet(one, other) == pytest.approx(4 + (2 - 1) ** 2 + (3 - 4) ** 2 + 5**2)
     assert frechet(other, one) == pytest.approx(frechet(one, other))
 
@@ -101,7 +103,7 @@ def test_frechet_agrees_with_a_direct_root_of_the_product() -> None:
         torch.randn(40, 5, generator=generator),
         torch.randn(60, 5, generator=generator) @ torch.randn(5, 5, generator=generator),
     )
-    one, other = (crowd(part) for part in rows)
+    one, other = (stats(part) for part in rows)
     np.testing.assert_allclose(one.covariance.numpy(), np.cov(rows[0].double().numpy().T, bias=True))
     values = np.linalg.eigvals((one.covariance @ other.covariance).numpy())
     by_hand = float(
@@ -112,13 +114,13 @@ def test_frechet_agrees_with_a_direct_root_of_the_product() -> None:
 
 def test_frechet_of_a_crowd_with_itself_is_nothing_even_with_fewer_rows_than_features() -> None:
     rows = torch.randn(6, 50, generator=torch.Generator().manual_seed(0)).double() * 30
-    assert frechet(crowd(rows), crowd(rows)) == pytest.approx(0, abs=1e-8)
-    assert frechet(crowd(rows), crowd(rows + 1)) == pytest.approx(50, rel=1e-9)
+    assert frechet(stats(rows), stats(rows)) == pytest.approx(0, abs=1e-8)
+    assert frechet(stats(rows), stats(rows + 1)) == pytest.approx(50, rel=1e-9)
 
 
 def test_one_video_has_no_covariance() -> None:
     with pytest.raises(ValueError, match="at least 2 videos"):
-        crowd(torch.ones(1, 4))
+        stats(torch.ones(1, 4))
 
 
 @pytest.mark.parametrize(("size", "kernel", "stride"), [(9, 7, 2), (8, 3, 2), (5, 3, 1), (7, 2, 2), (4, 1, 1)])

@@ -14,7 +14,7 @@ import worldmodel
 from tests.worldmodel.test_ivideogpt import build
 from worldmodel.evaluation.lpips import LPIPS
 from worldmodel.evaluation.metrics import mse, psnr
-from worldmodel.evaluation.predict import Judge, evaluate, goal_clips, told_actions
+from worldmodel.evaluation.predict import Judge, actions_shown, evaluate, goal_clips
 from worldmodel.evaluation.predictors import Dreaming, Generating, Predictor
 from worldmodel.rollout.sampling import SamplingConfig
 from worldmodel.seeds import Seeds
@@ -67,11 +67,11 @@ def clips(frames: int = T, rows: int = C) -> TensorDict:
 
 
 def judged(predictor: Predictor, *, samples: int = S, rows: int = 7, seed: int = 1, **options: Any) -> Any:
-    ways = options.pop("ways", ("model", "zero", "shuffled", "copy", "reconstruction"))
+    methods = options.pop("methods", ("model", "zero", "shuffled", "copy", "reconstruction"))
     metrics = options.pop("judge", Judge(("psnr", "mse")))
     return evaluate(
-        predictor, options.pop("clips", clips()), metrics, ways=ways, samples=samples, rows=rows, seeds=Seeds(seed),
-        **options,
+        predictor, options.pop("clips", clips()), metrics, methods=methods, samples=samples, rows=rows,
+        seeds=Seeds(seed), **options,
     )  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def test_the_best_sample_is_taken_for_each_metric_and_clip_and_then_clips_are_av
 
 def test_a_model_that_obeys_actions_beats_all_that_know_less_and_not_the_true_codes() -> None:
     scores = judged(Gray(noise=2)).scores
-    found = {way: float(value.best("mse", "predicted").mean()) for way, value in scores.items()}
+    found = {method: float(value.best("mse", "predicted").mean()) for method, value in scores.items()}
     assert found["reconstruction"] <= found["model"] < found["zero"]
     assert found["model"] < found["shuffled"]
     assert found["model"] < found["copy"]
@@ -111,7 +111,7 @@ def test_a_model_that_obeys_actions_beats_all_that_know_less_and_not_the_true_co
 
 def test_copy_is_the_last_frame_shown_and_counts_as_seen_through_the_tokenizer_before_it() -> None:
     data = clips()
-    found = judged(Gray(), clips=data, ways=("copy",)).scores["copy"].frames["mse"][:, 0]
+    found = judged(Gray(), clips=data, methods=("copy",)).scores["copy"].frames["mse"][:, 0]
     truth = Gray().truth(data)
     for frame in range(3, 2 + T):
         torch.testing.assert_close(found[:, frame], mse(truth[:, frame], truth[:, 2]))
@@ -120,12 +120,12 @@ def test_copy_is_the_last_frame_shown_and_counts_as_seen_through_the_tokenizer_b
 
 def test_shuffled_actions_are_those_of_another_clip_for_everybody_and_only_behind_what_is_shown() -> None:
     action = clips()["action"]
-    shuffled = told_actions(Gray(), action, "shuffled", Seeds(3))
+    shuffled = actions_shown(Gray(), action, "shuffled", Seeds(3))
     assert torch.equal(shuffled[:, :1], action[:, :1])
     owners = [[bool(torch.equal(row[1:], other[1:])) for other in action].index(True) for row in shuffled]
     assert sorted(owners) == list(range(C))
     assert all(owner != place for place, owner in enumerate(owners))
-    zero = told_actions(Gray(), action, "zero", Seeds(3))
+    zero = actions_shown(Gray(), action, "zero", Seeds(3))
     assert torch.equal(zero[:, :1], action[:, :1])
     assert not zero[:, 1:].any()
 
@@ -138,7 +138,7 @@ def test_results_repeat_and_change_with_the_seed() -> None:
 
 def test_more_samples_than_rows_are_drawn_in_turns() -> None:
     predictor = Gray()
-    found = judged(predictor, samples=8, rows=3, ways=("model",)).scores["model"].frames["mse"]
+    found = judged(predictor, samples=8, rows=3, methods=("model",)).scores["model"].frames["mse"]
     assert found.shape == (C, 8, 2 + T)
     assert {len(action) for action in predictor.asked} == {3, 2}
     assert all(len(row.mean(1).unique()) == 8 for row in found)
@@ -151,14 +151,14 @@ def test_without_sampling_one_future_is_all_there_is() -> None:
         judged(Gray(), samples=2, sampled=False)
 
 
-def test_films_are_of_the_first_clips_and_samples_as_they_came() -> None:
-    films = judged(Gray(), films=4).films
+def test_videos_are_of_the_first_clips_and_samples_as_they_came() -> None:
+    videos = judged(Gray(), videos=4).videos
     truth = Gray().truth(clips())
-    assert len(films) == 4
-    for place, film in enumerate(films):
-        assert torch.equal(film.truth, (truth[place] * 255).round().to(torch.uint8))
-        assert film.ways["model"].shape == (2, 2 + T, 3, SIDE, SIDE)
-        assert film.ways["copy"].shape[0] == 1
+    assert len(videos) == 4
+    for place, video in enumerate(videos):
+        assert torch.equal(video.truth, (truth[place] * 255).round().to(torch.uint8))
+        assert video.methods["model"].shape == (2, 2 + T, 3, SIDE, SIDE)
+        assert video.methods["copy"].shape[0] == 1
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_films_are_of_the_first_clips_and_samples_as_they_came() -> None:
         ({"clips": clips(frames=5)}, r"horizon must be in 1\.\.3"),
         ({"clips": clips(frames=1)}, "horizon must be in"),
         ({"clips": clips(rows=1)}, "at least 2 clips"),
-        ({"ways": ("model", "guess")}, "ways must be some of"),
+        ({"methods": ("model", "guess")}, "methods must be some of"),
         ({"samples": 0}, "n must be >= 1"),
     ],
 )
@@ -197,7 +197,7 @@ def test_lpips_and_fvd_see_what_the_others_see() -> None:
     spec = ModelSpec(image=SIDE, context_frames=2, action_dim=A, max_frames=8, context="sliding", burn_in=1)
     judge = Judge(("lpips", "fvd"), lpips=lpips, i3d=Features())  # type: ignore[arg-type]
     found = judged(Gray(spec, noise=2), clips=clips(frames=8), judge=judge, samples=2).scores
-    values = {way: scores.fvd for way, scores in found.items()}
+    values = {method: scores.fvd for method, scores in found.items()}
     assert values["reconstruction"] is not None
     assert values["copy"] is not None
     assert values["reconstruction"] < values["copy"]
@@ -247,12 +247,12 @@ def test_a_world_model_predicts_as_it_imagines(words: tuple[str, ...]) -> None:
     assert torch.equal(codes, state["wm", "codes"][:, :6])
     assert torch.equal(codes[:, :seen], read["codes"][:, :seen])
     frames = predictor.frames(read, codes)
-    assert frames.shape[1] == predictor.given + 6 - seen == predictor.truth(data).shape[1]
+    assert frames.shape[1] == predictor.num_observed + 6 - seen == predictor.truth(data).shape[1]
     torch.testing.assert_close(frames[:, -1] * 255, model.decode(state).float(), rtol=0, atol=0.51)
     many = {n: evaluate(
-        predictor, data, Judge(("mse",)), ways=("model",), samples=2, rows=n, seeds=Seeds(0)
+        predictor, data, Judge(("mse",)), methods=("model",), samples=2, rows=n, seeds=Seeds(0)
     ).scores["model"].frames["mse"] for n in (4, 5)}  # fmt: skip
-    assert many[4].shape == (3, 2, predictor.given + 6 - seen)
+    assert many[4].shape == (3, 2, predictor.num_observed + 6 - seen)
     torch.testing.assert_close(many[4], many[5])  # the same groups, so the same draws
 
 

@@ -148,7 +148,7 @@ def check_action_reconstruction(golden: Golden) -> None:
         reward_BF=torch.zeros(actions_BFA.shape[:2]),
         reward_mask_BF=torch.zeros(actions_BFA.shape[:2], dtype=torch.bool),
         continue_BF=torch.ones(actions_BFA.shape[:2]),
-        given=0,
+        num_observed=0,
         generator=generator(),
     )
     golden.expect("recon/action_recon_loss", losses["action_recon"] / weight)

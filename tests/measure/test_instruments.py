@@ -69,7 +69,7 @@ def numbered(decisions: int = 11, *, terminated: bool = False) -> Episode:
 
 def spec(**changes: Any) -> ModelSpec:
     given: dict[str, Any] = {"image": IMAGE, "context_frames": 2, "action_dim": 2, "max_frames": 5}
-    return ModelSpec(**{**given, "context": "first_frame", "burn_in": 2, "reads": ("pixels", "proprio"), **changes})
+    return ModelSpec(**{**given, "context": "first_frame", "burn_in": 2, "obs_keys": ("pixels", "proprio"), **changes})
 
 
 # -- windows -----------------------------------------------------------------------------------------------------------
@@ -206,11 +206,11 @@ def test_the_robot_in_a_dream_is_compared_with_the_real_one(tmp_path: Path) -> N
 def test_a_replay_of_a_task_that_told_other_numbers_is_refused(tmp_path: Path) -> None:
     run = assembled(tmp_path / "run")
     played(run)
-    known = run.collector.env.known
-    check_recorded(run.replay.store.stored, known)
-    wanted = rf"holds {known['state']} numbers of state, the task now tells {known['state'] + 3}: continue"
+    widths = run.collector.env.widths
+    check_recorded(run.replay.store.stored, widths)
+    wanted = rf"holds {widths['state']} numbers of state, the task now tells {widths['state'] + 3}: continue"
     with pytest.raises(ValueError, match=wanted):
-        check_recorded(run.replay.store.stored, {**known, "state": known["state"] + 3})
+        check_recorded(run.replay.store.stored, {**widths, "state": widths["state"] + 3})
     run.logger.close()
 
 

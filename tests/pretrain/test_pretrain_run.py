@@ -64,7 +64,7 @@ def test_neither_measuring_nor_drawing_otherwise_changes_what_is_learned(
     folder = tmp_path / "watched"
     assert (
         pretrain(
-            words("both", data, folder, "schedule.evaluate=1", "schedule.log=1", "schedule.save=100", "data.ahead=0")
+            words("both", data, folder, "schedule.evaluate=1", "schedule.log=1", "schedule.save=100", "data.prefetch=0")
         )
         == 0
     )

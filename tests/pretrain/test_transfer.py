@@ -64,7 +64,7 @@ def test_every_mode_has_its_row_and_a_second_call_makes_none_again(
     assert main([*line, "modes=[zero,scratch]"]) == 0
     assert (out / "transfer.json").read_bytes() == before
     (out / "clips.png").unlink()
-    assert main([*laid(*line, "seeds=[2]"), "modes=[full]", "films=1"]) == 0
+    assert main([*laid(*line, "seeds=[2]"), "modes=[full]", "videos=1"]) == 0
     assert not (out / "clips.png").exists(), "the first seed of a mode is drawn, no other"
     capsys.readouterr()
     assert main(laid(*line, "episodes=4")) == 2
@@ -77,7 +77,7 @@ def test_every_mode_has_its_row_and_a_second_call_makes_none_again(
         ("modes=[zero,half]", "modes must be some of zero, tokenizer, transformer, full, scratch (got ['half'])"),
         ("updates=0", "updates must be >= 1"),
         ("clips=1", "clips must be >= 2"),
-        ("films=-1", "films must be >= 0"),
+        ("videos=-1", "videos must be >= 0"),
         ("stage=tokenizer", "stage must train both parts"),
         ("seeds=[]", "seeds must be a list"),
     ],

@@ -32,13 +32,13 @@ def test_an_agent_remembers_the_clips_that_replay_cuts(make_episode: Any, mode: 
         max_frames=9,
         context=mode,
         burn_in=burn_in,
-        reads=("pixels", "proprio"),
+        obs_keys=("pixels", "proprio"),
     )
     episode, memory = make_episode(3, 8), None
     seeing = LatentFilter(Named(spec))  # type: ignore[arg-type]
     lead = spec.context_frames if mode == "sliding" else 0
     for frame in range(9):
-        now = {key: torch.from_numpy(getattr(episode, key)[frame : frame + 1].copy()) for key in spec.reads}
+        now = {key: torch.from_numpy(getattr(episode, key)[frame : frame + 1].copy()) for key in spec.obs_keys}
         memory = seeing.see(TensorDict({**now, "is_init": torch.tensor([[frame == 0]])}, batch_size=[1]), memory)
         first = max(frame + 1 - burn_in, 0)
         if first >= lead:

@@ -160,7 +160,7 @@ def test_the_expected_bytes_bound_what_is_really_taken(tmp_path: Path, make_epis
     store = EpisodeStore(tmp_path, capacity=10_000)
     for number in range(6):
         store.append(make_episode(number, 20))
-    expected = expected_bytes(120, image=5, action_dim=4, known=KNOWN, episode_decisions=20)
+    expected = expected_bytes(120, image=5, action_dim=4, widths=KNOWN, episode_decisions=20)
     assert expected.ram == sum(stored.episode.nbytes for stored in store.stored)
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= expected.disk
 

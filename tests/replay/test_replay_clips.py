@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mbrl.replay.clips import ClipReplay, ReplayConfig
 from worldmodel.seeds import Seeds
-from worldmodel.spec import ModelSpec, Reads
+from worldmodel.spec import ModelSpec, ObsKey
 
 LENGTHS = (3, 9, 1, 6)
 """Decisions of episodes 0 to 3."""
@@ -44,7 +44,7 @@ def build(tmp_path: Path, make_episode):
         context_frames: int = 2,
         seed: int = 1,
         terminated=(1,),
-        reads: tuple[Reads, ...] = ("pixels",),
+        obs_keys: tuple[ObsKey, ...] = ("pixels",),
         **settings,
     ) -> ClipReplay:
         tokenizer = FakeTokenizer()
@@ -68,7 +68,7 @@ def build(tmp_path: Path, make_episode):
                 max_frames=9,
                 context=mode,
                 burn_in=1,  # type: ignore[arg-type]
-                reads=reads,
+                obs_keys=obs_keys,
             ),
             seeds=Seeds(seed),
             tokenize=tokenizer,
@@ -133,13 +133,13 @@ def test_clips_are_contiguous_in_one_episode_and_every_row_is_aligned(build, mod
 
 @pytest.mark.parametrize("codes", [False, True])
 @pytest.mark.parametrize("mode", ["sliding", "first_frame"])
-@pytest.mark.parametrize("reads", [("pixels",), ("pixels", "proprio"), ("state", "snapshot")])
+@pytest.mark.parametrize("obs_keys", [("pixels",), ("pixels", "proprio"), ("state", "snapshot")])
 def test_a_clip_carries_what_the_model_reads_of_its_own_frames_and_nothing_else(
-    build, reads: tuple[Reads, ...], mode: str, codes: bool
+    build, obs_keys: tuple[ObsKey, ...], mode: str, codes: bool
 ) -> None:
-    clip = build(mode, reads=reads).clips(40, 3, stream="fit", draw=1, codes=codes)
-    frames = {False: {"context", "pixels"}, True: {"context_codes", "codes"}}[codes] if "pixels" in reads else set()
-    told = set(reads) - {"pixels"}
+    clip = build(mode, obs_keys=obs_keys).clips(40, 3, stream="fit", draw=1, codes=codes)
+    frames = {False: {"context", "pixels"}, True: {"context_codes", "codes"}}[codes] if "pixels" in obs_keys else set()
+    told = set(obs_keys) - {"pixels"}
     assert set(clip.keys()) == frames | told | {"action", "reward", "reward_mask", "continue"}
     widths = {"proprio": (2, torch.float32), "state": (5, torch.float32), "snapshot": (3, torch.float64)}
     for key in told:
@@ -154,7 +154,7 @@ def test_a_clip_carries_what_the_model_reads_of_its_own_frames_and_nothing_else(
 
 
 def test_a_model_that_never_looks_makes_no_codes(build) -> None:
-    replay = build("first_frame", reads=("state", "snapshot"))
+    replay = build("first_frame", obs_keys=("state", "snapshot"))
     replay.clips(20, 2, stream="fit", draw=0, codes=True)
     assert replay.tokenizer.calls == []
 
@@ -163,8 +163,8 @@ def test_an_episode_without_what_the_model_reads_is_refused(build, make_episode)
     episode = make_episode(9, 4)
     blind = replace(episode, snapshot=episode.snapshot[:, :0], state=episode.state[:, :0])
     with pytest.raises(ValueError, match=r"episode 9 has no state and no snapshot, which the world model reads"):
-        build("first_frame", reads=("state", "snapshot")).append(blind)
-    build("first_frame", seed=2, lengths=(), reads=("pixels", "proprio")).append(blind)
+        build("first_frame", obs_keys=("state", "snapshot")).append(blind)
+    build("first_frame", seed=2, lengths=(), obs_keys=("pixels", "proprio")).append(blind)
 
 
 @pytest.mark.parametrize(("mode", "length", "count"), [("sliding", 3, 5 + 6 - 3), ("first_frame", 3, 2 + 8 + 5)])

@@ -20,14 +20,16 @@ from mbrl.replay.clips import ClipReplay, ReplayConfig
 from mbrl.replay.cut import transitions_of
 from mbrl.replay.episode import Episode
 from worldmodel.seeds import Seeds
-from worldmodel.spec import ModelSpec, Reads
+from worldmodel.spec import ModelSpec, ObsKey
 
 MakeEpisode = Callable[..., Episode]
 Build = Callable[..., ClipReplay]
 
-SPEC = ModelSpec(image=5, context_frames=2, action_dim=4, max_frames=9, context="sliding", burn_in=0, reads=("state",))
+SPEC = ModelSpec(
+    image=5, context_frames=2, action_dim=4, max_frames=9, context="sliding", burn_in=0, obs_keys=("state",)
+)
 """Of a model that sees no pixels: what a transition shows does not depend on it."""
-KEYS: tuple[Reads, ...] = ("pixels", "proprio", "state")
+KEYS: tuple[ObsKey, ...] = ("pixels", "proprio", "state")
 GAMMA = 0.9
 
 
@@ -186,6 +188,6 @@ def test_what_cannot_be_drawn_is_said_in_one_line(build: Build, tmp_path: Path) 
     with pytest.raises(ValueError, match=r"n, n_step and stack must be >= 1 \(got n=1, n_step=1, stack=0\)"):
         replay.transitions(1, **{**how, "stack": 0})
     with pytest.raises(ValueError, match="codes=True needs a world model with a tokenizer"):
-        blind = replay.config.build(folder=tmp_path / "blind", spec=replace(SPEC, reads=("pixels",)), seeds=Seeds(1))
+        blind = replay.config.build(folder=tmp_path / "blind", spec=replace(SPEC, obs_keys=("pixels",)), seeds=Seeds(1))
         blind.append(replay.store.stored[0].episode)
         blind.clips(1, 1, stream="q", draw=0, codes=True)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from worldmodel.microbatch import MicroBatch, normal
 from worldmodel.seeds import Seeds, seeded_globally
-from worldmodel.spec import ContextMode, EnvSpec, ModelSpec, Part, Reads
+from worldmodel.spec import ContextMode, EnvSpec, ModelSpec, ObsKey, Part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class ConvModelConfig:
     width: int
     noise: float
     context: ClassVar[ContextMode] = "first_frame"
-    reads: ClassVar[tuple[Reads, ...]] = ("pixels",)
+    obs_keys: ClassVar[tuple[ObsKey, ...]] = ("pixels",)
     parts: ClassVar[tuple[Part, ...]] = ("dynamics",)
 
     def build(self, *, env_spec: EnvSpec, seeds: Seeds) -> ConvModel:
@@ -67,7 +67,7 @@ class ConvModel(nn.Module):
             max_frames=config.max_frames,
             context=config.context,
             burn_in=config.burn_in,
-            reads=config.reads,
+            obs_keys=config.obs_keys,
             latent={"hidden": width},
             state={
                 ("wm", "frame"): ((1,), torch.int64),

@@ -24,8 +24,8 @@ def collector(folder: Path, *overrides: str, prefill: int, rows: int) -> tuple[C
     plain: Any = OmegaConf.to_container(compose("train", ["experiment=debug", *overrides]))
     configs = Configs.of(plain, trusted=True)
     envs = make_envs(configs.task, configs.protocol, seeds=Seeds(0), stream="env", rows=rows)
-    player = assemble_eval(configs, envs)
-    model = player.model
+    eval_setup = assemble_eval(configs, envs)
+    model = eval_setup.model
     replay = configs.replay.build(
         folder=folder, spec=model.spec, seeds=Seeds(0), tokenize=model.tokenize, version=lambda: 0
     )
@@ -34,12 +34,12 @@ def collector(folder: Path, *overrides: str, prefill: int, rows: int) -> tuple[C
         replay,
         clock=Clock(),
         progress=Progress(),
-        prefiller=player.prefiller,
+        prefiller=eval_setup.prefiller,
         prefill=prefill,
         ready=lambda: True,
-        reads=model.spec.reads,
+        obs_keys=model.spec.obs_keys,
     )
-    return made, player.agent
+    return made, eval_setup.agent
 
 
 def test_the_agent_takes_over_at_the_first_start_of_an_episode_after_the_prefill(tmp_path: Path) -> None:
@@ -96,6 +96,6 @@ def test_replay_and_the_agents_memory_hold_the_action_that_was_executed(tmp_path
 def test_an_agent_is_judged_with_the_memory_of_what_was_executed(tmp_path: Path) -> None:
     made, _ = collector(tmp_path, prefill=1, rows=2)
     loud = Loud()
-    score = Evaluator(made.env, reads=("pixels",)).score(loud, 2)  # type: ignore[arg-type]
+    score = Evaluator(made.env, obs_keys=("pixels",)).score(loud, 2)  # type: ignore[arg-type]
     assert score.first.action.max() == 1.0
     assert loud.remembered["action"].tolist() == [[1.0, 0.25], [-0.5, -1.0]]

@@ -242,8 +242,8 @@ def test_an_imitator_trains_and_says_how_likely_the_demonstrations_are(tmp_path:
 
 def test_the_memory_estimate_counts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = configured(tmp_path / "run", "demos=4")
-    known = {"proprio": 2, "state": 4}
-    free = expected_bytes(300 + 3 * 25, image=32, action_dim=2, known=known, episode_decisions=25).ram
+    widths = {"proprio": 2, "state": 4}
+    free = expected_bytes(300 + 3 * 25, image=32, action_dim=2, widths=widths, episode_decisions=25).ram
     monkeypatch.setattr(mbrl.run.validate, "available_ram", lambda: free)
     with pytest.raises(ValueError, match=r"lower replay.capacity to (27\d)$"):
         Configs.of(plain, trusted=True)

@@ -39,7 +39,7 @@ def world() -> tuple[OracleModel, OracleModel, list[Episode]]:
     agent = RandomConfig(hold=2, noise=0.1).build(env_spec=env.env_spec, seeds=Seeds(0))
     simulator = OracleModelConfig().build(task=task, protocol=TOY, env_spec=env.env_spec)
     contrary = Contrary(task.build(protocol=TOY, rows=1)[0], TOY, env.env_spec)
-    return simulator, contrary, played(agent, env, simulator.spec.reads, 3)
+    return simulator, contrary, played(agent, env, simulator.spec.obs_keys, 3)
 
 
 def test_the_simulator_judges_itself_perfect_and_a_contrary_model_worse_than_nothing(

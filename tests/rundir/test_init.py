@@ -13,7 +13,7 @@ import torch
 import mbrl.run.assemble as assembly
 import mbrl.run.train
 from mbrl.cli.main import main
-from mbrl.cli.train import run, settle
+from mbrl.cli.train import resolve_run, run
 from mbrl.run.run import Run
 from mbrl.rundir.folder import FORMAT, run_info, write_run
 from mbrl.rundir.origin import read_weights
@@ -28,10 +28,12 @@ TOY = ("experiment=toy", "evaluation.rows=1", "compute.rows=1", "compute.threads
 def origins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One world model as a training run, as a published folder and as a pre-training run have it."""
     place = tmp_path_factory.mktemp("origins")
-    settled = settle([*TOY, "seed=9", f"run_dir={place / 'trained'}"])
-    info = run_info(settled.plain, argv=[])
-    write_run(settled.folder, settled.plain, info)
-    state = assembly.assemble(assembly.Configs.of(settled.plain, trusted=True), settled.folder, info=info, stop=Stop())
+    resolved = resolve_run([*TOY, "seed=9", f"run_dir={place / 'trained'}"])
+    info = run_info(resolved.plain, argv=[])
+    write_run(resolved.folder, resolved.plain, info)
+    state = assembly.assemble(
+        assembly.Configs.of(resolved.plain, trusted=True), resolved.folder, info=info, stop=Stop()
+    )
     with state.logger:
         state.clock.env_steps = 500
         state.save()
@@ -123,13 +125,15 @@ def test_sizes_come_with_the_weights_unless_they_are_typed(
         assert capsys.readouterr().out.count("as in init=") == 1
         assert "transformer.hidden=" in (tmp_path / kind / "console.log").read_text()
     words = [*world, "worldmodel.heads.reward=scalar", f"init={origins['trained']}", f"run_dir={tmp_path / 'no'}"]
-    assert settle(words).plain["worldmodel"]["heads"]["bins"] == 101, "of the preset: the weights' head is not wanted"
+    assert resolve_run(words).plain["worldmodel"]["heads"]["bins"] == 101, (
+        "of the preset: the weights' head is not wanted"
+    )
     with pytest.raises(ValueError, match="hidden_size"):  # what was typed stays
         run([*world, "transformer=tiny", f"init={origins['published']}", f"run_dir={tmp_path / 'typed'}"])
 
 
 def test_a_run_in_the_perfect_model_has_no_weights_to_begin_from(tmp_path: Path) -> None:
-    perfect = settle([*TOY[1:], "experiment=[toy,oracle]", f"run_dir={tmp_path / 'oracle'}"])
+    perfect = resolve_run([*TOY[1:], "experiment=[toy,oracle]", f"run_dir={tmp_path / 'oracle'}"])
     write_run(perfect.folder, perfect.plain, {})
     (perfect.folder / "checkpoints" / "step-000000001").mkdir(parents=True)
     with pytest.raises(ValueError, match="has no weights to start from: its world model is oracle"):

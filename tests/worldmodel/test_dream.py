@@ -16,7 +16,7 @@ from tests.envs.worlds import toy
 from tests.worldmodel.test_ivideogpt import SIDE, SLIDING, A, B, build, clip, close, cut
 from tests.worldmodel.test_oracle import clip_of, model_of
 from worldmodel.dream.env import state_spec
-from worldmodel.dream.imagine import Dream, given
+from worldmodel.dream.imagine import Dream, fixed_actions
 from worldmodel.rollout.kv_cache import KVCache
 from worldmodel.seeds import Seeds
 
@@ -128,7 +128,7 @@ def test_a_policy_sees_exactly_the_keys_that_were_asked_for(dream: Dream) -> Non
 
 
 def test_most_likely_frames_draw_nothing(dream: Dream) -> None:
-    root, policy = dream.encode(start(dream)), given(actions(3))
+    root, policy = dream.encode(start(dream)), fixed_actions(actions(3))
     one, two = (dream.rollout(policy, root, 0, 3, stream="x", draw=draw, sample=False) for draw in (0, 1))
     assert torch.equal(one.path["next", "latent"], two.path["next", "latent"]) and one.memory == 3
     state = root
@@ -195,14 +195,14 @@ def test_64_forks_cost_one_tokenization_and_one_prefill_and_are_64_starts(
     assert counted == {"encoded": 1, "decoded": 0, "positions": prefilled}
     forks = dream.fork(root, copies)
     assert counted == {"encoded": 1, "decoded": 0, "positions": prefilled}
-    found = dream.rollout(given(plans), forks, 0, horizon, stream="x", draw=0, sample=False)
+    found = dream.rollout(fixed_actions(plans), forks, 0, horizon, stream="x", draw=0, sample=False)
     assert counted["positions"] == prefilled + copies * horizon * layout.stride and counted["encoded"] == 1
-    again = dream.rollout(given(plans), forks, 0, horizon, stream="x", draw=1, sample=False)
+    again = dream.rollout(fixed_actions(plans), forks, 0, horizon, stream="x", draw=1, sample=False)
     assert counted["positions"] == prefilled + 2 * copies * horizon * layout.stride, "a rewind to the forks"
     assert torch.equal(again.path["next", "latent"], found.path["next", "latent"])
     for row in range(copies):
         alone = dream.rollout(
-            given(plans[row : row + 1]), dream.encode(start(dream, rows=1)), 0, horizon, stream="x", draw=0,
+            fixed_actions(plans[row : row + 1]), dream.encode(start(dream, rows=1)), 0, horizon, stream="x", draw=0,
             sample=False,
         )  # fmt: skip
         close(alone.state, found.state[row : row + 1])
@@ -220,7 +220,7 @@ def test_forks_of_what_is_not_held_cost_one_prefill(dream: Dream, counted: dict[
 
 
 def test_a_start_s_context_is_decoded_once_however_often_one_looks(dream: Dream, counted: dict[str, int]) -> None:
-    root, policy = dream.encode(start(dream)), given(actions(3))
+    root, policy = dream.encode(start(dream)), fixed_actions(actions(3))
     found = dream.rollout(policy, root, 0, 3, stream="x", draw=0, keys=("pixels",))
     dream.rollout(policy, root, 0, 3, stream="x", draw=1, keys=("pixels",))
     assert counted["decoded"] == B
@@ -264,5 +264,5 @@ def test_in_inference_mode_nothing_is_found_again_by_versions_that_are_not_there
 def test_what_is_imagined_from_a_state_leaves_the_state_alone(dream: Dream) -> None:
     root = dream.encode(start(dream))
     before = root.clone()
-    dream.rollout(given(actions(3)), root, 0, 3, stream="x", draw=0)
+    dream.rollout(fixed_actions(actions(3)), root, 0, 3, stream="x", draw=0)
     assert bool((before == root).all())

@@ -126,7 +126,7 @@ def test_an_agent_reads_decimetres_from_the_first_start() -> None:
     model._simulator.reset(0)
     origin = torch.from_numpy(model._simulator.state())
     assert latent[0].tolist() == pytest.approx((10 * (clip["state"][0, 0] - origin)).tolist())
-    assert model.spec.reads == ("state", "snapshot") and model.spec.latent_dim == 4
+    assert model.spec.obs_keys == ("state", "snapshot") and model.spec.latent_dim == 4
 
 
 def test_there_is_nothing_to_fit() -> None:

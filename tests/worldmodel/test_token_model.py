@@ -47,16 +47,16 @@ def codes(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
 def clip(**changes: Tensor) -> dict:
     _, _, actions = codes()
-    given = {
+    arguments = {
         "actions_BFA": actions,
         "features_BFE": None,
         "reward_BF": torch.linspace(-3, 5, ROWS * FRAMES).view(ROWS, FRAMES),
         "reward_mask_BF": torch.ones(ROWS, FRAMES, dtype=torch.bool),
         "continue_BF": torch.ones(ROWS, FRAMES),
-        "given": 0,
+        "num_observed": 0,
         "generator": torch.Generator().manual_seed(0),
     }
-    return {**given, **changes}
+    return {**arguments, **changes}
 
 
 def test_the_string_has_codes_offsets_and_separators_in_their_places():
@@ -77,12 +77,12 @@ def test_codes_that_do_not_fit_the_layout_are_refused():
         layout_ids(context, future[..., :2], LAYOUT)
 
 
-@pytest.mark.parametrize("given", [0, 1, 3])
-def test_labels_start_behind_the_separator_of_the_first_frame_to_predict(given):
+@pytest.mark.parametrize("num_observed", [0, 1, 3])
+def test_labels_start_behind_the_separator_of_the_first_frame_to_predict(num_observed):
     context, future, _ = codes()
     ids = layout_ids(context, future, LAYOUT)
-    labels = layout_labels(ids, LAYOUT, given=given)
-    first = LAYOUT.sdf_position(given) + 1
+    labels = layout_labels(ids, LAYOUT, num_observed=num_observed)
+    first = LAYOUT.sdf_position(num_observed) + 1
     assert (labels[:, :first] == IGNORED).all()
     assert torch.equal(labels[:, first:], ids[:, first:])
 
@@ -90,7 +90,7 @@ def test_labels_start_behind_the_separator_of_the_first_frame_to_predict(given):
 def test_code_loss_is_the_cross_entropy_of_the_supervised_next_ids():
     model, (context, future, actions) = make(), codes()
     ids = layout_ids(context, future, LAYOUT)
-    labels = layout_labels(ids, LAYOUT, given=1)
+    labels = layout_labels(ids, LAYOUT, num_observed=1)
     hidden = model.hidden_states(ids, actions)
     wanted = F.cross_entropy(model.llm.logits(hidden)[:, :-1].transpose(1, 2), labels[:, 1:], ignore_index=IGNORED)
     torch.testing.assert_close(model.code_loss(hidden, labels), wanted)

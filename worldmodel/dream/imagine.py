@@ -37,7 +37,7 @@ class Dream:
         return self.model.encode(clip)
 
     def observe(self, state: TensorDict, action_BA: Tensor, step: TensorDict) -> TensorDict:
-        """The state after a real step [B], which has what `spec.reads`."""
+        """The state after a real step [B], which has `spec.obs_keys`."""
         return self.model.observe(state, action_BA, step)
 
     def step(self, state: TensorDict, action_BA: Tensor, generator: Source | None = None) -> TensorDict:
@@ -108,7 +108,7 @@ def own_rows(generator: torch.Generator | None, processes: Processes | None, row
     return RowNoise(generator=generator, first=processes.rank * rows, rows=processes.world * rows)
 
 
-def given(action_BHA: Tensor) -> Policy:
+def fixed_actions(action_BHA: Tensor) -> Policy:
     """The policy that takes these actions whatever it sees; its memory is the step index, 0 at first."""
 
     def policy(td: TensorDict, step: int) -> tuple[Tensor, int]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Crowd:
+class FeatureStats:
     """Mean [D] and population covariance [D, D] of features, and how many there were."""
 
     mean: Tensor
@@ -20,7 +20,7 @@ class Crowd:
     count: int
 
 
-class Moments:
+class FeatureSums:
     """Features that come batch by batch."""
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Moments:
         """Takes more rows."""
         self.batches.append(features_ND.detach().double().cpu())
 
-    def crowd(self) -> Crowd:
+    def stats(self) -> FeatureStats:
         """Raises: ValueError for fewer than two rows or numbers that are none."""
         features_ND = torch.cat(self.batches) if self.batches else torch.empty(0, 1)
         if len(features_ND) < 2 or not features_ND.isfinite().all():
@@ -39,10 +39,10 @@ class Moments:
             )
         mean_D = features_ND.mean(0)
         centred_ND = features_ND - mean_D
-        return Crowd(mean_D, centred_ND.T @ centred_ND / len(features_ND), len(features_ND))
+        return FeatureStats(mean_D, centred_ND.T @ centred_ND / len(features_ND), len(features_ND))
 
 
-def frechet(one: Crowd, other: Crowd) -> float:
+def frechet(one: FeatureStats, other: FeatureStats) -> float:
     """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)).
 
     The trace of (S1 S2)^(1/2) is the sum of the singular values of S1^(1/2) S2^(1/2): nothing of it is complex or loses

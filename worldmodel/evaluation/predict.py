@@ -16,14 +16,14 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from worldmodel.evaluation.fvd import Crowd, Moments, frechet
+from worldmodel.evaluation.fvd import FeatureStats, FeatureSums, frechet
 from worldmodel.evaluation.i3d import I3D, LEAST_FRAMES
 from worldmodel.evaluation.lpips import LPIPS
 from worldmodel.evaluation.metrics import BETTER, mse, psnr, ssim
 from worldmodel.evaluation.predictors import Predictor
 from worldmodel.seeds import Seeds
 
-Way = Literal["model", "zero", "shuffled", "copy", "reconstruction"]
+Method = Literal["model", "zero", "shuffled", "copy", "reconstruction"]
 """How the future comes about: predicted; with actions of zero; with those of another clip; the last frame given, again
 and again; the true future seen through the tokenizer, which no prediction of codes can beat by much."""
 Scope = Literal["all", "predicted"]
@@ -80,12 +80,12 @@ class Scores:
     """
 
     frames: dict[str, Tensor]
-    given: int
+    num_observed: int
     fvd: float | None = None
 
     def per_sample(self, metric: str, scope: Scope) -> Tensor:
         """Mean over the frames of `scope`, [C, S]."""
-        return self.frames[metric][:, :, 0 if scope == "all" else self.given :].mean(2)
+        return self.frames[metric][:, :, 0 if scope == "all" else self.num_observed :].mean(2)
 
     def best(self, metric: str, scope: Scope) -> Tensor:
         """The best sample of each clip, [C]; another metric may choose another sample (published)."""
@@ -109,11 +109,11 @@ class Scores:
 
 
 @dataclass(kw_only=True)
-class Film:
+class ClipSample:
     """One clip to look at, u8 [G + H, 3, S, S] each."""
 
     truth: Tensor
-    ways: dict[str, Tensor] = field(default_factory=dict)
+    methods: dict[str, Tensor] = field(default_factory=dict)
     """Samples [up to 2, G + H, 3, S, S] of each way."""
 
 
@@ -121,20 +121,22 @@ class Film:
 class Evaluation:
     """Numbers by way, and the first clips to look at."""
 
-    scores: dict[Way, Scores]
-    films: list[Film]
+    scores: dict[Method, Scores]
+    videos: list[ClipSample]
 
 
 @dataclass(kw_only=True)
-class _Way:
+class _MethodScores:
     """What has come together of one way."""
 
     frames: dict[str, list[Tensor]] = field(default_factory=dict)
-    moments: Moments = field(default_factory=Moments)
+    moments: FeatureSums = field(default_factory=FeatureSums)
 
-    def scores(self, given: int, real: Crowd | None) -> Scores:
-        fvd = None if real is None else frechet(real, self.moments.crowd())
-        return Scores(frames={name: torch.stack(each) for name, each in self.frames.items()}, given=given, fvd=fvd)
+    def scores(self, num_observed: int, real: FeatureStats | None) -> Scores:
+        fvd = None if real is None else frechet(real, self.moments.stats())
+        return Scores(
+            frames={name: torch.stack(each) for name, each in self.frames.items()}, num_observed=num_observed, fvd=fvd
+        )
 
 
 @torch.no_grad()
@@ -143,13 +145,13 @@ def evaluate(
     clips: TensorDict,
     judge: Judge,
     *,
-    ways: Sequence[Way],
+    methods: Sequence[Method],
     samples: int,
     rows: int,
     seeds: Seeds,
     sampled: bool = True,
-    films: int = 0,
-    told: Callable[[int, int], None] = lambda done, of: None,
+    videos: int = 0,
+    on_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Evaluation:
     """Predicts every clip in every way and judges it.
 
@@ -160,34 +162,36 @@ def evaluate(
         samples: futures of each clip.
         rows: futures that are predicted at once; like the seed it is part of what makes a result repeatable.
         sampled: False takes the most likely codes (one future is all there is then).
-        films: how many clips are kept to be drawn.
+        videos: how many clips are kept to be drawn.
         told: called with the clips done and all of them.
     Raises: ValueError where the clips cannot be predicted so.
     """
-    check(predictor, clips, judge, ways=ways, samples=samples, sampled=sampled)
-    actions = {way: told_actions(predictor, clips["action"], way, seeds) for way in ways}
-    real, found = Moments(), {way: _Way() for way in ways}
-    kept: list[Film] = []
+    check(predictor, clips, judge, methods=methods, samples=samples, sampled=sampled)
+    actions = {method: actions_shown(predictor, clips["action"], method, seeds) for method in methods}
+    real, found = FeatureSums(), {method: _MethodScores() for method in methods}
+    kept: list[ClipSample] = []
     for first in range(0, len(clips), max(1, rows // samples)):
         group = clips[first : first + max(1, rows // samples)]
         truth, read = predictor.truth(group), predictor.read(group)
         _add(real, judge.features(truth))
-        kept += [Film(truth=_bytes(clip)) for clip in truth[: max(0, films - len(kept))]]
-        for way in ways:
-            action = actions[way][first : first + len(group)].to(predictor.device)
+        kept += [ClipSample(truth=_bytes(clip)) for clip in truth[: max(0, videos - len(kept))]]
+        for method in methods:
+            action = actions[method][first : first + len(group)].to(predictor.device)
             made = versions(
-                predictor, read, action, truth, way=way, samples=samples, rows=rows, seeds=seeds, first=first,
+                predictor, read, action, truth, method=method, samples=samples, rows=rows, seeds=seeds, first=first,
                 sampled=sampled,
             )  # fmt: skip
             for place, frames_SFCHW in enumerate(made):
                 for name, values in judge.scores(truth[place], frames_SFCHW).items():
-                    found[way].frames.setdefault(name, []).append(values)
-                _add(found[way].moments, judge.features(frames_SFCHW))
+                    found[method].frames.setdefault(name, []).append(values)
+                _add(found[method].moments, judge.features(frames_SFCHW))
                 if first + place < len(kept):
-                    kept[first + place].ways[way] = _bytes(frames_SFCHW[:DRAWN])
-        told(first + len(group), len(clips))
-    crowd = None if judge.i3d is None else real.crowd()
-    return Evaluation(scores={way: held.scores(predictor.given, crowd) for way, held in found.items()}, films=kept)
+                    kept[first + place].methods[method] = _bytes(frames_SFCHW[:DRAWN])
+        on_progress(first + len(group), len(clips))
+    stats = None if judge.i3d is None else real.stats()
+    return Evaluation(
+        scores={method: held.scores(predictor.num_observed, stats) for method, held in found.items()}, videos=kept
+    )
 
 
 def _horizon(predictor: Predictor, clips: TensorDict) -> int:
@@ -195,7 +199,7 @@ def _horizon(predictor: Predictor, clips: TensorDict) -> int:
 
 
 def check(
-    predictor: Predictor, clips: TensorDict, judge: Judge, *, ways: Sequence[Way], samples: int, sampled: bool
+    predictor: Predictor, clips: TensorDict, judge: Judge, *, methods: Sequence[Method], samples: int, sampled: bool
 ) -> None:
     """Whether `evaluate` can do this. Raises: ValueError with one line."""
     spec, frames = predictor.spec, clips["pixels"].shape[1]
@@ -207,22 +211,22 @@ def check(
         raise ValueError(f"n must be >= 1, and 1 where the most likely codes are taken (got {samples})")
     if clips["action"].shape[2] != spec.action_dim:
         raise ValueError(f"actions must have {spec.action_dim} numbers for this model (got {clips['action'].shape[2]})")
-    if unknown := [way for way in ways if way not in get_args(Way)]:
-        raise ValueError(f"ways must be some of {', '.join(get_args(Way))} (got {unknown[0]})")
-    if not spec.action_dim and (told := {"zero", "shuffled"} & set(ways)):
-        raise ValueError(f"the model knows no actions, so there is no way {sorted(told)[0]}; leave it out")
-    if "shuffled" in ways and len(clips) < 2:
+    if unknown := [method for method in methods if method not in get_args(Method)]:
+        raise ValueError(f"methods must be some of {', '.join(get_args(Method))} (got {unknown[0]})")
+    if not spec.action_dim and (needs_actions := {"zero", "shuffled"} & set(methods)):
+        raise ValueError(f"the model knows no actions, so there is no method {sorted(needs_actions)[0]}; leave it out")
+    if "shuffled" in methods and len(clips) < 2:
         raise ValueError(f"shuffled actions need at least 2 clips (got {len(clips)})")
-    if judge.i3d is not None and (len(clips) < 2 or predictor.given + _horizon(predictor, clips) < LEAST_FRAMES):
+    if judge.i3d is not None and (len(clips) < 2 or predictor.num_observed + _horizon(predictor, clips) < LEAST_FRAMES):
         raise ValueError(f"fvd needs at least 2 clips of {LEAST_FRAMES} frames, those that are shown included")
 
 
-def told_actions(predictor: Predictor, action_CTA: Tensor, way: Way, seeds: Seeds) -> Tensor:
+def actions_shown(predictor: Predictor, action_CTA: Tensor, method: Method, seeds: Seeds) -> Tensor:
     """The actions that the model is told, f32 [C, T, A]; those into frames that it is shown are the true ones."""
-    if way not in ("zero", "shuffled"):
+    if method not in ("zero", "shuffled"):
         return action_CTA
     other_CTA = torch.zeros_like(action_CTA)
-    if way == "shuffled":  # one ring through all clips in random order: nobody keeps their own
+    if method == "shuffled":  # one ring through all clips in random order: nobody keeps their own
         ring_C = torch.randperm(len(action_CTA), generator=seeds.torch("predict/shuffle"))
         other_CTA[ring_C] = action_CTA[ring_C.roll(1)]
     shown = predictor.spec.burn_in
@@ -235,7 +239,7 @@ def versions(
     action_CTA: Tensor,
     truth_CFCHW: Tensor,
     *,
-    way: Way,
+    method: Method,
     samples: int,
     rows: int,
     seeds: Seeds,
@@ -243,10 +247,10 @@ def versions(
     sampled: bool,
 ) -> Iterator[Tensor]:
     """For each clip of a group its versions of one way, f32 [S, G + H, 3, h, w] in [0, 1]."""
-    if way in ("copy", "reconstruction"):
+    if method in ("copy", "reconstruction"):
         seen = predictor.frames(read, read["codes"])
-        if way == "copy":  # what is shown is seen through the tokenizer, as in a prediction
-            shown = predictor.given
+        if method == "copy":  # what is shown is seen through the tokenizer, as in a prediction
+            shown = predictor.num_observed
             last = truth_CFCHW[:, shown - 1, None].expand_as(seen[:, shown:])
             seen = torch.cat([seen[:, :shown], last], 1)
         yield from seen[:, None]
@@ -261,7 +265,7 @@ def versions(
     yield from torch.cat(parts, 1)
 
 
-def _add(moments: Moments, features: Tensor | None) -> None:
+def _add(moments: FeatureSums, features: Tensor | None) -> None:
     if features is not None:
         moments.add(features)
 

@@ -12,7 +12,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from worldmodel.dream.imagine import Dream, given
+from worldmodel.dream.imagine import Dream, fixed_actions
 from worldmodel.rollout.sampling import SamplingConfig
 from worldmodel.seeds import Seeds
 from worldmodel.sequence import codes_of_ids, layout_ids
@@ -40,7 +40,7 @@ class Predictor(ABC):
         return next(self.tokenizer.parameters()).device
 
     @property
-    def given(self) -> int:
+    def num_observed(self) -> int:
         """Frames G at the head of a clip that the model is shown."""
         return self.spec.burn_in + self._context
 
@@ -91,7 +91,7 @@ class Dreaming(Predictor):
         observed, frames = self.spec.burn_in, action_BTA.shape[1]
         shown = {key: read[key][:, :observed] for key in read.keys() if key != "context_codes"}  # noqa: SIM118
         start = TensorDict({**shown, "context_codes": read["context_codes"]}, batch_size=read.batch_size)
-        dream, policy = Dream(self.model, seeds=seeds or Seeds(0)), given(action_BTA[:, observed:])
+        dream, policy = Dream(self.model, seeds=seeds or Seeds(0)), fixed_actions(action_BTA[:, observed:])
         made = dream.rollout(
             policy, dream.encode(start), 0, frames - observed, stream=STREAM, draw=draw, sample=seeds is not None
         )

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from worldmodel.losses.parts import AuxiliaryHeads, LossConfig, choose_frames, pixel_l1
 from worldmodel.microbatch import MicroBatch
-from worldmodel.seeds import moved
+from worldmodel.seeds import generator_on
 from worldmodel.tokenizer.compressive import CompressiveTokenizer
 from worldmodel.tokenizer.outputs import TokenizerOutput
 from worldmodel.twohot import symlog
@@ -62,9 +62,9 @@ class TokenizerObjective:
         cfg, device = self.config, clip["pixels"].device
         spans = self.auxiliary is not None
         chosen_F = choose_frames(clip["pixels"].shape[1], cfg.future_frames, keep_ends=spans, generator=generator)
-        drawn = moved(generator, device)
+        drawn = generator_on(generator, device)
         noise = micro.noise(drawn)
-        context, future = unit(clip["context"]), unit(clip["pixels"][:, chosen_F])
+        context, future = to_float01(clip["context"]), to_float01(clip["pixels"][:, chosen_F])
         out = self.tokenizer(context, future, quantize=step >= cfg.quantize_start, generator=noise)
         losses = self._reconstruction(out, context, future, micro)
         losses["commit"] = cfg.commitment_coef * (out.commit_context + out.commit_future)
@@ -120,13 +120,13 @@ class TokenizerObjective:
         return {f"tokenizer/{name}": value.detach() for name, value in terms.items()}
 
 
-def unit(frames: Tensor) -> Tensor:
+def to_float01(frames: Tensor) -> Tensor:
     """uint8 frames -> float32 in [0, 1]."""
     return frames.float() / 255
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def eval_mode(module: nn.Module) -> Iterator[None]:
     """`module` in eval mode inside, as it was afterwards."""
     training = module.training
     module.eval()

@@ -66,20 +66,20 @@ def dimensions(shapes: Mapping[str, Shape]) -> dict[str, int | str]:
         context, future = (shapes[f"{book}.embedding.weight"][0] if f"{book}.embedding.weight" in shapes else 0
                            for book in ("quantize", "dynamics_quantize"))  # fmt: skip
         keys = "cond_decoder.cross_att_blocks.0.kv_pos_emb"
-        told: dict[str, int | str] = {"context frames": shapes[keys][0] // shapes[keys.replace("kv_", "q_")][0]}
+        found: dict[str, int | str] = {"context frames": shapes[keys][0] // shapes[keys.replace("kv_", "q_")][0]}
         if context:
-            told |= {"codes": f"{context} + {future}", "vocabulary": context + future + 2}
-        return told
+            found |= {"codes": f"{context} + {future}", "vocabulary": context + future + 2}
+        return found
     if not is_transformer(shapes):
         return {"network": "neither a tokenizer nor a transformer"}
     plain = {name.removeprefix(LLM): shape for name, shape in shapes.items()}
     layers = {name.split(".")[2] for name in plain if name.startswith("model.layers.")}
-    told = {"layers": len(layers)}
+    found = {"layers": len(layers)}
     if "lm_head.weight" in plain:
-        told |= dict(zip(("vocabulary", "hidden_size"), plain["lm_head.weight"], strict=True))
+        found |= dict(zip(("vocabulary", "hidden_size"), plain["lm_head.weight"], strict=True))
     if "lm_head.basis" in plain:
-        told |= dict(zip(("features of an id", "hidden_size"), plain["lm_head.basis"], strict=True))
+        found |= dict(zip(("features of an id", "hidden_size"), plain["lm_head.basis"], strict=True))
     heads = [name.split(".")[0] for name in plain if not name.startswith(("model.", "lm_head", "action_linear"))]
-    told["actions"] = plain["action_linear.weight"][1] if "action_linear.weight" in plain else "none (action-free)"
-    told["heads"] = ", ".join(dict.fromkeys(heads)) or "none"
-    return told
+    found["actions"] = plain["action_linear.weight"][1] if "action_linear.weight" in plain else "none (action-free)"
+    found["heads"] = ", ".join(dict.fromkeys(heads)) or "none"
+    return found

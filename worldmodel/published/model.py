@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.layout import TokenLayout
-from worldmodel.losses.tokenizer import evaluating
+from worldmodel.losses.tokenizer import eval_mode
 from worldmodel.rollout.engine import TokenEngine
 from worldmodel.rollout.sampling import SamplingConfig
 from worldmodel.sequence import codes_of_ids, layout_labels, string_of_ids
@@ -105,7 +105,7 @@ class VideoGPT(nn.Module):
         """
         if frames.is_floating_point():  # frames in bytes are refused below
             frames = frames.float()
-        with evaluating(self.tokenizer):
+        with eval_mode(self.tokenizer):
             return self.tokenizer.tokenize_ids(frames.to(self.device), self._checked(context))[0]
 
     @torch.no_grad()
@@ -114,7 +114,7 @@ class VideoGPT(nn.Module):
 
         Raises: ValueError on a length that no clip has, another t, or context ids that are not context codes.
         """
-        with evaluating(self.tokenizer):
+        with eval_mode(self.tokenizer):
             return self.tokenizer.detokenize(ids.to(self.device), self._checked(context))
 
     def labels(self, ids: Tensor) -> Tensor:
@@ -205,7 +205,7 @@ class VideoGPT(nn.Module):
         """
         frames = self._unstacked(obs_u8, horizon)
         rule = self._rule(sampling, generator)
-        with evaluating(self.tokenizer):
+        with eval_mode(self.tokenizer):
             codes, _ = self.tokenizer.tokenize(frames[:, -self.context :], torch.zeros_like(frames[:, :1]))
             decoded = self.tokenizer.decode_context(codes)
             engine = self._prefilled(codes.flatten(1), horizon, rule)
@@ -220,9 +220,9 @@ class VideoGPT(nn.Module):
                 seen = self.tokenizer.decode_future(decoded, known[:, None])[:, 0].clamp(0, 1)
                 obs.append(torch.cat([obs[-1][:, RGB:], seen], 1))
         actions = [torch.zeros_like(actions[0]), *actions]
-        told = torch.stack(rewards, 1)
-        told = symexp(told) if symlog else told
-        return Rollout(torch.stack(obs, 1).float(), torch.stack(actions, 1).float(), told.float())
+        reward_BF = torch.stack(rewards, 1)
+        reward_BF = symexp(reward_BF) if symlog else reward_BF
+        return Rollout(torch.stack(obs, 1).float(), torch.stack(actions, 1).float(), reward_BF.float())
 
     def _unstacked(self, obs_u8: Tensor, horizon: int) -> Tensor:
         """Checked; float [B, k, 3, H, W] in [0, 1]."""

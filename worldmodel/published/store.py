@@ -71,11 +71,11 @@ def adopt(
     fitting: dict[str, Tensor] = {}
     said: list[str] = []
     if "tokenizer" in parts:
-        rows, fitting, told = _tokenizer(model, tokenizer, auxiliary or {})
-        said += told
+        rows, fitting, more_said = _tokenizer(model, tokenizer, auxiliary or {})
+        said += more_said
     if "dynamics" in parts:
-        more, tensors, told = _dynamics(model, transformer)
-        rows, fitting, said = rows + more, fitting | tensors, said + told
+        more, tensors, more_said = _dynamics(model, transformer)
+        rows, fitting, said = rows + more, fitting | tensors, said + more_said
     if rows:
         source = transformer.source if "tokenizer" not in parts else tokenizer.source
         raise Mismatch(source if len(parts) == 1 else Path(source).parent.parent, rows)

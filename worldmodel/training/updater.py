@@ -122,18 +122,18 @@ class UpdaterConfig:
 class PartLosses(nn.Module):
     """One part's losses as a module's forward: what DDP and FSDP2 wrap. Other parts are not in it."""
 
-    model: WorldModel
+    _whole: WorldModel
 
     def __init__(self, model: WorldModel, part: Part) -> None:
         super().__init__()
-        self.__dict__["model"] = model  # not a submodule
-        self.name: Part = part
+        self.__dict__["_whole"] = model  # not a submodule
+        self._part: Part = part
         for child in dict.fromkeys(name.partition(".")[0] for name in model.parameters_of(part)):
             setattr(self, child, getattr(model, child))
 
     def forward(self, clip: TensorDict, step: int, generator: torch.Generator, micro: MicroBatch) -> dict[str, Tensor]:
         """`WorldModel.losses`."""
-        return self.model.losses(clip, self.name, step=step, generator=generator, micro=micro)
+        return self._whole.losses(clip, self._part, step=step, generator=generator, micro=micro)
 
 
 class Updater:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.ivideogpt import IVideoGPT
-from worldmodel.losses.tokenizer import evaluating
+from worldmodel.losses.tokenizer import eval_mode
 from worldmodel.optim import copy_to_dtensor, whole
 from worldmodel.processes import Processes, Sharding
 
@@ -34,7 +34,7 @@ class WholeModel:
                 self._twin.load_state_dict(weights)
                 self._twin.updated("dynamics")
                 model = self._twin
-        with evaluating(model):
+        with eval_mode(model):
             yield model
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -259,10 +259,10 @@ class TokenModel(nn.Module):
         reward_BF: Tensor,
         reward_mask_BF: Tensor,
         continue_BF: Tensor,
-        given: int,
+        num_observed: int,
         generator: torch.Generator,
         read_BFK: Tensor | None = None,
-        push_BFQ: Tensor | None = None,
+        acceleration_BFQ: Tensor | None = None,
         burn_in: int = 0,
     ) -> dict[str, Tensor]:
         """Scalar losses of a training clip, as many as there are heads: codes, reward, continue, proprio, action_recon.
@@ -270,7 +270,7 @@ class TokenModel(nn.Module):
         Args:
             codes_BFK: what is to be predicted.
             read_BFK: what the model reads instead, a disturbed form of `codes_BFK`.
-            push_BFQ: [B, F, Q] target of `push`; not supervised in the `burn_in` frames, which no dream predicts.
+            acceleration_BFQ: [B, F, Q] target of `acceleration`; without the `burn_in` frames, which no dream predicts.
             reward_BF: [B, F] reward received on arriving in frame j, environment units; finite.
             reward_mask_BF: bool [B, F], where it is known; the reward loss is the mean over these.
             continue_BF: float [B, F], 0 where the episode terminated in frame j.
@@ -281,20 +281,22 @@ class TokenModel(nn.Module):
         ids_BN = targets_BN if read_BFK is None else layout_ids(context_codes_BtN, read_BFK, self.layout)
         hidden_BND = self.hidden_states(ids_BN, actions_BFA, generator=generator)
         hidden_BFD = self.frame_hidden(hidden_BND)
-        labels_BN = layout_labels(targets_BN, self.layout, given=given)
-        losses = {"codes": self.code_loss(hidden_BND, labels_BN, first=self.layout.sdf_position(given))}
+        labels_BN = layout_labels(targets_BN, self.layout, num_observed=num_observed)
+        losses = {"codes": self.code_loss(hidden_BND, labels_BN, first=self.layout.sdf_position(num_observed))}
         if self.heads.reward != "none":
             each_BF = self.reward_loss(hidden_BFD, reward_BF, features_BFE) * reward_mask_BF
             losses["reward"] = each_BF.sum() / reward_mask_BF.sum().clamp(min=1)
         if self.has_continue:
             losses["continue"] = self.continue_loss(hidden_BFD, continue_BF).mean()
-        if push_BFQ is not None and actions_BFA is not None:
-            losses["proprio"] = (self.push(hidden_BFD, actions_BFA) - push_BFQ)[:, burn_in:].square().mean()
+        if acceleration_BFQ is not None and actions_BFA is not None:
+            losses["proprio"] = (
+                (self.acceleration(hidden_BFD, actions_BFA) - acceleration_BFQ)[:, burn_in:].square().mean()
+            )
         if self.heads.action_recon and actions_BFA is not None:
             losses["action_recon"] = self.heads.action_recon * self.action_recon_loss(hidden_BND, actions_BFA)
         return losses
 
-    def push(self, hidden: Tensor, action: Tensor) -> Tensor:
+    def acceleration(self, hidden: Tensor, action: Tensor) -> Tensor:
         """What a decision adds to the proprioception's last change [..., Q], times `worldmodel.proprio.CHANGE_GAIN`.
 
         It is read from the hidden state and, without the detour, from the action with what is known behind it.

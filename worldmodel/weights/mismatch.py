@@ -35,9 +35,9 @@ class Mismatch(ValueError):
 
     def __init__(self, source: object, rows: Collection[Row]) -> None:
         causes = list(dict.fromkeys(row.cause for row in rows))
-        told = "; ".join(causes[:2]) + (f"; and {len(causes) - 2} more" if len(causes) > 2 else "")
+        text = "; ".join(causes[:2]) + (f"; and {len(causes) - 2} more" if len(causes) > 2 else "")
         self.headline = (
-            f"{len(rows)} {'entry' if len(rows) == 1 else 'entries'} of {source} do not fit the model: {told}"
+            f"{len(rows)} {'entry' if len(rows) == 1 else 'entries'} of {source} do not fit the model: {text}"
         )
         self.table = _table(rows)
         super().__init__(f"{self.headline}\n{self.table}")

@@ -52,9 +52,9 @@ def trajectory(file: Any, *, camera: int) -> Clip:
     if "policy" not in file or "actions" not in file["policy"]:
         return Clip(frames=frames)
     actions = np.asarray(file["policy"]["actions"])
-    told = dict(file["metadata"].attrs) if "metadata" in file else {}
+    metadata = dict(file["metadata"].attrs) if "metadata" in file else {}
     state = np.asarray(file["env"]["state"]) if "state" in file["env"] else None
-    return Clip(frames=frames, action=rows_of(five(actions, state, told), len(frames), what="policy/actions"))
+    return Clip(frames=frames, action=rows_of(five(actions, state, metadata), len(frames), what="policy/actions"))
 
 
 def video(group: Any) -> NDArray[np.uint8]:
@@ -69,7 +69,7 @@ def video(group: Any) -> NDArray[np.uint8]:
     return collected(pictures, what="frames")
 
 
-def five(actions: NDArray, state: NDArray | None, told: Mapping[str, Any]) -> NDArray:
+def five(actions: NDArray, state: NDArray | None, metadata: Mapping[str, Any]) -> NDArray:
     """Actions of 5 numbers (spec 10.6): wider ones are cut, narrower ones filled with zeros.
 
     With a gripper that closed by itself (`autograsp`) 4 numbers get a fifth: the upper or lower bound of the gripper,
@@ -79,11 +79,11 @@ def five(actions: NDArray, state: NDArray | None, told: Mapping[str, Any]) -> ND
         raise Unreadable(f"policy/actions must be [L, A] (got {list(actions.shape)})")
     rows, width = actions.shape
     if width == WIDTH - 1:
-        if "autograsp" not in str(told.get("primitives", "")):
+        if "autograsp" not in str(metadata.get("primitives", "")):
             raise Unreadable("actions have 4 numbers and no autograsp says what the gripper did")
-        if state is None or len(state) < rows + 1 or not {"low_bound", "high_bound"} <= told.keys():
+        if state is None or len(state) < rows + 1 or not {"low_bound", "high_bound"} <= metadata.keys():
             raise Unreadable("autograsp needs env/state and the bounds of the gripper, which are missing")
-        low, high = (float(np.asarray(told[name]).reshape(-1)[-1]) for name in ("low_bound", "high_bound"))
+        low, high = (float(np.asarray(metadata[name]).reshape(-1)[-1]) for name in ("low_bound", "high_bound"))
         gripper = np.where(state[1 : rows + 1, -1] > (low + high) / 2, high, low)
         return np.concatenate([actions, gripper[:, None]], axis=1)
     filled = np.zeros((rows, max(0, WIDTH - width)))

@@ -52,7 +52,7 @@ class Outcome:
     damaged: list[tuple[str, str]]
 
 
-def convert(items: Items, job: Job, *, told: Callable[[int], None] = lambda done: None) -> Outcome:
+def convert(items: Items, job: Job, *, on_progress: Callable[[int], None] = lambda done: None) -> Outcome:
     """Reads all items and writes those that are not there yet.
 
     Args:
@@ -85,7 +85,7 @@ def convert(items: Items, job: Job, *, told: Callable[[int], None] = lambda done
             done += 1
         except Unreadable as error:
             damaged.append((item.name, str(error)))
-        told(number + 1)
+        on_progress(number + 1)
     if damaged and not job.skip:
         raise DamagedSet(
             f"{len(damaged)} of {done + len(damaged)} items cannot be converted: mend them, or damaged=skip goes on "

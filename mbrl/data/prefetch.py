@@ -10,17 +10,17 @@ from mbrl.data.mixture import Part
 from mbrl.data.source import ClipSource
 
 
-class Ahead:
+class Prefetcher:
     """A source whose next draws are under way. Draws are functions of their number, so nothing else changes.
 
     Args:
         source: what is drawn from.
-        ahead: draws that are made beside the one that was asked for, each in a thread of its own; at least 1.
+        prefetch: draws that are made beside the one that was asked for, each in a thread of its own; at least 1.
     """
 
-    def __init__(self, source: ClipSource, ahead: int) -> None:
-        self._source, self._ahead = source, ahead
-        self._threads = ThreadPoolExecutor(ahead, thread_name_prefix="clips")
+    def __init__(self, source: ClipSource, prefetch: int) -> None:
+        self._source, self._prefetch = source, prefetch
+        self._threads = ThreadPoolExecutor(prefetch, thread_name_prefix="clips")
         self._coming: dict[tuple[int, int, str, int], Future[TensorDict]] = {}
 
     @property
@@ -30,7 +30,7 @@ class Ahead:
 
     def clips(self, n: int, length: int, *, stream: str, draw: int) -> TensorDict:
         """`ClipSource.clips`; errors of a draw are raised when it is asked for."""
-        wanted = {(n, length, stream, number): number for number in range(draw, draw + 1 + self._ahead)}
+        wanted = {(n, length, stream, number): number for number in range(draw, draw + 1 + self._prefetch)}
         for key in self._coming.keys() - wanted.keys():  # of before a jump
             self._coming.pop(key).cancel()
         for key, number in wanted.items():
