@@ -21,15 +21,13 @@ from agents.distributions import BoundedNormal, LearnedStdConfig, ScheduledStdCo
 from agents.exploration import Exploration
 from agents.memory import LatentFilter, without_last
 from agents.nets import Actor, Critic
-from agents.parts import joined, split
+from agents.parts import Counts, joined, split
 from agents.returns import DemoBatch, ImaginedBatch, PercentileNormConfig, StdNormConfig, lambda_returns
 from worldmodel.optim import OptimConfig, Optimizer, to_host
 from worldmodel.processes import Processes, alone
 from worldmodel.seeds import Seeds
 from worldmodel.spec import EnvSpec, ModelSpec
 from worldmodel.twohot import TwoHot
-
-PATIENCE = 10  # updates in a row that may fail to be finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +112,11 @@ class DreamerConfig:
             if not right:
                 raise ValueError(f"{name} must be {text} (got {getattr(self, name)})")
 
+    @property
+    def imitates(self) -> bool:
+        """Whether demonstrations are needed."""
+        return self.bc_coef > 0
+
     def build(
         self,
         *,
@@ -187,8 +190,8 @@ class Dreamer:
         self.normaliser = config.normaliser.build()
         self.actor_optim = config.actor_optim.build(dict(self.actor.named_parameters()))
         self.critic_optim = config.critic_optim.build(dict(self.critic.named_parameters()))
-        self._explored = 0  # the newest `step` of explore mode: dreams explore as much as the real world does
-        self._failed = 0  # updates in a row that were not finite
+        # explored: the newest `step` of explore mode, as dreams explore as much as the real world does
+        self._counts = Counts(explored=0, failed=0)
 
     def to(self, device: torch.device | str) -> Dreamer:
         """Moves weights and moments; inputs are brought there, actions are given back where the pixels were."""
@@ -208,7 +211,7 @@ class Dreamer:
         if mode == "evaluate":
             action_EA = policy.mode.to(memory["action"].device)
             return action_EA, memory.update({"action": action_EA})
-        self._explored = step
+        self._counts["explored"] = step
         drawn = self._exploration.draw(td, before, step)
         noisy_EA = policy.sample(drawn["noise"].to(self._device)).to(drawn["noise"].device)
         action_EA = torch.where(drawn["greedy"], policy.mode.to(noisy_EA.device), noisy_EA)
@@ -221,19 +224,15 @@ class Dreamer:
         Raises: FloatingPointError after 10 of them in a row.
         """
         begun = time.perf_counter()
-        self._explored = self._processes.all_reduce_max(self._explored)  # one of them acts
+        self._counts["explored"] = self._processes.all_reduce_max(self._counts["explored"])  # one of them acts
         try:
             imagined = self._imagined(replay, update)
             imagined_at = time.perf_counter()
             scalars = self._fit(imagined, self._demo_batch(replay, update) if self._bc_coef else None)
         except FloatingPointError as fault:
-            self._failed += 1
-            if self._failed >= PATIENCE:
-                raise FloatingPointError(
-                    f"{PATIENCE} agent updates in a row were not finite, the last is number {update}: {fault}"
-                ) from fault
+            self._counts.failure(True, f"number {update}: {fault}")
             return {"agent/skipped": 1.0}
-        self._failed = 0
+        self._counts.failure(False, update)
         there = {name: value.float() for name, value in scalars.items() if isinstance(value, Tensor)}
         scalars |= zip(there, to_host(self._processes.mean(torch.stack(list(there.values())))), strict=True)
         metrics = {f"agent/{name}": value for name, value in scalars.items()}
@@ -246,7 +245,7 @@ class Dreamer:
         return self._policy(generator, alone())
 
     def _policy(self, generator: torch.Generator, processes: Processes) -> Policy:
-        std = self._std_at(self._explored)
+        std = self._std_at(self._counts["explored"])
 
         def policy(td: TensorDict, memory: Memory) -> tuple[Tensor, Memory]:
             latent_BD, rows = td["latent"], len(td) * processes.world  # drawn for all rows, whoever has which
@@ -307,7 +306,7 @@ class Dreamer:
         scalars: dict[str, Tensor | float] = dict(imagined.metrics)
         for epoch in range(self._epochs):
             with self._processes.together():
-                policy = self.actor(imagined.latent, self._std_at(self._explored))
+                policy = self.actor(imagined.latent, self._std_at(self._counts["explored"]))
                 log_prob_BH = policy.log_prob(imagined.action)
                 if old_log_prob_BH is None:
                     old_log_prob_BH = log_prob_BH.detach()
@@ -316,7 +315,7 @@ class Dreamer:
                 gain_BH = gain_BH + self._entropy_coef * entropy_BH - self._logit_reg * policy.pre_tanh_sq
                 actor_loss = -(imagined.weight * gain_BH).mean()
                 if demos is not None:
-                    expert = self.actor(demos.latent, self._std_at(self._explored)).log_prob(demos.action)
+                    expert = self.actor(demos.latent, self._std_at(self._counts["explored"])).log_prob(demos.action)
                     actor_loss = actor_loss - self._bc_coef * expert.mean()
                 critic_loss = self._critic_loss(imagined)
             actor_norm = self._step(self.actor_optim, actor_loss)
@@ -377,7 +376,7 @@ class Dreamer:
             "actor_optim": self.actor_optim.state_dict(),
             "critic_optim": self.critic_optim.state_dict(),
             "normaliser": self.normaliser.state_dict(),
-            "count": {"explored": torch.tensor(self._explored), "failed": torch.tensor(self._failed)},
+            "count": self._counts.state_dict(),
         }
         return parts | ({"target_critic": self.target_critic.state_dict()} if self.target_critic else {})
 
@@ -391,6 +390,6 @@ class Dreamer:
         Raises: ValueError if a name is missing, unknown or has another shape; nothing is changed then.
         """
         given = split(state, self._parts())
-        for part in given.keys() - {"count"}:
-            getattr(self, part).load_state_dict(given[part])
-        self._explored, self._failed = (int(given["count"][name]) for name in ("explored", "failed"))
+        self._counts.load_state_dict(given.pop("count"))
+        for part, held in given.items():
+            getattr(self, part).load_state_dict(held)

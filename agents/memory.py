@@ -117,3 +117,31 @@ def without_last(clip: TensorDict) -> TensorDict:
     context = ("context", "context_codes")
     kept = {key: value if key in context else value[:, :-1] for key, value in clip.items()}
     return TensorDict(kept, batch_size=clip.batch_size, device=clip.device)
+
+
+class FrameStack:
+    """What a pixel agent carries between steps: the newest frames, oldest first; an episode's first is repeated."""
+
+    def __init__(self, frames: int) -> None:
+        self.frames = frames
+
+    def see(self, td: TensorDict, memory: Memory) -> TensorDict:
+        """The memory [E] (`frames` u8 [3*S, H, W]) after the step `td` [E]; None or `is_init`: an episode begins.
+
+        In a dream, where no episode begins, `td` has no `is_init`.
+        """
+        newest_ECHW = td["pixels"]
+        frames_ECHW = newest_ECHW.repeat(1, self.frames, 1, 1)
+        if memory is not None:
+            pushed_ECHW = torch.cat([memory["frames"], newest_ECHW], 1)[:, 3:]
+            fresh_E = td.get("is_init", torch.zeros(len(td), 1, dtype=torch.bool, device=td.device)).reshape(-1)
+            frames_ECHW = torch.where(fresh_E[:, None, None, None], frames_ECHW, pushed_ECHW)
+        return TensorDict({"frames": frames_ECHW}, batch_size=td.batch_size)
+
+    def before(self, frames_BFCHW: Tensor) -> TensorDict:
+        """The memory [B] before the last of these F successive frames, u8 [B, F, 3, H, W], is seen."""
+        memory = None
+        for frame_BCHW in frames_BFCHW[:, :-1].unbind(1):
+            memory = self.see(TensorDict({"pixels": frame_BCHW}, batch_size=[len(frame_BCHW)]), memory)
+        first = TensorDict({"pixels": frames_BFCHW[:, 0]}, batch_size=[len(frames_BFCHW)])
+        return self.see(first, None) if memory is None else memory

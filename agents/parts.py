@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
+PATIENCE = 10
+"""Updates in a row that may fail to be finite."""
 Parts = Mapping[str, Mapping[str, Tensor]]
 
 
@@ -52,3 +55,28 @@ def split(state: Mapping[str, Tensor], parts: Parts) -> dict[str, dict[str, Tens
             shapes = f"{tuple(tensor.shape)} (got {tuple(state[name].shape)})"
             raise ValueError(f"agent state {name} must be {shapes}; was it saved under other sizes?")
     return {part: {name: state[f"{part}.{name}"] for name in held} for part, held in parts.items()}
+
+
+class Counts(dict[str, int]):
+    """Whole numbers that are part of an agent's state.
+
+    >>> Counts(decisions=3).state_dict()
+    {'decisions': tensor(3)}
+    """
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """An i64 [] for each."""
+        return {name: torch.tensor(value) for name, value in self.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Inverse of `state_dict`."""
+        self.update({name: int(state[name]) for name in self})
+
+    def failure(self, failed: bool, what: object) -> None:
+        """Counts under `failed` how many updates in a row were not finite, the last of which is `what`.
+
+        Raises: FloatingPointError if they are too many.
+        """
+        self["failed"] = self["failed"] + 1 if failed else 0
+        if self["failed"] >= PATIENCE:
+            raise FloatingPointError(f"{PATIENCE} agent updates in a row were not finite, the last is {what}")

@@ -55,9 +55,10 @@ def check_recorded(stored: Iterable[Stored], widths: Mapping[str, int]) -> None:
 
 def imitations(groups: Mapping[str, Any], demos: int) -> Iterator[str]:
     """Whom the agent imitates is there."""
-    bc_coef = getattr(groups["agent"], "bc_coef", 0)
-    if bc_coef and not demos:
-        yield f"agent.bc_coef={bc_coef} needs demonstrations; set demos=5, or agent.bc_coef=0"
+    agent = groups["agent"]
+    if getattr(agent, "imitates", False) and not demos:
+        without = f"; or set agent.bc_coef=0 (got {agent.bc_coef})" if hasattr(agent, "bc_coef") else ""
+        yield f"agent ({type(agent).__name__}) needs demonstrations to imitate: set demos=5{without}"
 
 
 def worlds(groups: Mapping[str, Any], demos: int) -> Iterator[str]:

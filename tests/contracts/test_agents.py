@@ -23,7 +23,7 @@ from worldmodel.seeds import Seeds
 
 OWN = Path(__file__).parents[1] / "residents" / "configs"
 AGENTS = sorted(path.stem for folder in (packaged_configs(), OWN) for path in (folder / "agent").glob("*.yaml"))
-SMALL = {"batch_size": 4, "horizon": 5, "layers": 1, "units": 16}
+SMALL = {"batch_size": 4, "horizon": 5, "layers": 1, "units": 16, "channels": 4}
 """The most that these fields of a YAML keep, wherever in it they stand."""
 DECISIONS = 100
 
@@ -39,7 +39,7 @@ class Rig:
     """An agent, its training environments and a replay with a few episodes; the model reads proprioception too."""
 
     def __init__(self, folder: Path, agent: str) -> None:
-        words = ["experiment=debug", "evaluation.rows=2", "worldmodel.proprio=true", f"agent={agent}"]
+        words = ["experiment=debug", "evaluation.rows=2", "worldmodel.proprio=true", "demos=1", f"agent={agent}"]
         plain: Any = OmegaConf.to_container(compose("train", words, OWN))
         plain["agent"] = shrunk(plain["agent"])
         self.configs = Configs.of(plain, trusted=True)
@@ -47,7 +47,12 @@ class Rig:
         self.eval_setup = self.played()
         self.model = self.eval_setup.model
         self.replay = self.configs.replay.build(
-            folder=folder, spec=self.model.spec, seeds=Seeds(0), tokenize=self.model.tokenize, version=lambda: 0
+            folder=folder,
+            spec=self.model.spec,
+            seeds=Seeds(0),
+            tokenize=self.model.tokenize,
+            version=lambda: 0,
+            demos=1,
         )
         collector = Collector(
             self.envs,

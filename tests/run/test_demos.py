@@ -262,7 +262,7 @@ def test_the_memory_estimate_counts_them(tmp_path: Path, monkeypatch: pytest.Mon
         ("demo=5", "unknown key demo (in demo=5); did you mean demos?"),
         ("demos=100000000", "demos=100000000 needs"),
         ("agent.bc_coef=-1", "agent.bc_coef must be >= 0 (got -1.0)"),
-        ("agent.bc_coef=1", "agent.bc_coef=1.0 needs demonstrations; set demos=5, or agent.bc_coef=0"),
+        ("agent.bc_coef=1", "needs demonstrations to imitate: set demos=5; or set agent.bc_coef=0 (got 1.0)"),
     ],
 )
 def test_a_bad_number_is_one_line_before_anything_starts(
