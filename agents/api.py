@@ -101,6 +101,14 @@ class Dream(Protocol):
         """The newest frame, u8 [B, 3, H, W]."""
         ...
 
+    def codes_of(self, state: TensorDict) -> tuple[Tensor, Tensor]:
+        """Of a model with codes (`spec.codes`): those of the context i64 [B, t*N] and of all frames i64 [B, F, K]."""
+        ...
+
+    def detokenize(self, context_BN: Tensor, codes_BFK: Tensor) -> Tensor:
+        """The same back: what codes show, u8 [B, F, 3, H, W]."""
+        ...
+
     def rollout(
         self,
         policy: Callable[[TensorDict, Any], tuple[Tensor, Any]],

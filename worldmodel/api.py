@@ -102,6 +102,14 @@ class Tokenizing(Protocol):
         """uint8 frames -> (context codes i64 [B, t*N], codes i64 [B, T, K])."""
         ...
 
+    def detokenize(self, context_BN: Tensor, codes_BFK: Tensor) -> Tensor:
+        """What codes show: uint8 frames [B, F, 3, H, W]."""
+        ...
+
+    def codes_of(self, state: TensorDict) -> tuple[Tensor, Tensor]:
+        """What a dream state knows: context codes i64 [B, t*N], and codes i64 [B, F, K] of all its frames."""
+        ...
+
     def code_features(self, context_BN: Tensor, codes_BFK: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors of the context's codes f32 [B, C] and of each frame's f32 [B, F, E]."""
         ...

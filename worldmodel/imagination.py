@@ -107,6 +107,17 @@ class Imagination(nn.Module):
         return context_codes_BtN.flatten(1), codes_BFK
 
     @torch.no_grad()
+    def detokenize(self, context_BN: Tensor, codes_BFK: Tensor) -> Tensor:
+        """Codes of a context [B, t*N] and of frames behind it [B, F, K] -> uint8 frames [B, F, 3, H, W]."""
+        with eval_mode(self.tokenizer):
+            context = self.tokenizer.decode_context(self._per_frame(context_BN.to(self.device)))
+            return _bytes(self.tokenizer.decode_future(context, codes_BFK.to(self.device).long()))
+
+    def codes_of(self, state: TensorDict) -> tuple[Tensor, Tensor]:
+        """See `worldmodel.api.Tokenizing.codes_of`."""
+        return state["wm", "context"].long(), state["wm", "codes"][:, : self.depth(state)].long()
+
+    @torch.no_grad()
     def encode(self, clip: TensorDict) -> TensorDict:
         """A clip of at least `spec.burn_in` frames (pixels or codes) -> the dream state after its last frame."""
         clip = clip.to(self.device)
@@ -179,7 +190,7 @@ class Imagination(nn.Module):
             newest_BCHW = context.recon[:, -1]
             if frame:
                 newest_BCHW = self.tokenizer.decode_future(context, wm["codes"][:, frame - 1 : frame].long())[:, 0]
-        return (newest_BCHW.clamp(0, 1) * 255).round().to(torch.uint8)
+        return _bytes(newest_BCHW)
 
     def _decoded_context(self, context_BN: Tensor) -> DecodedContext:
         context = self._drawn(context_BN)
@@ -304,3 +315,8 @@ class Imagination(nn.Module):
         state["reward"] = self._reward(newest.hidden_BD, read_BE)
         state["continue"] = self.tokens.continues(newest.hidden_BD)[:, None]
         return state
+
+
+def _bytes(frames: Tensor) -> Tensor:
+    """Frames in [0, 1] as uint8."""
+    return (frames.clamp(0, 1) * 255).round().to(torch.uint8)

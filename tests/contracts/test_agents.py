@@ -23,7 +23,7 @@ from worldmodel.seeds import Seeds
 
 OWN = Path(__file__).parents[1] / "residents" / "configs"
 AGENTS = sorted(path.stem for folder in (packaged_configs(), OWN) for path in (folder / "agent").glob("*.yaml"))
-SMALL = {"batch_size": 4, "horizon": 5, "layers": 1, "units": 16, "channels": 4}
+SMALL = {"batch_size": 4, "horizon": 5, "layers": 1, "units": 16, "channels": 4, "rollouts": 4, "initial": 2}
 """The most that these fields of a YAML keep, wherever in it they stand."""
 DECISIONS = 100
 

@@ -12,7 +12,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from worldmodel.api import WorldModel
+from worldmodel.api import Tokenizing, WorldModel
 from worldmodel.microbatch import RowNoise, Source
 from worldmodel.processes import Processes
 from worldmodel.seeds import Seeds
@@ -51,6 +51,21 @@ class Dream:
     def decode(self, state: TensorDict) -> Tensor:
         """The newest frame, u8 [B, 3, H, W]."""
         return self.model.decode(state)
+
+    def codes_of(self, state: TensorDict) -> tuple[Tensor, Tensor]:
+        """Codes of the context and of all frames that the state knows (`worldmodel.api.Tokenizing.codes_of`)."""
+        return self._tokenizing.codes_of(state)
+
+    def detokenize(self, context_BN: Tensor, codes_BFK: Tensor) -> Tensor:
+        """Codes -> frames u8 [B, F, 3, H, W] (`worldmodel.api.Tokenizing.detokenize`)."""
+        return self._tokenizing.detokenize(context_BN, codes_BFK)
+
+    @property
+    def _tokenizing(self) -> Tokenizing:
+        """Raises: TypeError for a model without codes (`spec.codes`)."""
+        if not isinstance(self.model, Tokenizing):
+            raise TypeError(f"{type(self.model).__name__} has no codes")
+        return self.model
 
     @torch.no_grad()
     def rollout(

@@ -95,7 +95,7 @@ class Dreaming(Predictor):
         made = dream.rollout(
             policy, dream.encode(start), 0, frames - observed, stream=STREAM, draw=draw, sample=seeds is not None
         )
-        return made.state["wm", "codes"][:, :frames].long()
+        return self.model.codes_of(made.state)[1]
 
 
 class Generating(Predictor):
