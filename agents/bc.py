@@ -16,9 +16,9 @@ from torch.nn import functional
 
 from agents.api import Memory, Metrics, Mode, Replay
 from agents.distributions import check_finite
-from agents.drqv2 import Actor, Encoder, PixelNetsConfig, initialise
 from agents.memory import FrameStack
 from agents.parts import Counts, Stateful, load, state_of
+from agents.pixel_nets import Actor, Encoder, PixelNetsConfig, initialise
 from worldmodel.augment import moved
 from worldmodel.optim import OptimConfig
 from worldmodel.seeds import Seeds, seeded_globally

@@ -47,8 +47,10 @@ WORLDMODEL_RANKS = (
     ("",),  # worldmodel/__init__.py
 )
 STRANGERS = {frozenset(("tokenizer", other)) for other in ("transformer", "rollout", "dream", "training")}
-AGENTS_GROUND = ("api", "nets", "distributions", "returns", "memory", "exploration", "parts")
-AGENTS_MAY_SEE = tuple(f"worldmodel.{name}" for name in ("spec", "seeds", "optim", "processes", "twohot"))
+AGENTS_GROUND = (
+    *("api", "nets", "pixel_nets", "distributions", "returns", "memory", "exploration", "parts", "imagined"),
+)
+AGENTS_MAY_SEE = tuple(f"worldmodel.{name}" for name in ("spec", "seeds", "optim", "processes", "twohot", "augment"))
 # other files of mbrl/: 0
 MBRL_RANKS = {
     **{"envs": 1, "replay": 1, "io": 1, "oracle": 2, "rundir": 2, "data": 3, "measure": 3},
