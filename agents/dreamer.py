@@ -149,11 +149,7 @@ class Dreamer:
             raise ValueError(
                 f"the model has {spec.action_dim} action dimensions, the environment {env_spec.action_dim}"
             )
-        if spec.burn_in + config.horizon > spec.max_frames:
-            raise ValueError(
-                f"horizon must be <= {spec.max_frames - spec.burn_in}, the frames that fit behind the model's context "
-                f"and its {spec.burn_in} observed ones (got {config.horizon}); lower agent.horizon"
-            )
+        spec.require_horizon(config.horizon)
         self._dream, self._seeds, self._processes = dream, seeds, processes
         self._codes = spec.codes is not None
         self._filter = LatentFilter(dream)

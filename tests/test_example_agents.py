@@ -13,9 +13,7 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
-from torch import Tensor
 
-from mbrl.cli.main import main
 from mbrl.io.checkpoint import read_newest
 from mbrl.replay.cut import transitions_of
 from tests.children import moments, run_child
@@ -24,7 +22,6 @@ from tests.run.test_resume import assert_same_run
 from tests.worldmodel.test_ivideogpt import build
 from worldmodel.dream.imagine import Dream
 from worldmodel.optim import OptimConfig
-from worldmodel.rollout.kv_cache import KVCache
 from worldmodel.seeds import Seeds
 from worldmodel.spec import EnvSpec, ModelSpec, Rollout
 
@@ -39,9 +36,7 @@ SHORT = [
     "evaluation.rows=2",
     "protocol.decisions=13",
 ]
-FEW = ["agent.horizon=3", "agent.candidates=6", "agent.elites=2", "agent.iterations=2"]
 RUNS = {
-    "cem": ["agent=cem", *FEW],
     # the cadences of what is not there may lie anywhere
     "td3": ["agent=td3", "worldmodel=none", "agent.batch_size=8", "schedule.prefill=120", "schedule.learn.start=120"],
     "sac": ["agent=sac_in_the_dream", "agent.batch_size=6", "agent.horizon=4"],
@@ -67,59 +62,7 @@ def test_it_is_trained_killed_gone_on_with_and_scored(words: list[str], tmp_path
     assert run_child(["eval", f"run={whole}", "episodes=2", OWN]) == 0
     assert len(json.loads((whole / "evaluation.json").read_text())["final"]["returns"]) == 2
     state = read_newest(whole / "checkpoints").states["agent"]
-    assert bool(state) is (words[0] != "agent=cem")
-    assert not any(name.startswith("nets.") and tensor.isnan().any() for name, tensor in state.items())
-
-
-def test_a_planner_without_a_world_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["train", "experiment=debug", "agent=cem", "worldmodel=none", f"run_dir={tmp_path / 'run'}", OWN]
-    assert main(words) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "agent needs a world model to dream in (got CEMConfig with worldmodel=none)" in line
-
-
-def test_the_planner_beats_chance_in_the_world_itself(tmp_path: Path, train: Train) -> None:
-    folder = tmp_path / "run"
-    words = ["worldmodel=oracle", "agent=cem", "agent.horizon=5", "agent.candidates=16", "agent.elites=4"]
-    words += ["agent.iterations=2", "schedule.prefill=100", "schedule.total=150", "evaluation.episodes=4"]
-    assert train(folder, *words, "evaluation.rows=4", "schedule.evaluate.every=0", OWN) == 0
-    result = json.loads((folder / "result.json").read_text())
-    chance, planned = (result[who]["returns"] for who in ("random", "final"))
-    assert min(planned) > max(chance) and sum(planned) > 1.5 * sum(chance)
-
-
-def test_a_decision_reads_the_world_once_however_many_plans_it_tries(
-    example: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dream, counts = Dream(build(), seeds=Seeds(1)), {"encoded": 0, "positions": 0}
-    encode, extend = dream.model.tokenizer.encode_context, KVCache.extend
-
-    def encoding(context: Tensor) -> Any:
-        counts["encoded"] += len(context)
-        return encode(context)
-
-    def reading(cache: KVCache, layer: int, k_BHTC: Tensor, v_BHTC: Tensor) -> Any:
-        counts["positions"] += (layer == 0) * len(k_BHTC) * k_BHTC.shape[2]
-        return extend(cache, layer, k_BHTC, v_BHTC)
-
-    monkeypatch.setattr(dream.model.tokenizer, "encode_context", encoding)
-    monkeypatch.setattr(KVCache, "extend", reading)
-    size = {"horizon": 3, "candidates": 8, "elites": 2, "iterations": 2}
-    cem = (
-        example("cem")
-        .CEMConfig(**size, std=1.0, gamma=0.9)
-        .build(env_spec=SimpleNamespace(discrete=False), dream=dream, seeds=Seeds(2), device="cpu")
-    )
-    side, memory, layout = dream.spec.image, None, dream.model.layout
-    for step in range(3):
-        pixels = torch.randint(256, (1, 3, side, side), dtype=torch.uint8)
-        td = TensorDict({"pixels": pixels, "is_init": torch.tensor([[step == 0]])}, batch_size=[1])
-        before = dict(counts)
-        action_EA, memory = cem.act(td, memory, "evaluate", step=step)
-        assert counts["encoded"] - before["encoded"] == 1
-        prefill, imagined = layout.length(int(memory["filled"][0])), 2 * 8 * 3 * layout.stride
-        assert counts["positions"] - before["positions"] == prefill + imagined
-        assert action_EA.shape == (1, dream.spec.action_dim) and torch.equal(action_EA, memory["plan"][:, 0])
+    assert state and not any(name.startswith("nets.") and tensor.isnan().any() for name, tensor in state.items())
 
 
 class CountingDown:
@@ -143,31 +86,6 @@ class CountingDown:
             after = {"latent": state["latent"], "reward": reward, "continue": torch.full_like(reward, float(step > 0))}
             steps.append(TensorDict({**state, "action": action, "next": after}, batch_size=state.batch_size))
         return Rollout(torch.stack(steps, 1), state, memory)
-
-
-def seen(first: bool, rows: int, side: int) -> TensorDict:
-    pixels = torch.zeros(rows, 3, side, side, dtype=torch.uint8)
-    return TensorDict({"pixels": pixels, "is_init": torch.full((rows, 1), first)}, batch_size=[rows])
-
-
-def test_the_planner_finds_the_best_action_does_not_count_behind_an_end_and_starts_warm(
-    example: Callable[[str], Any],
-) -> None:
-    config = example("cem").CEMConfig(horizon=2, candidates=64, elites=8, iterations=5, std=1.0, gamma=0.9)
-    cem = config.build(env_spec=SimpleNamespace(discrete=False), dream=CountingDown(), seeds=Seeds(0), device="cpu")
-    td = seen(True, 3, CountingDown.spec.image)
-    action_EA, memory = cem.act(td, None, "evaluate", step=0)
-    torch.testing.assert_close(action_EA[:, 0], torch.full((3,), 0.5), atol=0.02, rtol=0)
-    means = []
-    refined = cem.refined
-    cem.refined = lambda mean, *rest: means.append(mean.clone()) or refined(mean, *rest)
-    td["is_init"][:] = torch.tensor([[True], [False], [False]])
-    _, after = cem.act(td, memory, "evaluate", step=1)
-    warm = {int(rows): mean for mean, rows in zip(torch.cat(means), torch.tensor([0, 1, 2]), strict=True)}
-    assert not warm[0].any(), "an episode begins without a plan"
-    for row in (1, 2):
-        assert torch.equal(warm[row], torch.stack([memory["plan"][row, 1], torch.zeros_like(action_EA[0])]))
-    assert after["plan"].shape == memory["plan"].shape
 
 
 def test_td3_acts_on_the_frames_that_it_learns_from(example: Callable[[str], Any]) -> None:

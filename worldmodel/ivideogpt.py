@@ -144,6 +144,7 @@ class IVideoGPT(Imagination):
             latent={part: widths[part] for part in config.latent + (("proprio",) if config.proprio else ())},
             parts=config.parts,
             codes=codes_of(layout),
+            rewards=config.heads.reward != "none",
         )
         super().__init__(tokenizer=tokenizer, tokens=tokens, spec=spec, pooled=pooled, sampling=config.sampling)
         self.config, self.auxiliary = config, None

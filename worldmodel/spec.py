@@ -90,6 +90,7 @@ class ModelSpec:
         state: shape of one row and dtype of everything in a dream state, at every step.
         parts: what of it is fitted, in this order; the losses of the last part judge the whole model.
         codes: None for a model without codes.
+        rewards: whether rewards are predicted; if not, those of imagined states are nan.
     """
 
     image: int
@@ -103,6 +104,7 @@ class ModelSpec:
     state: Mapping[StateKey, tuple[tuple[int, ...], torch.dtype]] = field(default_factory=dict)
     parts: tuple[Part, ...] = ()
     codes: CodeSpec | None = None
+    rewards: bool = True
 
     @property
     def dreams(self) -> bool:
@@ -113,6 +115,14 @@ class ModelSpec:
     def latent_dim(self) -> int:
         """D, width of the whole latent."""
         return sum(self.latent.values())
+
+    def require_horizon(self, horizon: int) -> None:
+        """Raises: ValueError if so many imagined frames do not fit behind the observed ones."""
+        if self.burn_in + horizon > self.max_frames:
+            raise ValueError(
+                f"horizon must be <= {self.max_frames - self.burn_in}, the frames that fit behind the model's context "
+                f"and its {self.burn_in} observed ones (got {horizon}); lower agent.horizon"
+            )
 
     def part_of(self, latent: torch.Tensor, name: str) -> torch.Tensor:
         """A named part of latents [..., D]."""

@@ -281,11 +281,13 @@ def compose_new(root: str, args: Sequence[str]) -> tuple[dict[str, Any], str]:
 
 
 def as_plain(cfg: DictConfig) -> dict[str, Any]:
-    """A composed configuration as plain containers; a folder in it means the same from everywhere."""
+    """A composed configuration as plain containers; a path in it means the same from everywhere."""
     plain = OmegaConf.to_container(cfg)
     assert isinstance(plain, dict)
     if isinstance(plain.get("init"), str):
         plain["init"] = str(Path(plain["init"]).expanduser().resolve())
+    if isinstance(plain.get("agent"), dict) and isinstance(plain["agent"].get("goal"), str):
+        plain["agent"]["goal"] = str(Path(plain["agent"]["goal"]).expanduser().resolve())
     if isinstance(plain.get("rehearsal"), list):
         plain["rehearsal"] = [str(Path(str(folder)).expanduser().resolve()) for folder in plain["rehearsal"]]
     return {str(key): value for key, value in plain.items()}

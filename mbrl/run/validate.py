@@ -182,12 +182,20 @@ def horizons(groups: Mapping[str, Any]) -> Iterator[str]:
 
 
 def rewards(groups: Mapping[str, Any]) -> Iterator[str]:
-    """There is a reward to imagine (a world model of the user's own may have no such choice)."""
+    """There is a reward to imagine, where it is asked for (a world model of the user's own may have no such choice)."""
     heads = getattr(groups["worldmodel"], "heads", None)
-    if getattr(heads, "reward", "") == "none":
+    if getattr(heads, "reward", "") != "none":
+        return
+    if getattr(groups["agent"], "objective", "reward") == "reward":
         yield (
             "worldmodel.heads.reward=none leaves nothing to learn: an agent learns from imagined rewards; "
             "set it to scalar or twohot, as worldmodel=ivideogpt or worldmodel=cpu do"
+        )
+    if groups["schedule"].gate.episodes:
+        yield (
+            f"schedule.gate.episodes={groups['schedule'].gate.episodes} waits for rewards, which "
+            "worldmodel.heads.reward=none does not predict; "
+            "set schedule.gate={episodes: 0, reward_r2: 0, codes_alive: 0}"
         )
 
 
