@@ -12,6 +12,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -28,6 +29,7 @@ from mbrl.rundir.build import make
 from tests.worldmodel.test_ivideogpt import SIDE, A, Q, build
 from worldmodel import seeds
 from worldmodel.dream.imagine import Dream
+from worldmodel.dream.session import DreamSession
 from worldmodel.ivideogpt import IVideoGPT
 from worldmodel.processes import alone
 from worldmodel.seeds import Seeds
@@ -35,6 +37,7 @@ from worldmodel.spec import EnvSpec
 
 B, FRAMES, CARD = 4, 5, "card:0"
 WORDS = ("worldmodel.proprio=true", "worldmodel.losses.aux_coef=1.0")
+ENV_SPEC = EnvSpec(image=SIDE, action_dim=A, discrete=False, action_repeat=1, decisions=9, terminates=False)
 
 
 class Backend(_DummyBackendModule):
@@ -98,6 +101,24 @@ def in_dreams(model: IVideoGPT, plain: dict[str, Any]) -> dict[str, Any]:
     return {"rewards": found.path["next", "reward"], "pixels": found.path["next", "pixels"], **found.state["wm"]}
 
 
+def in_sessions(model: IVideoGPT, plain: dict[str, Any]) -> dict[str, Any]:
+    """What the faces of a dream have in common: begun at clips from the CPU, led to the horizon by actions from it."""
+
+    def starts(rows: int, draw: int) -> TensorDict:
+        return clip("cpu", frames=model.spec.burn_in, rows=rows)
+
+    made: dict[str, Any] = {}
+    for discrete in (False, True):
+        spec, how = replace(ENV_SPEC, discrete=discrete), {"starts": starts, "rows": B, "stream": "x", "device": CARD}
+        session = DreamSession(Dream(model, seeds=Seeds(0)), spec, horizon=3, **how)  # type: ignore[arg-type]
+        state = session.begin()
+        for _ in range(3):
+            state = session.step(state, session.executed(torch.zeros(B, A)))
+        seen = session.dream.view(state, ("latent", "pixels", "continue"))
+        made |= {f"{key} {discrete}": value for key, value in {**seen, "over": session.over(state)}.items()}
+    return made
+
+
 def step(device: str) -> TensorDict:
     return TensorDict({key: clip(device)[key][:, 0] for key in ("pixels", "proprio")}, batch_size=[B])
 
@@ -138,10 +159,9 @@ def update(model: IVideoGPT, plain: dict[str, Any]) -> dict[str, Any]:
         return [0.0] * (values.numel() - 1) + [float(values.numel() > 1)]
 
     config = make(plain["agent"], "agent", trusted=True)
-    env = EnvSpec(image=SIDE, action_dim=A, discrete=False, action_repeat=1, decisions=9, terminates=False)
     with unset_fake_temporarily():
         dream, one = Dream(model, seeds=Seeds(0)), alone("cpu")
-        agent = Dreamer(config, spec=model.spec, env_spec=env, dream=dream, seeds=Seeds(0), processes=one)
+        agent = Dreamer(config, spec=model.spec, env_spec=ENV_SPEC, dream=dream, seeds=Seeds(0), processes=one)
     agent.normaliser = config.normaliser.build()
     for net, of in ((agent.actor, "actor_optim"), (agent.critic, "critic_optim")):
         setattr(agent, of, getattr(config, of).build(dict(moved_to_card(net).named_parameters())))
@@ -158,6 +178,7 @@ def update(model: IVideoGPT, plain: dict[str, Any]) -> dict[str, Any]:
 
 CASES: dict[str, Callable[[IVideoGPT, dict[str, Any]], dict[str, Any]]] = {
     "dream": in_dreams,
+    "session": in_sessions,
     "dynamics": losses("dynamics"),
     "tokenizer": losses("tokenizer"),
     "agent": update,

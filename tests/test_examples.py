@@ -44,14 +44,17 @@ def mbrl(home: Path, *words: str) -> str:
 
 
 MOST_LINES = {"point_mass": 60, "gym_world": 80, "sac_in_the_dream": 105, "td3": 120}
+SCRIPTS = {"torchrl_in_the_dream": 60, "vector_env": 60}
+"""Tested in tests/test_inside_the_dream.py."""
 
 
-def test_every_example_is_one_short_file_that_a_yaml_names() -> None:
-    lines = {path.stem: path.read_text().count("\n") for path in EXAMPLES.glob("*.py")}
-    assert lines.keys() == MOST_LINES.keys()
-    assert not {name: count for name, count in lines.items() if count > MOST_LINES[name]}
+def test_every_example_is_one_short_file_that_a_yaml_or_the_shell_names() -> None:
+    texts = {path.stem: path.read_text() for path in EXAMPLES.glob("*.py")}
+    assert texts.keys() == (most := MOST_LINES | SCRIPTS).keys()
+    assert not {name: count for name, text in texts.items() if (count := text.count("\n")) > most[name]}
     targets = [path.read_text() for path in (EXAMPLES / "configs").rglob("*.yaml")]
-    assert all(any(f"_target_: {name}." in text for text in targets) for name in lines)
+    assert all(any(f"_target_: {name}." in text for text in targets) for name in MOST_LINES)
+    assert all(f"python docs/examples/{name}.py" in texts[name] for name in SCRIPTS)
 
 
 def test_a_world_of_ones_own_is_trained_scored_and_gone_on_with(tmp_path: Path) -> None:

@@ -228,16 +228,7 @@ def learning_of(
     configs: Configs, folder: Path, eval_setup: EvalSetup, lent: list[Stored], *, stop: Stop, processes: Processes
 ) -> dict[str, Any]:
     """The objects that every process of a run has."""
-    model = eval_setup.model
-    replay = configs.replay.build(
-        folder=folder / "replay",
-        spec=model.spec,
-        seeds=eval_setup.seeds,
-        tokenize=model.tokenize if isinstance(model, Tokenizing) else None,
-        version=lambda: model.tokenizer_version if isinstance(model, Tokenizing) else 0,
-        demos=configs.demos,
-        lent=lent,
-    )
+    model, replay = eval_setup.model, replay_of(configs, folder, eval_setup, lent)
     return {
         "schedule": configs.schedule,
         "clock": Clock(),
@@ -249,6 +240,21 @@ def learning_of(
         "stop": stop,
         "processes": processes,
     }
+
+
+def replay_of(configs: Configs, folder: Path, eval_setup: EvalSetup, lent: list[Stored]) -> ClipReplay:
+    """The run's replay, empty but for episodes of others; nothing in its folder is touched before the first append."""
+    model = eval_setup.model
+    replay: ClipReplay = configs.replay.build(
+        folder=folder / "replay",
+        spec=model.spec,
+        seeds=eval_setup.seeds,
+        tokenize=model.tokenize if isinstance(model, Tokenizing) else None,
+        version=lambda: model.tokenizer_version if isinstance(model, Tokenizing) else 0,
+        demos=configs.demos,
+        lent=lent,
+    )
+    return replay
 
 
 def updater_of(configs: Configs, model: Any, replay: ClipReplay, processes: Processes) -> Updater:

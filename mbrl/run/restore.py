@@ -1,22 +1,36 @@
-"""The agent that a training run made: its worlds, its model and the weights that the run's own rule scores."""
+"""What a training run made, to act, to be scored and to be dreamt in: with the weights that the run's own rule scores.
+
+Nothing in the run's folder is changed.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from tensordict import TensorDict
+
 from mbrl.io.checkpoint import load_part, read_newest
-from mbrl.run.assemble import Configs, EvalSetup, assemble_eval
+from mbrl.replay.clips import OwnRows
+from mbrl.run.assemble import Configs, EvalSetup, assemble_eval, replay_of
+from mbrl.run.rehearsal import lent, rehearsed
 from mbrl.rundir.folder import allowed_classes, read_config
 from mbrl.rundir.result import Episodes
+from worldmodel.dream.imagine import Dream
+from worldmodel.spec import EnvSpec
 
 
 @dataclass(frozen=True)
 class Trained:
-    """An agent with what it needs to act.
+    """A run's agent, world model and experience.
 
     Attributes:
-        player: agent, world model and the evaluator with its environments.
+        folder: of the run.
+        configs: its configuration.
+        eval_setup: agent, world model and the evaluator with its environments.
+        episodes: name and sha256 of every episode in its replay.
         step: the number of the checkpoint that it comes from.
         env_step: when it had these weights: `evaluation.weights` says whether the best so far are meant or the last.
         env_steps: how far the run had come.
@@ -24,12 +38,49 @@ class Trained:
         random: the random policy's episodes, where it was played.
     """
 
+    folder: Path
+    configs: Configs
     eval_setup: EvalSetup
+    episodes: Sequence[Sequence[str]]
     step: int
     env_step: int
     env_steps: int
     wall_s: float
     random: Episodes | None
+
+    @property
+    def env_spec(self) -> EnvSpec:
+        """Of the real world."""
+        return self.eval_setup.evaluator.env.env_spec
+
+    @property
+    def device(self) -> str:
+        """Where the model's weights are."""
+        return str(self.configs.compute.device)
+
+    @cached_property
+    def dream(self) -> Dream:
+        """The world model to imagine in. Raises: ValueError for a run without one."""
+        if not self.eval_setup.model.spec.dreams:
+            raise ValueError(f"{self.folder} has no world model to dream in (it was trained with worldmodel=none)")
+        return Dream(self.eval_setup.model, seeds=self.eval_setup.seeds)
+
+    @cached_property
+    def replay(self) -> OwnRows:
+        """What the run had experienced, to be drawn from (`agents.api.Replay`); read when first asked for.
+
+        Raises: DamagedEpisode.
+        """
+        configs, env, keys = self.configs, self.eval_setup.evaluator.env, self.eval_setup.model.spec.obs_keys
+        old = lent(rehearsed(configs.rehearsal, configs.protocol), env, keys)
+        replay = replay_of(configs, self.folder, self.eval_setup, old)
+        replay.adopt(self.episodes)
+        return OwnRows(replay, rank=0, world=1)  # it draws, and cannot write to the run's folder
+
+    def starts(self, rows: int, draw: int) -> TensorDict:
+        """Where the dreams of a draw begin: clips [rows] of the replay, as long as imagination needs them."""
+        spec = self.eval_setup.model.spec
+        return self.replay.clips(rows, spec.burn_in, stream="starts", draw=draw, codes=spec.codes is not None)
 
 
 def configs_of(folder: Path, *, own: Path | None = None, device: str | None = None) -> Configs:
@@ -42,17 +93,21 @@ def configs_of(folder: Path, *, own: Path | None = None, device: str | None = No
     """
     plain = read_config(folder)
     trusted = allowed_classes(plain, own)
-    plain["replay"]["capacity"] = plain["protocol"]["decisions"]  # nothing is remembered here: claim no memory for it
+    # nothing more will be remembered: claim no memory for it (what was is taken over whole, `Trained.replay`)
+    plain["replay"]["capacity"] = plain["protocol"]["decisions"]
     if device is not None:
         plain["compute"]["device"] = device
     return Configs.of(plain, trusted=trusted)
 
 
-def read_trained(folder: Path, configs: Configs) -> Trained:
-    """The agent of the newest checkpoint in `folder`, whose configuration is `configs`.
+def read_trained(folder: Path, configs: Configs | None = None) -> Trained:
+    """What the newest checkpoint in `folder` holds.
 
+    Args:
+        configs: the run's configuration (`configs_of`); None: as it is stored.
     Raises: DamagedCheckpoint or ValueError if there is none that can be read, or its networks have other shapes.
     """
+    configs = configs or configs_of(folder)
     checkpoint = read_newest(folder / "checkpoints")
     best = checkpoint.states["best"]["found"] if configs.evaluation.weights == "best" else {}
     states = best["states"] if best else checkpoint.states
@@ -61,7 +116,10 @@ def read_trained(folder: Path, configs: Configs) -> Trained:
     load_part(eval_setup.agent, states["agent"], origin=folder)
     env_steps, scores = checkpoint.states["run"]["clock"]["env_steps"], checkpoint.states["run"]["scores"]
     return Trained(
+        folder=folder,
+        configs=configs,
         eval_setup=eval_setup,
+        episodes=checkpoint.states["replay"]["episodes"],
         step=checkpoint.step,
         env_step=int(best["env_step"] if best else env_steps),
         env_steps=int(env_steps),

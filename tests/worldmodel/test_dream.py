@@ -46,7 +46,7 @@ def promised(dream: Any, state: TensorDict, frame: int) -> None:
     """Everything that the spec promises is there, and nothing else is but the context's pixels."""
     leaves = dict(state.items(include_nested=True, leaves_only=True))
     assert leaves.keys() - {("wm", "frames")} == dream.spec.state.keys()
-    assert state_spec(dream.spec, len(state)).is_in(state)
+    assert state_spec(dream.spec, [len(state)]).is_in(state)
     for key, (shape, dtype) in dream.spec.state.items():
         assert (leaves[key].shape[1:], leaves[key].dtype) == (shape, dtype), key
     assert state["wm", "frame"].tolist() == [[frame]] * len(state) and dream.model.depth(state) == frame

@@ -93,21 +93,27 @@ class Dream:
             processes: those that roll out the other rows of one batch, all at once; None: all rows are here.
         Returns: the trajectory [B, horizon] (worldmodel.spec) and where it ended; no gradient enters the model.
         """
-        device, first = state["latent"].device, self.model.depth(state)
-        seen, steps = self._view(state, keys), []
-        for frame in range(first, first + horizon):
+        seen, steps = self.view(state, keys), []
+        for _ in range(horizon):
             action_BA, memory = policy(TensorDict(seen, batch_size=state.batch_size), memory)
-            action_BA = action_BA.to(device)
-            # counted by the state's own frames: a rollout that is continued draws what a longer one would have drawn
-            generator = self.seeds.torch(stream, draw, frame, device=device) if sample else None
+            action_BA = action_BA.to(state["latent"].device)
+            generator = self.generator(state, stream=stream, draw=draw) if sample else None
             state = self.step(state, action_BA, own_rows(generator, processes, len(state)))
-            arrived = self._view(state, keys)
+            arrived = self.view(state, keys)
             earned = {key: state[key] for key in ("reward", "continue")}
             steps.append(TensorDict({**seen, "action": action_BA, "next": arrived | earned}, state.batch_size))
             seen = arrived
         return Rollout(torch.stack(steps, 1), state, memory)
 
-    def _view(self, state: TensorDict, keys: tuple[str, ...]) -> dict[str, Tensor]:
+    def generator(self, state: TensorDict, *, stream: str, draw: int) -> torch.Generator:
+        """What the frame that follows `state` is sampled with.
+
+        Counted by the state's own frames: a rollout that is continued draws what a longer one would have drawn.
+        """
+        return self.seeds.torch(stream, draw, self.model.depth(state), device=state["latent"].device)
+
+    def view(self, state: TensorDict, keys: tuple[str, ...]) -> dict[str, Tensor]:
+        """What a policy sees of a state [B]: `keys` as in `rollout`."""
         return {key: self._seen(state, key) for key in keys}
 
     def _seen(self, state: TensorDict, key: str) -> Tensor:
