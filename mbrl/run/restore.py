@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from mbrl.envs.rows import RowsEnv
 from mbrl.io.checkpoint import load_part, read_newest
 from mbrl.run.assemble import Configs, EvalSetup, assemble_eval
 from mbrl.rundir.folder import allowed_classes, read_config
@@ -48,15 +49,17 @@ def configs_of(folder: Path, *, own: Path | None = None, device: str | None = No
     return Configs.of(plain, trusted=trusted)
 
 
-def read_trained(folder: Path, configs: Configs) -> Trained:
+def read_trained(folder: Path, configs: Configs, exploring: RowsEnv | None = None) -> Trained:
     """The agent of the newest checkpoint in `folder`, whose configuration is `configs`.
 
+    Args:
+        exploring: the worlds in which it will act in mode `explore`, if it will: an expert must know.
     Raises: DamagedCheckpoint or ValueError if there is none that can be read, or its networks have other shapes.
     """
     checkpoint = read_newest(folder / "checkpoints")
     best = checkpoint.states["best"]["found"] if configs.evaluation.weights == "best" else {}
     states = best["states"] if best else checkpoint.states
-    eval_setup = assemble_eval(configs, None)
+    eval_setup = assemble_eval(configs, exploring)
     load_part(eval_setup.model, states["model"], origin=folder)
     load_part(eval_setup.agent, states["agent"], origin=folder)
     env_steps, scores = checkpoint.states["run"]["clock"]["env_steps"], checkpoint.states["run"]["scores"]
