@@ -40,7 +40,8 @@ def run(args: list[str]) -> int:
     from mbrl.run.restore import configs_of, read_trained
     from mbrl.run.run import parameter_counts
     from mbrl.rundir.folder import read_config, run_info
-    from mbrl.rundir.result import EVALUATION, result_of, write_result
+    from mbrl.rundir.result import EVALUATION, result_of
+    from mbrl.rundir.schema import write_json
 
     configs = configs_of(folder, own=own, device=asked["device"])
     trained = read_trained(folder, configs)
@@ -65,6 +66,6 @@ def run(args: list[str]) -> int:
         wall_s=trained.wall_s,
     )
     path = folder / EVALUATION
-    write_result(path, result)
+    write_json(path, result)
     print(f"written to {path}")
     return DONE

@@ -52,11 +52,24 @@ class Expert:
         return action_1A
 
 
+class Still:
+    """Zero actions."""
+
+    def __init__(self, env: RowsEnv) -> None:
+        self._action_dim = env.env_spec.action_dim
+
+    def act(self, now: TensorDict, *, number: int, decision: int) -> Tensor:
+        """See `Acting`."""
+        return torch.zeros(1, self._action_dim)
+
+
 class Played:
     """An agent of `agents.api`, with its memory."""
 
-    def __init__(self, agent: Any, env: RowsEnv, *, obs_keys: tuple[str, ...] = ()) -> None:
+    def __init__(self, agent: Any, env: RowsEnv, *, obs_keys: tuple[str, ...] = (), begun: int = 0) -> None:
+        """`begun`: decisions that the agent has behind it: schedules of its noise go on from there."""
         self._agent, self._env, self._obs_keys, self._decisions = agent, env, obs_keys, env.env_spec.decisions
+        self._begun = begun
         self._memory: Any = None
 
     @torch.no_grad()
@@ -64,7 +77,7 @@ class Played:
         """See `Acting`."""
         if not decision:
             self._memory = None
-        step = number * self._decisions + decision  # each episode draws numbers of its own
+        step = self._begun + number * self._decisions + decision  # each episode draws numbers of its own
         action_1A, self._memory = acted(
             self._agent, self._env, now, self._memory, "explore", step=step, obs_keys=self._obs_keys
         )

@@ -90,6 +90,16 @@ def sheet(clips: Mapping[str, Tensor], *, columns: int) -> NDArray[np.uint8]:
     return np.concatenate(rows)
 
 
+def write_pictures(path: Path, pictures: NDArray[np.uint8], *, fps: float | None = None) -> Path:
+    """Writes the pictures u8 [T, H, W, 3] as a GIF that repeats, or without `fps` the only one as a PNG."""
+    images = [Image.fromarray(picture) for picture in pictures]
+    how = {"append_images": images[1:], "duration": round(1000 / fps), "loop": 0, "save_all": True} if fps else {}
+    stream = io.BytesIO()
+    images[0].save(stream, format="GIF" if fps else "PNG", **how)
+    write_atomically(path, stream.getvalue())
+    return path
+
+
 class Videos:
     """A folder of GIFs and PNGs named `<kind>-<env step>`; only the newest `keep` of each kind stay.
 
@@ -106,22 +116,19 @@ class Videos:
 
     def gif(self, kind: str, env_step: int, pictures: NDArray[np.uint8], *, fps: float) -> Path:
         """Writes pictures u8 [T, H, W, 3], for example of `strip`, as a GIF that repeats."""
-        images = [Image.fromarray(picture) for picture in pictures]
-        return self._write(kind, env_step, ".gif", images, duration=round(1000 / fps), loop=0, save_all=True)
+        return self._write(kind, env_step, ".gif", pictures, fps=fps)
 
     def png(self, kind: str, env_step: int, picture: NDArray[np.uint8]) -> Path:
         """Writes one picture u8 [H, W, 3], for example of `sheet`."""
-        return self._write(kind, env_step, ".png", [Image.fromarray(picture)])
+        return self._write(kind, env_step, ".png", picture[None])
 
-    def _write(self, kind: str, env_step: int, suffix: str, images: Sequence[Image.Image], **how: int | bool) -> Path:
+    def _write(
+        self, kind: str, env_step: int, suffix: str, pictures: NDArray[np.uint8], *, fps: float | None = None
+    ) -> Path:
         if not KIND.fullmatch(kind):
             raise ValueError(f"kind must be of a-z, 0-9 and _ (got {kind!r})")
         self.folder.mkdir(parents=True, exist_ok=True)
-        stream = io.BytesIO()
-        more = {"append_images": images[1:]} if how else {}
-        images[0].save(stream, format=suffix[1:], **how, **more)
-        path = self.folder / f"{kind}-{env_step:09d}{suffix}"
-        write_atomically(path, stream.getvalue())
+        path = write_pictures(self.folder / f"{kind}-{env_step:09d}{suffix}", pictures, fps=fps)
         same = (file for file in self.folder.glob(f"{kind}-*{suffix}") if file.stem.removeprefix(f"{kind}-").isdigit())
         for old in sorted(same, key=lambda file: int(file.stem.removeprefix(f"{kind}-")), reverse=True)[self.keep :]:
             old.unlink()

@@ -137,9 +137,10 @@ class Instruments:
                     error_WQ = path["proprio"][:rows, frame - 1] - real.proprio[:, frame - 1]
                     values[f"proprio_rmse_{frame}"] = float(error_WQ.square().mean().sqrt())
         if agent is not None:
-            gone_on = torch.cat([torch.ones(rows, 1), continue_BH[rows:, :-1]], 1).cumprod(1)
             discount_H = discounts(agent.gamma, horizon)
-            values["return_imagined"] = float((discount_H * gone_on * reward_BH[rows:]).sum(1).mean())
+            values["return_imagined"] = float(
+                (discount_H * gone_on(continue_BH[rows:]) * reward_BH[rows:]).sum(1).mean()
+            )
             values["return_real"] = float((discount_H * real.reward).sum(1).mean())
         return values
 
@@ -262,6 +263,11 @@ def beside(one: Policy, other: Policy, rows: int) -> Policy:
         return torch.cat([action for action, _ in acted]), tuple(held for _, held in acted)
 
     return policy
+
+
+def gone_on(continue_BH: Tensor) -> Tensor:
+    """How much of each row had not ended before it arrived in frame h, f32 [B, H]: so much of what it earns counts."""
+    return torch.cat([torch.ones_like(continue_BH[:, :1]), continue_BH[:, :-1]], 1).cumprod(1)
 
 
 def discounts(gamma: float, decisions: int) -> Tensor:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from mbrl.files import write_atomically
-from mbrl.io.video import GAP, difference, sheet, strip
+from mbrl.io.video import GAP, difference, sheet, strip, write_pictures
 from worldmodel.evaluation.predict import ClipSample
 
 COLUMNS = 8
@@ -56,22 +53,10 @@ def draw(rows: Sequence[Mapping[str, Tensor]], folder: Path, *, fps: float) -> l
     """
     moving = np.concatenate([_gap(strip(row), axis=1) for row in rows], axis=1)
     still = np.concatenate([_gap(sheet(row, columns=COLUMNS), axis=0) for row in rows])
-    images = [Image.fromarray(picture) for picture in moving]
-    how = {"save_all": True, "append_images": images[1:], "duration": round(1000 / fps), "loop": 0}
-    return [
-        _write(folder / "clips.gif", images[0], "GIF", **how),
-        _write(folder / "clips.png", Image.fromarray(still), "PNG"),
-    ]
+    return [write_pictures(folder / "clips.gif", moving, fps=fps), write_pictures(folder / "clips.png", still[None])]
 
 
 def _gap(pictures: np.ndarray, *, axis: int) -> np.ndarray:
     around = [(0, 0)] * pictures.ndim
     around[axis] = (0, 2 * GAP)
     return np.pad(pictures, around)
-
-
-def _write(path: Path, image: Image.Image, kind: str, **how: object) -> Path:
-    stream = io.BytesIO()
-    image.save(stream, format=kind, **how)
-    write_atomically(path, stream.getvalue())
-    return path

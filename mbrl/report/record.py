@@ -203,9 +203,9 @@ def differences(records: Sequence[Record]) -> dict[str, list[str]]:
         if len(set(values)) > 1 and not any(key.startswith(name) for name in NOT_TELLING):
             found[key] = values
     swapped = [key.removesuffix("._target_") for key in found if key.endswith("._target_")]
-    found = {}
+    by_group = {}
     for key, values in found.items():
         group = key.removesuffix("._target_")
         if not any(group.startswith(f"{other}.") for other in swapped):
-            found[group] = values if group == key else [target_name({"_target_": value}) for value in values]
-    return found
+            by_group[group] = values if group == key else [target_name({"_target_": value}) for value in values]
+    return by_group

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tensordict import TensorDict
 
+from mbrl.envs.rows import RowsEnv
 from mbrl.io.checkpoint import load_part, read_newest
 from mbrl.replay.clips import OwnRows
 from mbrl.run.assemble import Configs, EvalSetup, assemble_eval, replay_of
@@ -100,18 +101,19 @@ def configs_of(folder: Path, *, own: Path | None = None, device: str | None = No
     return Configs.of(plain, trusted=trusted)
 
 
-def read_trained(folder: Path, configs: Configs | None = None) -> Trained:
+def read_trained(folder: Path, configs: Configs | None = None, exploring: RowsEnv | None = None) -> Trained:
     """What the newest checkpoint in `folder` holds.
 
     Args:
         configs: the run's configuration (`configs_of`); None: as it is stored.
+        exploring: the worlds in which it will act in mode `explore`, if it will: an expert must know.
     Raises: DamagedCheckpoint or ValueError if there is none that can be read, or its networks have other shapes.
     """
     configs = configs or configs_of(folder)
     checkpoint = read_newest(folder / "checkpoints")
     best = checkpoint.states["best"]["found"] if configs.evaluation.weights == "best" else {}
     states = best["states"] if best else checkpoint.states
-    eval_setup = assemble_eval(configs, None)
+    eval_setup = assemble_eval(configs, exploring)
     load_part(eval_setup.model, states["model"], origin=folder)
     load_part(eval_setup.agent, states["agent"], origin=folder)
     env_steps, scores = checkpoint.states["run"]["clock"]["env_steps"], checkpoint.states["run"]["scores"]

@@ -24,7 +24,8 @@ from mbrl.run.evaluate import EvaluationConfig, Evaluator, Score
 from mbrl.run.learning import Learning
 from mbrl.run.pictures import draw_episode, draw_open_loop
 from mbrl.run.progress import Progress
-from mbrl.rundir.result import RESULT, Episodes, result_of, write_result
+from mbrl.rundir.result import RESULT, Episodes, result_of
+from mbrl.rundir.schema import write_json
 from worldmodel.api import WorldModel
 
 log = logging.getLogger("mbrl")
@@ -239,7 +240,7 @@ class Run(Learning):
             )
         self.save(owed=False)
         if self._scored():
-            write_result(self.folder / RESULT, self.result())
+            write_json(self.folder / RESULT, self.result())
 
 
 def parameter_counts(model: WorldModel) -> dict[str, int]:

@@ -5,9 +5,8 @@ A score is its episodes, one by one: whoever reads a result computes what is nee
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from mbrl.files import DamagedFile, write_atomically
+from mbrl.files import DamagedFile
 from mbrl.rundir.folder import read_info
+from mbrl.rundir.schema import check_schema
 
 RESULT, EVALUATION = "result.json", "evaluation.json"
 """The file of a run's own final score, and that of the newest `mbrl eval`; both have the same schema."""
@@ -44,7 +44,7 @@ SCHEMA: Mapping[str, Any] = {
     "versions": {"*": str},
     "commit": str,
 }
-"""Field -> its kind: a type, a constant, a list of a kind, several to choose from, or fields (`*`: of any name).
+"""Field -> its kind (`mbrl.rundir.schema`).
 
 rehearsal: data sets that lay in the replay beside the run's own episodes. begun_from: the folder whose weights the
 world model began with, null for fresh ones. env_steps: how far the run had come. weights: whose score `final` is, the
@@ -141,11 +141,6 @@ def result_of(
     return ordered
 
 
-def write_result(path: Path, result: Mapping[str, Any]) -> None:
-    """Writes or replaces the file. Raises: OSError."""
-    write_atomically(path, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
-
-
 def read_result(folder: Path, name: str = RESULT) -> dict[str, Any]:
     """The result in `folder`; empty where there is none. Raises: DamagedFile where it is not by the schema."""
     result = read_info(folder, name)
@@ -159,39 +154,8 @@ def read_result(folder: Path, name: str = RESULT) -> dict[str, Any]:
 
 def check_result(result: Mapping[str, Any]) -> None:
     """Raises: ValueError, one line, that names the first field that is missing, unknown or of another kind."""
-    if (found := next(complaints(result, SCHEMA, ""), None)) is not None:
-        raise ValueError(found)
+    check_schema(result, SCHEMA)
     for name in ("final", "random"):
         counts = {len(values) for values in (result[name] or {"returns": [0]}).values() if values is not None}
         if len(counts) > 1 or 0 in counts:
             raise ValueError(f"{name} must hold one value for each of its episodes (got {sorted(counts)} values)")
-
-
-def complaints(value: Any, kind: Any, key: str) -> Iterator[str]:
-    """What of `value` is not of the `kind` (see `SCHEMA`), as lines that begin with the key."""
-    if isinstance(kind, Mapping):
-        if not isinstance(value, Mapping):
-            yield f"{key or 'a result'} must hold fields (got {value!r:.40})"
-            return
-        kinds = dict.fromkeys(value, kind["*"]) if "*" in kind else kind
-        for name in sorted(kinds.keys() ^ value.keys()):
-            yield f"{key}{name} is {'missing' if name in kinds else 'unknown'} by schema {SCHEMA['schema']}"
-        for name in kinds:
-            yield from complaints(value[name], kinds[name], f"{key}{name}.")
-    elif isinstance(kind, tuple):
-        if value is not None:
-            yield from complaints(value, kind[1], key)
-    elif isinstance(kind, list):
-        if not isinstance(value, list):
-            yield f"{key[:-1]} must be a list (got {value!r:.40})"
-            return
-        for place, item in enumerate(value):
-            yield from complaints(item, kind[0], f"{key}{place}.")
-    elif kind is float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            yield f"{key[:-1]} must be a finite number (got {value!r:.40})"
-    elif isinstance(kind, type):
-        if type(value) is not kind:
-            yield f"{key[:-1]} must be of type {kind.__name__} (got {value!r:.40})"
-    elif value != kind or type(value) is not type(kind):
-        yield f"{key[:-1]} must be {kind} (got {value!r:.40})"

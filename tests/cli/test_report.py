@@ -18,7 +18,8 @@ from mbrl.report.page import draw, heading
 from mbrl.report.panels import PANELS
 from mbrl.report.record import differences, read_record, read_table
 from mbrl.rundir.folder import FORMAT
-from mbrl.rundir.result import RESULT, write_result
+from mbrl.rundir.result import RESULT
+from mbrl.rundir.schema import write_json
 from tests.rundir.test_result import GOOD
 
 CONFIG: dict[str, Any] = {
@@ -163,7 +164,7 @@ def test_the_title_tells_what_was_run_and_how_it_went(make: Make) -> None:
     with (folder / "eval.csv").open("a") as table:
         table.write(FINAL)
     assert read_record(folder).final is None, "a row of eval.csv is no result"
-    write_result(folder / RESULT, DONE)
+    write_json(folder / RESULT, DONE)
     done = read_record(folder)
     assert done.finished and [row["success"] for row in done.greedy] == [0.6], "the final score is of other starts"
     told = "\n".join(heading([done]))

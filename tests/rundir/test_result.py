@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from mbrl.cli.main import main
 from mbrl.files import DamagedFile
-from mbrl.rundir.result import EVALUATION, RESULT, Episodes, check_result, read_result, write_result
+from mbrl.rundir.result import EVALUATION, RESULT, Episodes, check_result, read_result
+from mbrl.rundir.schema import write_json
 
 GOOD: dict[str, Any] = {
     "schema": 1,
@@ -112,7 +113,7 @@ def test_what_does_not_belong_together_is_refused(changes: dict[str, Any], named
 
 def test_a_result_comes_back_as_it_was_written_and_a_damaged_one_is_named(tmp_path: Path) -> None:
     assert read_result(tmp_path) == {}
-    write_result(tmp_path / RESULT, GOOD)
+    write_json(tmp_path / RESULT, GOOD)
     assert read_result(tmp_path) == GOOD
     (tmp_path / RESULT).write_text(json.dumps(GOOD | {"seed": "7"}))
     with pytest.raises(DamagedFile, match=r"result\.json: seed must be of type int"):

@@ -24,8 +24,13 @@ def mse(truth_NCHW: Tensor, other_NCHW: Tensor) -> Tensor:
 
 
 def psnr(truth_NCHW: Tensor, other_NCHW: Tensor) -> Tensor:
-    """Peak signal to noise ratio in dB, f32 [N]: 10 log10(1 / (mse + 1e-8))."""
-    return -10 * torch.log10(mse(truth_NCHW, other_NCHW) + PSNR_EPSILON)
+    """Peak signal to noise ratio in dB, f32 [N]."""
+    return decibels(mse(truth_NCHW, other_NCHW))
+
+
+def decibels(mse_N: Tensor) -> Tensor:
+    """The PSNR that a mean squared error stands for: 10 log10(1 / (mse + 1e-8))."""
+    return -10 * torch.log10(mse_N + PSNR_EPSILON)
 
 
 def ssim(truth_NCHW: Tensor, other_NCHW: Tensor) -> Tensor:
