@@ -66,6 +66,8 @@ class MBPOConfig:
 
     def build(self, *, runtime: Mapping[str, Any], spec: ModelSpec, dream: Dream, seeds: Seeds, device: str) -> MBPO:
         """Around a fresh inner agent. Raises: ValueError where that, the model and the horizon do not go together."""
+        if not spec.rewards:
+            raise ValueError("agent: MBPO learns from imagined rewards, and this world model predicts none")
         inner = build(self.inner, runtime)
         if not isinstance(inner, PixelPolicy):
             raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -231,6 +231,14 @@ def test_what_does_not_go_together_is_refused_in_one_line() -> None:
         def build(self) -> object:
             return object()
 
+    with pytest.raises(ValueError, match="learns from imagined rewards"):
+        config().build(
+            runtime={},
+            spec=replace(SPEC, rewards=False),
+            dream=Numbered(),
+            seeds=Seeds(1),
+            device="cpu",  # type: ignore[arg-type]
+        )
     with pytest.raises(ValueError, match=r"agent\.inner must be an off-policy agent from pixels"):
         MBPOConfig(inner=NoPolicy(), rollouts=1, horizon=1, initial=1, every=1, real_ratio=0.5, capacity=1).build(
             runtime={}, spec=SPEC, dream=Numbered(), seeds=Seeds(0), device="cpu"
