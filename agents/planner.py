@@ -14,6 +14,7 @@ H horizon, A action.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -44,7 +45,7 @@ class InnerAgent(Agent, ModelBasedAgent, Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlannerConfig:
+class PlannerConfig(ABC):
     """What CEM and MPPI have in common.
 
     Attributes:
@@ -100,9 +101,9 @@ class PlannerConfig:
             if not right:
                 raise ValueError(f"{name} must be {text} (got {getattr(self, name)})")
 
+    @abstractmethod
     def refit(self, elite_BKHA: Tensor, score_BK: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation f32 [B, H, A] of the next iteration's candidates."""
-        raise NotImplementedError
 
     def build(
         self, *, env_spec: EnvSpec, dream: Dream, seeds: Seeds, device: str, runtime: Mapping[str, Any]
@@ -202,7 +203,7 @@ class Planner:
         plan_EHA = torch.zeros(len(td), self._config.horizon, now["action"].shape[-1], device=td["is_init"].device)
         if before is not None:  # warm start: the last plan, one decision on; nothing where an episode begins
             plan_EHA[:, :-1] = torch.where(td["is_init"].reshape(-1, 1, 1), 0.0, before["plan"][:, 1:])
-        goals = self._goals(now)
+        goals = self._goals(now)  # before the starts, whose keys and values then stay where their forks copy them
         for rows, start in self._filter.starts(now, device=self._device):
             goal = None if goals is None else goals[rows.to(goals.device)]
             plan_EHA[rows] = self._refined(plan_EHA[rows].to(self._device), start, goal, step).to(plan_EHA.device)
@@ -261,11 +262,11 @@ class Planner:
             draw=draw,
             keys=(SEEN[config.objective],),
         )
-        if goal is not None:
+        if goal is None:
+            wanted_NH, continue_NH = (found.path["next", key][..., 0] for key in ("reward", "continue"))
+        else:
             wanted_NH = -distances(found, SEEN[config.objective], goal)
             continue_NH = torch.ones_like(wanted_NH)  # an end is no escape from the distance
-        else:
-            wanted_NH, continue_NH = (found.path["next", key][..., 0] for key in ("reward", "continue"))
         value_NH = torch.zeros_like(wanted_NH)
         if goal is None and self._inner is not None:
             value_NH[:, -1] = self._inner.value(found.state["latent"])
@@ -322,5 +323,5 @@ def read_goal(path: Path, *, side: int) -> Tensor:
                 width, height = image.size
                 raise ValueError(f"agent.goal must have {side} x {side} pixels (got {width} x {height}: {path})")
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"agent.goal must be a PNG file that can be read (got {path}: {error})") from error

@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 from agents.dreamer import Dreamer
+from agents.planner import SEEN, Planner
 from mbrl.cli.compose import compose
 from mbrl.cli.train import as_plain
 from mbrl.rundir.build import make
@@ -176,12 +177,29 @@ def update(model: IVideoGPT, plain: dict[str, Any]) -> dict[str, Any]:
     return agent.state_dict()
 
 
+def plan(model: IVideoGPT, plain: dict[str, Any]) -> dict[str, Any]:
+    """A planner's decision after what was seen; it is read on the host once, whether its scores are finite."""
+    read: list[int] = []
+    seen, size, made = clip("cpu", frames=model.spec.burn_in), ["agent.horizon=4", "agent.candidates=9"], {}
+    for objective in SEEN:
+        goal = None if objective == "reward" else torch.zeros(3, SIDE, SIDE, dtype=torch.uint8, device=CARD)
+        aim = [f"agent.objective={objective}", f"agent.goal={'null' if goal is None else 'goal.png'}"]
+        config = make(as_plain(compose("train", ["agent=cem", *size, *aim]))["agent"], "agent", trusted=True)
+        agent = Planner(config, dream=Dream(model, seeds=Seeds(0)), seeds=Seeds(0), device=CARD, goal=goal, inner=None)
+        with patch("agents.distributions.to_host", lambda values: read.append(values.numel()) or [0.0]):
+            goals, mean_BHA = agent._goals(seen), torch.zeros(B, config.horizon, A, device=CARD)
+            made[objective] = agent._refined(mean_BHA, agent._dream.encode(seen), goals, 0)
+    assert read == [1] * len(SEEN), read
+    return made
+
+
 CASES: dict[str, Callable[[IVideoGPT, dict[str, Any]], dict[str, Any]]] = {
     "dream": in_dreams,
     "session": in_sessions,
     "dynamics": losses("dynamics"),
     "tokenizer": losses("tokenizer"),
     "agent": update,
+    "planner": plan,
 }
 PLANTED: dict[str, Callable[[IVideoGPT, dict[str, Any]], dict[str, Any]]] = {
     "planted: a read": lambda model, plain: {"x": torch.tensor(float(model.tokens.llm.lm_head.basis.sum()))},
