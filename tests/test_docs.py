@@ -41,9 +41,9 @@ def test_a_command_of_the_readme_is_accepted(words: list[str]) -> None:
 
 EXAMPLES = [
     words
-    for name in ("adding_an_agent.md", "adding_a_world.md")
+    for name in ("adding_an_agent.md", "adding_a_world.md", "inside_the_dream.md")
     for words in commands(ROOT / "docs" / name)
-    if "docs/examples/configs" in words
+    if "docs/examples/configs" in words or name == "inside_the_dream.md"
 ]
 
 

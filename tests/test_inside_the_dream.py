@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from mbrl.rundir.folder import read_config
 from mbrl.rundir.result import Episodes
 from tests.children import laid, run_child
 from worldmodel.dream.imagine import Dream
+from worldmodel.dream.vector import DreamVectorEnv
 from worldmodel.seeds import seeded_globally
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = ["schedule.total=150", "evaluation.episodes=2", "evaluation.interim=1", "evaluation.rows=2"]
 
-BLIND = ["worldmodel=none", "agent=random", "schedule.learn.every=0", "schedule.evaluate.every=0"]
+CHANCE = ["agent=random", "schedule.learn.every=0", "schedule.evaluate.every=0"]
+BLIND = ["worldmodel=none", *CHANCE]
 
 
 def finished(folder: Path, *words: str) -> Path:
@@ -71,10 +74,22 @@ def test_its_experience_includes_what_was_rehearsed(tmp_path: Path) -> None:
     closed(trained)
 
 
+def test_a_run_in_the_simulator_itself_gives_dreams_that_are_true(tmp_path: Path) -> None:
+    trained = read_trained(finished(tmp_path / "run", "worldmodel=oracle", *CHANCE))
+    envs = DreamVectorEnv(trained.dream, trained.env_spec, trained.starts, num_envs=3, horizon=8)
+    envs.reset(seed=0)
+    _, rewards, *_ = envs.step(envs.action_space.sample())
+    assert ((rewards > 0) & (rewards <= 1)).all(), "closeness"
+    closed(trained)
+
+
 def test_what_is_not_there_is_said_in_one_line_and_nothing_is_moved(run: Path, tmp_path: Path) -> None:
     trained = read_trained(finished(tmp_path / "blind", *BLIND))
     with pytest.raises(ValueError, match="no world model to dream in") as refused:
         _ = trained.dream
+    assert "\n" not in str(refused.value)
+    with pytest.raises(ValueError, match="no stored episode has the 9 frames that a clip of 9 needs") as refused:
+        replace(trained, episodes=[]).replay.clips(1, 9, stream="x", draw=0)
     assert "\n" not in str(refused.value)
     closed(trained)
     copy = shutil.copytree(run, tmp_path / "copy")

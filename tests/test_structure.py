@@ -58,6 +58,7 @@ MBRL_RANKS = {
 }
 FOREIGN = {  # who may import a library that must not spread; benchmarks may import anything
     "torchrl": ("worldmodel.spec", "worldmodel.dream.env", "agents.distributions", "mbrl.envs"),
+    "gymnasium": ("worldmodel.dream.vector", "mbrl.envs"),
     "hydra": ("mbrl.cli",),
     "omegaconf": ("mbrl.cli",),
     "metaworld": ("mbrl.envs.metaworld",),

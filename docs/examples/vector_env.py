@@ -31,7 +31,7 @@ class Policy(nn.Module):
         return self(td["pixels"].permute(0, 2, 3, 1))[0].mean, memory
 
 
-def main(run, updates=300, seed=0):
+def main(run, updates=500, seed=0):
     trained = read_trained(Path(run))
     envs = DreamVectorEnv(trained.dream, trained.env_spec, trained.starts, num_envs=ROWS, horizon=HORIZON)
     torch.manual_seed(seed)
