@@ -180,12 +180,12 @@ def of_audit(asked: Mapping[str, Any], starts: int) -> dict[str, Any]:
 
 def table(audit: Mapping[str, Any]) -> list[str]:
     """The checks for a screen, and the verdict."""
-    from mbrl.report.audit import thresholds
+    from mbrl.report.audit import thresholds, verdict
 
     lines = [f"{audit['task']}, weights of env step {audit['weights_step']}, {audit['starts']} starts"]
     for check in audit["checks"]:
         value = "" if check["value"] is None else f"{check['value']:.3f}"
         said = audit["left_out"].get(check["name"]) or f"{check['what']}; {thresholds(check)}"
         lines.append(f"{check['verdict'] or 'left out':8} {check['name']:8} {value:>8}  {said}")
-    broken = ": broken, what it imagines is no better than the last real frame repeated" if audit["broken"] else ""
-    return [*lines, f"verdict: {audit['verdict']}{broken}"]
+    broken = "; broken: what it imagines is no better than the last real frame repeated" if audit["broken"] else ""
+    return [*lines, f"verdict {verdict(audit)}{broken}"]

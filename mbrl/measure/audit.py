@@ -225,7 +225,8 @@ class SideBySide:
         """Who acts in the dream from start `number`, and the memory to begin with."""
 
         def chance(td: TensorDict, step: Any) -> tuple[Tensor, Any]:  # a stream that no episode of its own is played by
-            return self.chance.act(td, None, "evaluate", step=number * self.horizon + step)[0], step + 1
+            action_BA, _ = self.chance.act(td, None, "evaluate", step=number * self.horizon + step)
+            return action_BA.to(device), step + 1
 
         if not self.own:
             return chance, 0

@@ -7,7 +7,7 @@ dB: a mean of decibels would be ruled by the rows in which nothing moves, where 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -19,8 +19,11 @@ from mbrl.rundir.schema import check_schema
 from worldmodel.evaluation.metrics import decibels
 
 Colour = Literal["green", "yellow", "red"]
+Part = Literal["frames", "rewards"]
 COLOURS: tuple[Colour, ...] = ("green", "yellow", "red")
 """From best to worst."""
+PARTS: tuple[Part, ...] = ("frames", "rewards")
+"""Each has a verdict of its own: an agent may learn from good rewards in dreams whose frames nobody should look at."""
 
 LEAVES = 0.5
 """A dream has left the world at the first imagined frame whose squared error is more than this share of what the world
@@ -35,6 +38,7 @@ class Check:
 
     Attributes:
         name: of the check.
+        part: which part of the dream it asks about.
         what: what its number is.
         red: from here on it is red; None: never.
         green: from here on it is green; between the two yellow.
@@ -42,6 +46,7 @@ class Check:
     """
 
     name: str
+    part: Part
     what: str
     red: float | None
     green: float
@@ -59,6 +64,7 @@ class Check:
 
 FRAMES = Check(
     name="frames",
+    part="frames",
     what="dB by which imagined frames (their changes, on the last real frame) beat the last real frame repeated",
     red=0.0,
     green=1.0,
@@ -66,6 +72,7 @@ FRAMES = Check(
 )
 PICTURES = Check(
     name="pictures",
+    part="frames",
     what="dB by which the frames as the model draws them beat the last real frame repeated",
     red=None,
     green=0.0,
@@ -76,6 +83,7 @@ PICTURES = Check(
 )
 ACTIONS = Check(
     name="actions",
+    part="frames",
     what="squared error of imagined frames with the true actions / with another sequence's",
     red=0.95,
     green=0.8,
@@ -83,6 +91,7 @@ ACTIONS = Check(
 )
 RETURN = Check(
     name="return",
+    part="rewards",
     what="R2 of imagined returns over the horizon, over all starts and sequences",
     red=0.0,
     green=0.5,
@@ -90,6 +99,7 @@ RETURN = Check(
 )
 RANKING = Check(
     name="ranking",
+    part="rewards",
     what="correlation of imagined and true returns within a start",
     red=0.15,
     green=0.5,
@@ -100,6 +110,7 @@ RANKING = Check(
 )
 REST = Check(
     name="rest",
+    part="frames",
     what="squared change of imagined frames under zero actions at rest / of the world's under the other actions",
     red=1.0,
     green=0.5,
@@ -107,12 +118,13 @@ REST = Check(
 )
 LEAVING = Check(
     name="leaving",
+    part="frames",
     what="share of the horizon for which the median dream stays in the world",
     red=0.5,
     green=1.0,
     why=f"below 1 most dreams end elsewhere, at 0.5 most of them are elsewhere half of the time (threshold {LEAVES:g})",
 )
-CHECKS = (FRAMES, PICTURES, ACTIONS, RETURN, RANKING, REST, LEAVING)
+CHECKS = (FRAMES, PICTURES, ACTIONS, REST, LEAVING, RETURN, RANKING)
 
 NUMBER = (None, float)
 CURVE = [NUMBER]
@@ -164,9 +176,13 @@ SCHEMA: Mapping[str, Any] = {
     "horizon": int,
     "restores": bool,
     "verdict": str,
+    "parts": {"frames": (None, str), "rewards": (None, str)},
     "broken": bool,
     "checks": [
-        {"name": str, "what": str, "value": NUMBER, "verdict": (None, str), "red": NUMBER, "green": float, "why": str}
+        {
+            **{"name": str, "part": str, "what": str, "value": NUMBER, "verdict": (None, str)},
+            **{"red": NUMBER, "green": float, "why": str},
+        }
     ],
     "left_out": {"*": str},
     **FOUND,
@@ -178,8 +194,9 @@ SCHEMA: Mapping[str, Any] = {
 }
 """Of audit.json (`mbrl.rundir.schema`).
 
-restores: whether the world can go back to a moment. broken: whether imagined frames do not beat the last real one.
-checks: `value` and `verdict` are null of what was left out, and `left_out` says why.
+restores: whether the world can go back to a moment. verdict: the worst of `parts`, each of which is the worst of its
+checks. broken: whether imagined frames do not beat the last real one. `value` and `verdict` of a check are null where
+it was left out, and `left_out` says why.
 """
 
 
@@ -204,10 +221,11 @@ def audited(info: Mapping[str, Any], found: Mapping[str, Any], left_out: Mapping
             reasons.setdefault(check.name, "nothing moved or no reward differed, so there is nothing to compare")
         colour = None if value is None else check.colour(value)
         rows.append({**asdict(check), "value": value, "verdict": colour})
-    colours = [row["verdict"] for row in rows if row["verdict"] is not None]
+    parts = {part: worst(row["verdict"] for row in rows if row["part"] == part) for part in PARTS}
     made = {
         "schema": SCHEMA["schema"],
-        "verdict": max(colours, key=COLOURS.index, default="yellow"),  # nobody could look: not green
+        "verdict": worst(parts.values()) or "yellow",  # nobody could look: not green
+        "parts": parts,
         "broken": any(row["name"] == FRAMES.name and row["verdict"] == "red" for row in rows),
         "checks": rows,
         "left_out": reasons,
@@ -217,6 +235,11 @@ def audited(info: Mapping[str, Any], found: Mapping[str, Any], left_out: Mapping
     ordered = {name: made[name] for name in SCHEMA}
     check_schema(ordered, SCHEMA)
     return ordered
+
+
+def worst(colours: Iterable[Colour | None]) -> Colour | None:
+    """Of those that there are."""
+    return max((colour for colour in colours if colour is not None), key=COLOURS.index, default=None)
 
 
 def value_of(check: Check, found: Mapping[str, Any]) -> float | None:

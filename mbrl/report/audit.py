@@ -114,10 +114,9 @@ def write_head(figure: Figure, audit: Mapping[str, Any]) -> None:
         figure.text(left, 1 - top / height, text, va="center", **how)
 
     bar(0, 0, 1, 0.55, SIGNAL[audit["verdict"]])
-    write(
-        LEFT, 0.28, f"{audit['verdict'].upper()}{' (broken)' * audit['broken']}", color="white", weight="bold", size=19
-    )
-    write(0.2, 0.28, f"world model of {audit['task']}, protocol {audit['protocol']['name']}", color="white", size=16)
+    write(LEFT, 0.28, verdict(audit), color="white", weight="bold", size=19)
+    task = f"world model of {audit['task']}, protocol {audit['protocol']['name']}"
+    write(1 - LEFT, 0.28, task, color="white", size=16, ha="right")
     model, agent = (target_name({"_target_": audit[name]}) for name in ("model", "agent"))
     write(
         LEFT,
@@ -137,6 +136,13 @@ def write_head(figure: Figure, audit: Mapping[str, Any]) -> None:
         write(0.2, top, thresholds(check), size=11, color=GREY)
         why = audit["left_out"].get(check["name"]) or f"{check['what']}. {check['why']}"
         write(0.355, top, "\n".join(textwrap.wrap(why, WHY)), size=9.5)
+
+
+def verdict(audit: Mapping[str, Any]) -> str:
+    """`red: frames red (broken), rewards yellow`."""
+    parts = {part: colour or "left out" for part, colour in audit["parts"].items()}
+    parts["frames"] += " (broken)" * audit["broken"]
+    return f"{audit['verdict']}: " + ", ".join(f"{part} {colour}" for part, colour in parts.items())
 
 
 def thresholds(check: Mapping[str, Any]) -> str:

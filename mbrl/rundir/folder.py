@@ -5,6 +5,7 @@ metrics.csv   training, one row per log interval      eval.csv     every evaluat
 result.json   the final score, episode by episode
 checkpoints/  step-*: verified before they are read   replay/      one file per finished episode
 videos/       evaluation episodes, open-loop clips    console.log  what was printed
+audit/        what `mbrl audit` found, if it was asked
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def test_the_same_words_give_the_same_bytes_and_another_seed_does_not(
     assert (tmp_path / "again" / "audit.json").read_bytes() == (finished / "audit" / "audit.json").read_bytes()
     said = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in said[1:-2]] == [[check["verdict"], check["name"]] for check in audit["checks"]]
-    assert said[-2].startswith("verdict: red: broken") and str(tmp_path / "again") in said[-1]
+    assert said[-2].startswith("verdict red: frames red (broken), rewards ") and str(tmp_path / "again") in said[-1]
     assert main(["audit", f"run={finished}", *SMALL, "seed=1", f"to={tmp_path / 'other'}"]) == 0
     assert audited(tmp_path / "other")["returns"] != audit["returns"]
 

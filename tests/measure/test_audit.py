@@ -211,6 +211,7 @@ def test_broken_rewards_show_in_return_and_ranking_alone(audit_of: Callable[...,
     audit, _ = audit_of(Misled)
     found = verdicts(audit)
     assert audit["verdict"] == found["return"] == found["ranking"] == "red" and not audit["broken"]
+    assert audit["parts"] == {"frames": "green", "rewards": "red"}
     assert {found[name] for name in ("frames", "pictures", "actions", "rest", "leaving")} == {"green"}
     assert math.isclose(value(audit, RANKING), -1, abs_tol=1e-5)
 
@@ -221,6 +222,7 @@ def test_pictures_that_lose_contrast_are_told_from_a_model_that_does_not_know_wh
     audit, _ = audit_of(Blurred)
     assert value(audit, FRAMES) > 3 > 0 > value(audit, PICTURES)
     assert audit["verdict"] == verdicts(audit)["pictures"] == "yellow" and not audit["broken"]
+    assert audit["parts"] == {"frames": "yellow", "rewards": "green"}
 
 
 def test_without_a_way_back_each_start_has_one_sequence_and_the_rest_is_measured(
