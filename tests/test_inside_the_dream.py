@@ -132,3 +132,13 @@ def test_a_script_trains_in_dreams_and_is_scored_in_the_real_world(
     untrained, one, again, other = scores
     assert one == again and len({untrained, one, other}) == 3
     assert contents(run) == before
+
+
+def test_the_python_of_the_readme_runs(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, tmp_path / "runs" / "mine")
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    exec(code.replace("20)", "2)"), {})
+    assert "return" in capsys.readouterr().out
