@@ -98,7 +98,7 @@ class TokenModel(nn.Module):
         proprio_dim: int = 0,
         features_VJ: Tensor | None = None,
     ) -> None:
-        """Fresh weights from `generator`; the action embedding, two-hot, continue and proprio outputs start at zero.
+        """Fresh weights from `generator`; action embedding, continue and proprio outputs start at zero, rewards near 0.
 
         Args:
             condition_dim: A, width of what is given with each frame: the action, and what is known of the robot; 0
@@ -121,6 +121,8 @@ class TokenModel(nn.Module):
             last = _zero(_Unset(heads.width, heads.bins))
             self.reward_head = nn.Sequential(first, nn.RMSNorm(heads.width, eps=1e-6), nn.SiLU(), last)
             self.twohot = TwoHot(low=heads.low, high=heads.high, bins=heads.bins)
+            with torch.no_grad():  # evenly over [low, high] the mean would be the largest bins', in every unknown state
+                last.bias.copy_(self.twohot.peak_at_zero())
         if continues:
             self.continue_linear = _zero(_Unset(hidden, 1))
         if proprio_dim:
