@@ -72,7 +72,7 @@ class DMCTask:
             raise UnknownTask("the Control Suite", self.name, TASKS)
 
     def facts(self, protocol: ProtocolConfig) -> WorldFacts:
-        """Rewards are in [0, 1], and no success is known; only the linear-quadratic tasks end, where they come to rest."""
+        """Rewards are in [0, 1], and no success is known; only linear-quadratic tasks end, where they come to rest."""
         action, observation, state, snapshot = TASKS[self.name]
         return WorldFacts(
             action_dim=action,
@@ -162,7 +162,8 @@ class DMC:
         self._model, self._data = physics.model.ptr, physics.data.ptr
         spec = task.action_spec(physics)
         limited = spec.maximum < UNLIMITED
-        self._low, self._high = np.where(limited, spec.minimum, -1.0), np.where(limited, spec.maximum, 1.0)
+        self._middle = np.where(limited, (spec.minimum + spec.maximum) / 2, 0.0)
+        self._reach = np.where(limited, (spec.maximum - spec.minimum) / 2, 1.0)
         self._kind = mujoco.mjtState.mjSTATE_INTEGRATION
         self._integration = np.empty(mujoco.mj_stateSize(self._model, self._kind))
         self._moved = [getattr(self._model, name) for name in moved]
@@ -179,7 +180,7 @@ class DMC:
         from dm_control.rl.control import PhysicsError
 
         try:
-            self._task.before_step(self._low + (action + 1) / 2 * (self._high - self._low), self._physics)
+            self._task.before_step(self._middle + self._reach * action, self._physics)
             self._physics.step(self._steps)
             self._task.after_step(self._physics)
         except PhysicsError:

@@ -148,8 +148,8 @@ class GymnasiumWorld:
         if isinstance(space, Discrete):
             given: Any = space.start + action.argmax()
         else:
-            share = (action.reshape(space.shape).astype(np.float64) + 1) / 2
-            given = (space.low + share * (space.high - space.low)).astype(space.dtype)
+            low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+            given = ((low + high) / 2 + (high - low) / 2 * action.reshape(space.shape)).astype(space.dtype)
         self._observation, reward, terminated, truncated, _ = self._env.step(given)
         return SimStep(float(reward), terminated=bool(terminated), truncated=bool(truncated))
 
