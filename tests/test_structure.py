@@ -58,10 +58,11 @@ MBRL_RANKS = {
 }
 FOREIGN = {  # who may import a library that must not spread; benchmarks may import anything
     "torchrl": ("worldmodel.spec", "worldmodel.dream.env", "agents.distributions", "mbrl.envs"),
-    "gymnasium": ("worldmodel.dream.vector", "mbrl.envs"),
+    "gymnasium": ("worldmodel.dream.vector", "mbrl.envs.gymnasium"),
     "hydra": ("mbrl.cli",),
     "omegaconf": ("mbrl.cli",),
     "metaworld": ("mbrl.envs.metaworld",),
+    "dm_control": ("mbrl.envs.dmc",),
     "mujoco": ("mbrl.envs", "mbrl.envs.gl"),
     "wandb": ("mbrl.io",),
 }
@@ -162,6 +163,8 @@ def test_imports_run_downhill() -> None:
         ("mbrl.envs.rows", "from mbrl.replay.store import EpisodeStore"),
         ("mbrl.files", "from mbrl.run.clock import Clock"),
         ("mbrl.cli.main", "import benchmarks.tasks"),
+        ("mbrl.cli.doctor", "import gymnasium"),
+        ("mbrl.envs.make", "from dm_control import suite"),
     ],
 )
 @pytest.mark.parametrize("depth", [0, 1])
