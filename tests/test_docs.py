@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
 
 from mbrl.cli.compose import compose
 from mbrl.cli.main import main
@@ -27,15 +26,16 @@ def commands(path: Path) -> list[list[str]]:
 
 
 README = [words for words in commands(ROOT / "README.md") if "--config-dir" not in words]
+AGENTS = [words for words in commands(ROOT / "docs" / "agents.md") if "compute.device=cuda" not in words]
 
 
 def test_the_readme_shows_the_three_uses() -> None:
     assert len(README) >= 5
 
 
-@pytest.mark.parametrize("words", README, ids=" ".join)
-def test_a_command_of_the_readme_is_accepted(words: list[str]) -> None:
-    plain: Any = OmegaConf.to_container(compose("train", words))
+@pytest.mark.parametrize("words", README + AGENTS, ids=" ".join)
+def test_a_command_of_the_readme_and_of_the_agents_is_accepted(words: list[str]) -> None:
+    plain: Any = fitted_to_model(as_plain(compose("train", words)), words, trusted=True)
     assert Configs.of(plain, trusted=True).seed >= 0
 
 
