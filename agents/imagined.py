@@ -66,16 +66,20 @@ class ImaginedReplay:
         subset: Subset = "all",
         keys: Sequence[ObsKey] = ("pixels",),
     ) -> TensorDict:
-        """`n` transitions (worldmodel.spec), every imagined decision equally likely; batch [n], on the model's device.
+        """`n` transitions (worldmodel.spec), batch [n], on the model's device.
 
-        The horizon cuts an episode off: there the value of the last frame closes a shorter return.
+        An imagined decision is drawn in proportion to the chance that its dream went on until then. The horizon cuts an
+        episode off: there the value of the last frame closes a shorter return.
         Raises: ValueError for a subset, for keys other than pixels, or if nothing was imagined yet.
         """
         if subset != "all" or tuple(keys) != ("pixels",):
             raise ValueError(f"imagined transitions have pixels and no subsets (got {list(keys)}, {subset})")
         if not len(self):
             raise ValueError("nothing was imagined yet")
-        flat_W = torch.from_numpy(self._seeds.numpy(f"imagined/{stream}", draw).integers(0, len(self), n))
+        going_CH = self.held["continue"][: len(self) // self._horizon].double().cumprod(1)
+        reached_C = torch.cat([torch.ones_like(going_CH[:, :1]), going_CH[:, :-1]], 1).flatten().cumsum(0)
+        drawn_W = torch.from_numpy(self._seeds.numpy(f"imagined/{stream}", draw).random(n)) * reached_C[-1]
+        flat_W = torch.searchsorted(reached_C, drawn_W, right=True).clamp(max=len(self) - 1)
         row_W, decision_W = flat_W // self._horizon, flat_W % self._horizon
         end_W = (decision_W + n_step).clamp(max=self._horizon)
 

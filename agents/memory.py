@@ -134,8 +134,10 @@ class FrameStack:
         frames_ECHW = newest_ECHW.repeat(1, self.frames, 1, 1)
         if memory is not None:
             pushed_ECHW = torch.cat([memory["frames"], newest_ECHW], 1)[:, 3:]
-            fresh_E = td.get("is_init", torch.zeros(len(td), 1, dtype=torch.bool, device=td.device)).reshape(-1)
-            frames_ECHW = torch.where(fresh_E[:, None, None, None], frames_ECHW, pushed_ECHW)
+            if (init := td.get("is_init", None)) is None:
+                frames_ECHW = pushed_ECHW
+            else:
+                frames_ECHW = torch.where(init.reshape(-1, 1, 1, 1), frames_ECHW, pushed_ECHW)
         return TensorDict({"frames": frames_ECHW}, batch_size=td.batch_size)
 
     def before(self, frames_BFCHW: Tensor) -> TensorDict:

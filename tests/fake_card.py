@@ -193,6 +193,22 @@ def plan(model: IVideoGPT, plain: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
+def off_policy(model: IVideoGPT, plain: dict[str, Any]) -> dict[str, Any]:
+    """A pixel policy in a dream, whose memory is frames; it reads nothing on the host."""
+    config = make(as_plain(compose("train", ["agent=drqv2_cpu"]))["agent"], "agent", trusted=True)
+    with unset_fake_temporarily():
+        agent = config.build(env_spec=ENV_SPEC, seeds=Seeds(0), device="cpu")
+    for name in ("actor", "critic"):
+        moved_to_card(getattr(agent, name))
+    agent._device = CARD
+    dream, seen = Dream(model, seeds=Seeds(0)), clip("cpu", frames=model.spec.burn_in)
+    state = dream.encode(seen)
+    memory = agent.frames.before(dream.detokenize(*dream.codes_of(state)))
+    policy = agent.policy(torch.Generator())
+    found = dream.rollout(policy, state, memory, 3, stream="x", draw=0, keys=("pixels",))
+    return {"action": found.path["action"], "frames": found.memory["frames"]}
+
+
 CASES: dict[str, Callable[[IVideoGPT, dict[str, Any]], dict[str, Any]]] = {
     "dream": in_dreams,
     "session": in_sessions,
@@ -200,6 +216,7 @@ CASES: dict[str, Callable[[IVideoGPT, dict[str, Any]], dict[str, Any]]] = {
     "tokenizer": losses("tokenizer"),
     "agent": update,
     "planner": plan,
+    "off-policy": off_policy,
 }
 PLANTED: dict[str, Callable[[IVideoGPT, dict[str, Any]], dict[str, Any]]] = {
     "planted: a read": lambda model, plain: {"x": torch.tensor(float(model.tokens.llm.lm_head.basis.sum()))},

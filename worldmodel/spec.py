@@ -85,7 +85,7 @@ class ModelSpec:
             episode's first frame, t times, for the whole episode; the clip's first frame is observed, not predicted.
         burn_in: real frames T given after the context when imagination or acting starts (0 is possible with
             `sliding`).
-        reads: what of a real step the model reads; a clip carries these keys and no others of their kind.
+        obs_keys: what of a real step the model reads; a clip carries these keys and no others of their kind.
         latent: named parts of the feature that an agent reads, in order, and their widths.
         state: shape of one row and dtype of everything in a dream state, at every step.
         parts: what of it is fitted, in this order; the losses of the last part judge the whole model.

@@ -134,9 +134,8 @@ def made(folder: Path, configs: Any, asked: Mapping[str, Any], args: list[str]) 
         horizon=asked["horizon"],
         seeds=seeds,
     )
-    begun = trained.env_step // protocol.action_repeat
     players = {
-        "trained": Played(agent, env, obs_keys=model.spec.obs_keys, begun=begun),
+        "trained": Played(agent, env, obs_keys=model.spec.obs_keys, begun=trained.decisions),
         "random": Played(chance, env),
     }
     starts = gathered(env, players, sides, count=asked["starts"])

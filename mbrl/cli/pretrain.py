@@ -61,10 +61,10 @@ def run(args: list[str]) -> int:
         configs = Configs.of(plain, trusted=decision["trusted"], world=ranks.world)
         processes.device = device_of(configs.compute.device, ranks)
         info, stop = run_info(plain, argv=args, world=ranks.world), Stop()
-        with ExitStack() as compose_new:
+        with ExitStack() as undo:
             if processes.first:
                 if decision["new"]:
-                    compose_new.enter_context(emptied_on_failure(folder))
+                    undo.enter_context(emptied_on_failure(folder))
                 write_run(folder, plain, info)
                 setup_logging(folder / "console.log")
             stop.listen()
@@ -173,14 +173,14 @@ def describe(state: Any, info: Mapping[str, Any], resumed: int | None) -> str:
         name: sum(p.numel() for p in part.parameters())
         for name, part in (("tokenizer", model.tokenizer), ("token model", model.tokens))
     }
-    compose_new = "new run" if resumed is None else f"continued at update {resumed}"
-    decision = f"told {model.spec.action_dim} numbers of action" if model.spec.action_dim else "without actions"
+    beginning = "new run" if resumed is None else f"continued at update {resumed}"
+    conditioning = f"given {model.spec.action_dim} numbers of action" if model.spec.action_dim else "without actions"
     counts = {part: len(source.episodes) for part, source in state.updater.sources.items()}
     held = len(next(iter(state.validation.values())).episodes)
     processes = f"{info['processes']} process{'es' if info['processes'] > 1 else ''}"
     return (
-        f"{' and '.join(state.parts)}, seed {info['seed']}: {compose_new}\n"
-        f"world model: {' and '.join(f'{name} {size:,}' for name, size in sizes.items())} parameters, {decision}\n"
+        f"{' and '.join(state.parts)}, seed {info['seed']}: {beginning}\n"
+        f"world model: {' and '.join(f'{name} {size:,}' for name, size in sizes.items())} parameters, {conditioning}\n"
         f"data: {next(iter(counts.values()))} episodes to learn from, {held} to measure on\n"
         f"{info['device']}, {processes} of {info['threads']} threads"
     )

@@ -311,7 +311,7 @@ def describe(state: Any, info: Mapping[str, Any], resumed: int | None) -> str:
     from mbrl.run.run import parameter_counts
 
     sizes = parameter_counts(state.model)
-    compose_new = (
+    beginning = (
         "new run"
         if resumed is None
         else f"continued at env step {state.clock.env_steps}, after {clock_time(state.logger.wall_s)}"
@@ -323,7 +323,7 @@ def describe(state: Any, info: Mapping[str, Any], resumed: int | None) -> str:
     )
     exact = "bit for bit on this machine, with this many threads" if info["device_kind"] == "cpu" else "not bit for bit"
     return (
-        f"{info['task']}, protocol {info['protocol']}, seed {info['seed']}: {compose_new}\n"
+        f"{info['task']}, protocol {info['protocol']}, seed {info['seed']}: {beginning}\n"
         f"world model: {model}\n"
         f"{info['device']}, {info['threads']} threads; reproducible: {exact}"
     )

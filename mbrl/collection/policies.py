@@ -116,6 +116,7 @@ def agent_of(folder: Path, env: RowsEnv, *, own: Path | None = None) -> Played:
             f"policy={folder} learned {configs.task.name} under protocol {configs.protocol.name}: "
             f"it cannot act in {env.task} under protocol {env.protocol.name}; give its own task and protocol"
         )
-    eval_setup = read_trained(folder, configs).eval_setup
-    eval_setup.evaluator.env.close()  # only its agent plays here
-    return Played(eval_setup.agent, env, obs_keys=eval_setup.model.spec.obs_keys)
+    trained = read_trained(folder, configs)
+    trained.eval_setup.evaluator.env.close()  # only its agent plays here
+    agent, model = trained.eval_setup.agent, trained.eval_setup.model
+    return Played(agent, env, obs_keys=model.spec.obs_keys, begun=trained.decisions)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mbrl.envs.protocol import NamedCamera, ProtocolConfig
+from mbrl.envs.protocol import NamedCamera, NumberedCamera, ProtocolConfig
 from mbrl.envs.simulator import SimStep, UnknownTask, WorldFacts
 
 # As data, so that a config is checked without importing the simulator; tests compare it with Meta-World's own.
@@ -73,6 +73,8 @@ class MetaWorldTask:
                 f"protocol.camera must be a camera in Meta-World (got null in protocol {protocol.name}); "
                 "use another protocol, for example protocol=default"
             )
+        if isinstance(camera, NumberedCamera):
+            yield f"protocol.camera must be named or free in Meta-World (got a number in protocol {protocol.name})"
         if isinstance(camera, NamedCamera) and camera.name not in CAMERAS:
             yield f"protocol.camera.name must be one of {', '.join(CAMERAS)} in Meta-World (got {camera.name})"
         steps = protocol.decisions * protocol.action_repeat + protocol.zero_action_first

@@ -61,7 +61,7 @@ def idle(plain: Mapping[str, Any], key: str, *, trusted: bool) -> str:
     unread |= {f"fit.{part}": without for part in lacks(model, plain["schedule"])}
     if plain["tokenizer"].get("quantizer") == "fsq":
         unread["worldmodel.losses.commitment_coef"] = "tokenizer.quantizer=fsq has no codebook to commit to"
-    if key == "agent.unimix" and not facts_of(plain, trusted=trusted).discrete:
+    if key.startswith("agent.") and key.endswith(".unimix") and not facts_of(plain, trusted=trusted).discrete:
         unread[key] = "the actions of this task are continuous"
     return next((why for name, why in unread.items() if f"{key}.".startswith(f"{name}.")), "")
 

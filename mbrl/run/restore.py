@@ -55,6 +55,11 @@ class Trained:
         return self.eval_setup.evaluator.env.env_spec
 
     @property
+    def decisions(self) -> int:
+        """What each of the run's environments had decided when it had these weights: schedules of noise count them."""
+        return self.env_step // (self.configs.protocol.action_repeat * self.configs.compute.rows)
+
+    @property
     def device(self) -> str:
         """Where the model's weights are."""
         return str(self.configs.compute.device)

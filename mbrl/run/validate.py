@@ -55,10 +55,12 @@ def check_recorded(stored: Iterable[Stored], widths: Mapping[str, int]) -> None:
 
 def imitations(groups: Mapping[str, Any], demos: int) -> Iterator[str]:
     """Whom the agent imitates is there."""
-    agent = groups["agent"]
-    if getattr(agent, "imitates", False) and not demos:
-        without = f"; or set agent.bc_coef=0 (got {agent.bc_coef})" if hasattr(agent, "bc_coef") else ""
-        yield f"agent ({type(agent).__name__}) needs demonstrations to imitate: set demos=5{without}"
+    outer = groups["agent"]
+    agents: dict[str, Any] = {"agent": outer, "agent.inner": getattr(outer, "inner", None)}
+    for key, agent in agents.items():
+        if getattr(agent, "imitates", False) and not demos:
+            without = f"; or set {key}.bc_coef=0 (got {agent.bc_coef})" if hasattr(agent, "bc_coef") else ""
+            yield f"{key} ({type(agent).__name__}) needs demonstrations to imitate: set demos=5{without}"
 
 
 def worlds(groups: Mapping[str, Any], demos: int) -> Iterator[str]:
