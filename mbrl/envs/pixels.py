@@ -17,7 +17,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from mbrl.envs.protocol import Camera, FreeCamera, NamedCamera, ProtocolConfig
+from mbrl.envs.protocol import Camera, FreeCamera, NamedCamera, NumberedCamera, ProtocolConfig
 
 _EGL_PLATFORM_DEVICE = 0x313F
 _MAX_GEOMS = 2000
@@ -124,7 +124,8 @@ _display = _Display()
 class Painter:
     """Draws the worlds of one MuJoCo model (any number of copies of it) as a protocol says.
 
-    Meshes and textures are loaded into GL once; what differs between copies (poses) is given at each frame.
+    Meshes and textures are loaded into GL once; what differs between copies (poses, heights of a terrain) is given at
+    each frame.
 
     Raises: ValueError for a camera that the model does not have; NoRendering.
     """
@@ -145,6 +146,8 @@ class Painter:
             self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
             self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         self._option = mujoco.MjvOption()
+        self._option.flags[mujoco.mjtVisFlag.mjVIS_RANGEFINDER] = 0  # sensors are not part of a world's look
+        self._heights = model.hfield_data.copy()
         self._rectangle = mujoco.MjrRect(0, 0, self.image, self.image)
         self._raw_HWC = np.empty((self.image, self.image, 3), np.uint8)
         _display.painters.add(self)
@@ -154,6 +157,10 @@ class Painter:
         assert self._gl is not None, "a closed painter cannot draw"
         _display.make_current()
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._gl)  # another painter may have bound its own
+        if not np.array_equal(model.hfield_data, self._heights):
+            self._heights = model.hfield_data.copy()
+            for terrain in range(model.nhfield):
+                mujoco.mjr_uploadHField(model, self._gl, terrain)
         everything = mujoco.mjtCatBit.mjCAT_ALL.value
         mujoco.mjv_updateScene(model, data, self._option, None, self._camera, everything, self._scene)
         mujoco.mjr_render(self._rectangle, self._scene, self._gl)
@@ -180,10 +187,13 @@ def _camera(model: mujoco.MjModel, camera: Camera) -> mujoco.MjvCamera:
         view.lookat[:] = camera.lookat
         view.distance, view.azimuth, view.elevation = camera.distance, camera.azimuth, camera.elevation
         return view
+    view.type = mujoco.mjtCamera.mjCAMERA_FIXED
+    if isinstance(camera, NumberedCamera) and camera.number < model.ncam:
+        view.fixedcamid = camera.number
+        return view
     known = [model.camera(i).name for i in range(model.ncam)]
     if not isinstance(camera, NamedCamera) or camera.name not in known:
-        asked = camera.name if isinstance(camera, NamedCamera) else camera
+        asked = getattr(camera, "name", getattr(camera, "number", camera))
         raise ValueError(f"camera must be a free camera or one of {', '.join(known)} (got {asked})")
-    view.type = mujoco.mjtCamera.mjCAMERA_FIXED
     view.fixedcamid = known.index(camera.name)
     return view

@@ -5,6 +5,7 @@ Knows numbers and names only. Scores of different protocols must never be averag
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -42,7 +43,24 @@ class FreeCamera:
             raise ValueError(f"elevation must be in -90..90 (got {self.elevation})")
 
 
-Camera = NamedCamera | FreeCamera | None
+@dataclass(frozen=True, kw_only=True)
+class NumberedCamera:
+    """A camera that the simulator's own model defines, by its number there.
+
+    Attributes:
+        by_domain: domains whose tasks are seen from another one.
+    """
+
+    number: int
+    by_domain: Mapping[str, int]
+
+    def __post_init__(self) -> None:
+        for number in (self.number, *self.by_domain.values()):
+            if number < 0:
+                raise ValueError(f"number must be >= 0 (got {number})")
+
+
+Camera = NamedCamera | NumberedCamera | FreeCamera | None
 
 
 @dataclass(frozen=True, kw_only=True)

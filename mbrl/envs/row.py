@@ -117,6 +117,8 @@ class Row:
                 if (made.success is not None) is not self.facts.success:
                     right = "True or False" if self.facts.success else "None, which the facts of this world promise"
                     raise EnvDataError(f"success must be {right} (got {made.success})")
+                if made.terminated and not self.facts.terminates:
+                    raise EnvDataError("terminated must be False, which the facts of this world promise (got True)")
                 self._frame = self._look()
         self._decision += 1
         limit = made.truncated or made.unstable or self._decision >= self.protocol.decisions

@@ -29,7 +29,13 @@ def config(group: str, variant: str, /, **changes: Any) -> Any:
 
 
 COUNTING = WorldFacts(
-    action_dim=3, proprio_dim=1, state_dim=2, snapshot_dim=3, expert=True, parts={"count": slice(0, 1)}
+    action_dim=3,
+    terminates=True,
+    proprio_dim=1,
+    state_dim=2,
+    snapshot_dim=3,
+    expert=True,
+    parts={"count": slice(0, 1)},
 )
 
 
