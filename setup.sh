@@ -40,6 +40,9 @@ install() {
     # The build tools come first and are the pinned ones: nothing is then built in an isolated, unpinned environment.
     "$venv/bin/python" -m pip install --disable-pip-version-check -q -c constraints.txt setuptools wheel
     "$venv/bin/python" -m pip install --disable-pip-version-check -c constraints.txt --no-build-isolation --editable '.[dev]'
+    # dm-control's labmaze has no wheel for Python 3.13; the Control Suite needs no mazes.
+    "$venv/bin/python" -c 'import dm_control' 2>/dev/null ||
+        "$venv/bin/python" -m pip install --disable-pip-version-check -q -c constraints.txt --no-deps dm-control dm-env lxml
     touch "$venv/.installed"
 }
 

@@ -59,6 +59,8 @@ FOREIGN = {  # who may import a library that must not spread; benchmarks may imp
     "hydra": ("mbrl.cli",),
     "omegaconf": ("mbrl.cli",),
     "metaworld": ("mbrl.envs.metaworld",),
+    "dm_control": ("mbrl.envs.dmc",),
+    "gymnasium": ("mbrl.envs.gymnasium",),
     "mujoco": ("mbrl.envs", "mbrl.envs.gl"),
     "wandb": ("mbrl.io",),
 }
@@ -159,6 +161,8 @@ def test_imports_run_downhill() -> None:
         ("mbrl.envs.rows", "from mbrl.replay.store import EpisodeStore"),
         ("mbrl.files", "from mbrl.run.clock import Clock"),
         ("mbrl.cli.main", "import benchmarks.tasks"),
+        ("mbrl.cli.doctor", "import gymnasium"),
+        ("mbrl.envs.make", "from dm_control import suite"),
     ],
 )
 @pytest.mark.parametrize("depth", [0, 1])

@@ -242,6 +242,11 @@ def taken(name: str, given: Any, shape: tuple[int, ...], dtype: type[np.generic]
     return copy
 
 
+def symlog(value: NDArray[Any]) -> NDArray[np.float32]:
+    """sign(x) ln(1 + |x|), f32: numbers of any size become about 1 in size (DreamerV3, Hafner et al. 2023, eq. 1)."""
+    return (np.sign(value) * np.log1p(np.abs(value))).astype(np.float32)
+
+
 def shown(value: Any) -> str:
     """A value that is of the wrong kind, shortly."""
     if isinstance(value, list | tuple | dict):

@@ -11,7 +11,10 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("tokendream", "torch", "torchrl", "tensordict", "metaworld", "mujoco", "gymnasium", "numpy", "hydra-core")
+PACKAGES = (
+    *("tokendream", "torch", "torchrl", "tensordict", "numpy", "hydra-core"),
+    *("metaworld", "mujoco", "dm-control", "gymnasium"),
+)
 
 MATMUL = ("ieee", "bf16")
 
