@@ -40,12 +40,13 @@ SHORT = [
     "protocol.decisions=13",
 ]
 FEW = ["agent.horizon=3", "agent.candidates=6", "agent.elites=2", "agent.iterations=2"]
+GYM = ["task=gymnasium", "task.name=Pendulum-v1", "protocol=gymnasium", "protocol.image=32"]
 RUNS = {
     "cem": ["agent=cem", *FEW],
     # the cadences of what is not there may lie anywhere
     "td3": ["agent=td3", "worldmodel=none", "agent.batch_size=8", "schedule.prefill=120", "schedule.learn.start=120"],
     "sac": ["agent=sac_in_the_dream", "agent.batch_size=6", "agent.horizon=4"],
-    "gym": ["task=gym", "protocol=gym", "agent=td3", "worldmodel=none", "agent.batch_size=8"],
+    "gym": [*GYM, "agent=td3", "worldmodel=none", "agent.batch_size=8"],
 }
 OPTIM = OptimConfig(lr=1e-3, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.0, max_grad_norm=1.0, warmup_steps=0)
 

@@ -7,12 +7,8 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import gymnasium
-import numpy as np
 import pytest
 from torchrl.envs import check_env_specs
 
@@ -43,7 +39,7 @@ def mbrl(home: Path, *words: str) -> str:
     return done.stdout
 
 
-MOST_LINES = {"point_mass": 60, "gym_world": 80, "cem": 85, "sac_in_the_dream": 105, "td3": 120}
+MOST_LINES = {"point_mass": 60, "cem": 85, "sac_in_the_dream": 105, "td3": 120}
 
 
 def test_every_example_is_one_short_file_that_a_yaml_names() -> None:
@@ -74,65 +70,29 @@ def test_doctor_tasks_and_data_collect_know_it(tmp_path: Path) -> None:
     said = mbrl(tmp_path, "doctor", *TINY, "protocol.decisions=7")
     assert "light of 2 tasks: 2 actions, proprioception 0, state 0, no success: ranked by returns" in said
     assert "light 32x32" in said
-    mbrl(tmp_path, "data", "collect", "task=[light,heavy]", "policy=random", "episodes=3", "to=set", "workers=2")
-    assert read_card(tmp_path / "set" / "heavy").protocol["name"] == "gym", "the first that it has no complaint about"
+    mbrl(
+        tmp_path,
+        "data",
+        "collect",
+        "task=[light,heavy]",
+        "protocol=toy",
+        "policy=random",
+        "episodes=3",
+        "to=set",
+        "workers=2",
+    )
+    assert read_card(tmp_path / "set" / "heavy").protocol["name"] == "toy"
     data = DataSet(tmp_path / "set" / "heavy", cache=EpisodeCache(0))
     assert [data.episode(place).state.shape[1] for place in range(len(data))] == [0, 0, 0]
 
 
-def task_of(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+def test_its_rows_keep_their_specs_under_the_first_protocol_that_it_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     folders = [packaged_configs(), own_folder(EXAMPLES / "configs")]
-    (task,) = tasks_of(name, folders)
-    return task, protocol_of(None, task, folders)
-
-
-@pytest.mark.parametrize("name", ["heavy", "DrawnPendulum-v0"])
-def test_its_rows_keep_their_specs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_env_specs(make_envs(*task_of(name, monkeypatch), seeds=Seeds(0), stream="env", rows=2), seed=0)
-
-
-def test_gymnasium_s_pendulum_does_in_a_row_what_it_does_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    task, protocol = task_of("DrawnPendulum-v0", monkeypatch)
-    (world,) = task.build(protocol=protocol, rows=1)
-    alone, frames = gymnasium.make("Pendulum-v1"), []
-    world.reset(7)
-    alone.reset(seed=7)
-    for _ in range(5):
-        step = world.step(np.full(1, 0.5, np.float32))  # half of what it has: 1 of 2 Nm
-        assert step.reward == pytest.approx(alone.step(np.ones(1, np.float32))[1], rel=1e-6)
-        frames.append(world.draw())
-    assert (frames[0] != frames[-1]).any(), "it is seen to move"
-
-
-def test_choices_of_gymnasium_arrive_and_a_wrong_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Light(gymnasium.Env):  # type: ignore[type-arg]
-        action_space, observation_space = gymnasium.spaces.Discrete(3, start=5), gymnasium.spaces.Discrete(9)
-        metadata, lit = {"render_modes": ["rgb_array"]}, 0
-
-        def __init__(self, render_mode: str) -> None:
-            self.render_mode = render_mode
-
-        def reset(self, *, seed: int | None = None, options: object = None) -> tuple[int, dict]:
-            return 0, {}
-
-        def step(self, action: int) -> tuple[int, float, bool, bool, dict]:
-            self.lit = action
-            return action, 1.0, action == 7, False, {}
-
-        def render(self) -> np.ndarray:
-            return np.full((40, 50, 3), self.lit, np.uint8)
-
-    task, protocol = task_of("DrawnPendulum-v0", monkeypatch)
-    monkeypatch.setitem(gymnasium.registry, "Light-v0", gymnasium.envs.registration.EnvSpec("Light-v0", Light))
-    monkeypatch.setattr(type(task), "tasks", ("Light-v0",))
-    discrete = replace(task, name="Light-v0", action_dim=3, discrete=True, terminates=True)
-    (world,) = discrete.build(protocol=protocol, rows=1)
-    world.reset(0)
-    step = world.step(np.eye(3, dtype=np.float32)[2])
-    assert step.terminated and world.draw().shape == (3, protocol.image, protocol.image) and (world.draw() == 7).all()
-    with pytest.raises(ValueError, match=r"task\.action_dim must be 3 for Light-v0 \(got 1\)"):
-        replace(discrete, action_dim=1).build(protocol=protocol, rows=1)
+    (task,) = tasks_of("heavy", folders)
+    protocol = protocol_of(None, task, folders)
+    assert protocol.camera is None
+    check_env_specs(make_envs(task, protocol, seeds=Seeds(0), stream="env", rows=2), seed=0)
 
 
 @pytest.mark.parametrize(

@@ -131,12 +131,14 @@ def tasks_of(asked: str, folders: Sequence[Path]) -> list[Any]:
 
 
 def protocol_of(asked: str | None, task: Any, folders: Sequence[Path]) -> Any:
-    """The protocol of this name; without one, the first (`default` before others) that the task can do."""
+    """The protocol of this name; without one, the first that the task can do: `default`, its world's, or any other."""
     from mbrl.rundir.build import make
 
     known = variants("protocol", folders)
     if asked is not None and asked not in known:
         raise BadInput(f"protocol must be one of {', '.join(known)} (got {asked}){did_you_mean(asked, known)}")
-    names = [asked] if asked is not None else sorted(known, key=lambda name: name != "default")
+    target = f"{type(task).__module__}.{type(task).__qualname__}"
+    worlds = [name for name, node in variants("task", folders).items() if node["_target_"] == target]
+    names = sorted(known, key=lambda name: (name != "default", name not in worlds)) if asked is None else [asked]
     protocols = [make(known[name], "protocol", trusted=True) for name in names]
     return next((one for one in protocols if not any(True for _ in task.complaints(one))), protocols[0])

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mbrl.cli.compose import packaged_configs
+from mbrl.cli.data_collect import protocol_of, tasks_of
 from mbrl.cli.main import main
 from mbrl.data.dataset import DataSet, EpisodeCache, read_card
 from mbrl.replay.episode import Episode
@@ -121,3 +123,13 @@ def test_data_of_another_protocol_or_kind_is_not_mixed_in(tmp_path: Path, capsys
     assert collected(tmp_path / "a", "policy=random", "episodes=1") == 0
     assert main(["data", "collect", "task=reach-terminal", "policy=random", f"to={tmp_path / 'a'}"]) == 2
     assert "holds data with tasks=['reach'], not ['reach-terminal']" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol"),
+    [("reach", "toy"), ("reach-v3", "default"), ("walker-walk", "dmc_vision"), ("CartPole-v1", "gymnasium")],
+)
+def test_without_a_protocol_a_world_is_seen_under_the_one_that_is_named_like_it(name: str, protocol: str) -> None:
+    folders = [packaged_configs()]
+    (task,) = tasks_of(name, folders)
+    assert protocol_of(None, task, folders).name == protocol
