@@ -3,7 +3,7 @@
 usage: mbrl tasks [task=VARIANT] [--config-dir DIR]
 
   mbrl tasks                                     Meta-World's, which mbrl train takes unless you say otherwise
-  mbrl tasks task=toy
+  mbrl tasks task=dmc                            the DeepMind Control Suite's; also task=gymnasium, task=toy
   mbrl tasks task=mine --config-dir configs.d    a world of your own
 
 One name a line, for task.name=NAME.

@@ -37,8 +37,8 @@ class GymnasiumTask:
     name: str
 
     def __post_init__(self) -> None:
-        if self.name not in gymnasium.registry:  # of now: a user's package may have registered more
-            raise UnknownTask("Gymnasium", self.name, tuple(gymnasium.registry))
+        if self.name not in self.tasks:
+            raise UnknownTask("Gymnasium", self.name, self.tasks)
 
     def facts(self, protocol: ProtocolConfig) -> WorldFacts:
         """What one environment shows. Raises: ValueError where there can be none: see `complaints`."""

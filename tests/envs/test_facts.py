@@ -90,6 +90,16 @@ def test_a_world_that_lacks_what_its_facts_promise_is_refused(promise: dict[str,
         Row(Bare(), facts, config("protocol", "toy"), task="bare", number=0)
 
 
+def test_a_world_that_terminates_against_its_facts_is_refused() -> None:
+    ends = Recorder(
+        {1: SimStep(0.0, terminated=True, success=False)}, facts=dataclasses.replace(COUNTING, terminates=False)
+    )
+    env = recorded([ends])
+    now = env.reset()
+    with pytest.raises(EnvDataError, match=r"terminated must be False, .* \(got True\) in row 0 of recorder"):
+        env.step(now.set("action", env.expert_actions()))
+
+
 def test_a_world_that_shows_success_against_its_facts_is_refused() -> None:
     env = recorded([Recorder(facts=dataclasses.replace(COUNTING, success=False))])
     now = env.reset()

@@ -23,6 +23,7 @@ from mbrl.envs import gymnasium as ours
 from mbrl.envs.gymnasium import GymnasiumTask, facts_of, letterboxed
 from mbrl.envs.row import rows_of
 from mbrl.envs.simulator import symlog
+from mbrl.rundir.build import make
 from tests.envs.test_workers import assert_equal
 from tests.envs.worlds import CONFIGS, config, made
 
@@ -121,6 +122,19 @@ def test_lopsided_bounds_of_any_shape_are_reached_exactly(monkeypatch: pytest.Mo
     for action, wanted in ((-1, low), (1, high), (0, (low + high) / 2)):
         one.step(np.full(3, action, np.float32))
         np.testing.assert_array_equal(one._env.unwrapped.lit, wanted)
+
+
+def test_an_environment_of_ones_own_is_a_subclass_with_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gymnasium.registry, "Mine-v0", EnvSpec("Mine-v0", Lamp))
+
+    class Mine(GymnasiumTask):
+        tasks = ("Mine-v0",)
+
+    monkeypatch.setattr(sys.modules[__name__], "Mine", Mine, raising=False)
+    node = {"_target_": f"{__name__}.Mine", "name": "Mine-v0"}
+    assert make(node, "task", trusted=True).facts(RULES).action_dim == 3
+    with pytest.raises(ValueError, match=r"task.name must be one of the 1 tasks of Gymnasium \(got 'CartPole-v1'\)"):
+        make(node | {"name": "CartPole-v1"}, "task", trusted=True)
 
 
 def test_a_choice_is_one_hot_and_may_be_counted_from_any_number(monkeypatch: pytest.MonkeyPatch) -> None:
