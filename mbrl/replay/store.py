@@ -62,9 +62,9 @@ def expected_bytes(
     """What `decisions` stored decisions take, in episodes of `episode_decisions` with frames of `image` x `image`.
 
     Args:
-        known: how many numbers of `proprio`, `state` and `snapshot` are stored with each frame, where they are.
+        widths: how many numbers of `proprio`, `state` and `snapshot` are stored with each frame, where they are.
 
-    >>> expected_bytes(100, image=64, action_dim=4, known={"proprio": 7, "state": 42}, episode_decisions=100).ram
+    >>> expected_bytes(100, image=64, action_dim=4, widths={"proprio": 7, "state": 42}, episode_decisions=100).ram
     1263184
     """
     episodes = -(-decisions // episode_decisions)

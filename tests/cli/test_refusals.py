@@ -15,6 +15,8 @@ train experiment=toy run_dir=FILE/run                            | run_dir=FILE/
 train experiment=toy run_dir=NEW agent.gamma=2                   | agent.gamma must be in (0, 1)
 train experiment=toy run_dir=NEW init=EMPTY                      | is not a published model
 eval run=EMPTY                                                   | is not a run folder
+audit run=EMPTY                                                  | is not a run folder
+audit run=EMPTY starts=1                                         | starts must be
 report run=EMPTY                                                 | is not a run folder
 report run=EMPTY out=FILE/page.png                               | out=FILE cannot be made
 predict init=RUN data=SET split=all metrics=[lpips] to=NEW       | none of frames is left

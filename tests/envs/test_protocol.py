@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import yaml
 
-from mbrl.envs.protocol import FreeCamera, NamedCamera, ProtocolConfig
+from mbrl.envs.protocol import FreeCamera, NamedCamera, NumberedCamera, ProtocolConfig
 from tests.envs.worlds import CONFIGS, config
 
 NAMES = sorted(path.stem for path in (CONFIGS / "protocol").glob("*.yaml"))
@@ -15,7 +15,7 @@ def test_a_protocol_file_states_every_field_and_carries_its_own_name(name):
     assert set(plain) == {"_target_"} | {field.name for field in dataclasses.fields(ProtocolConfig)}
     protocol = config("protocol", name)
     assert isinstance(protocol, ProtocolConfig) and protocol.name == name
-    assert isinstance(protocol.camera, NamedCamera | FreeCamera | None)
+    assert isinstance(protocol.camera, NamedCamera | NumberedCamera | FreeCamera | None)
 
 
 def test_the_promised_protocols_are_there():

@@ -38,10 +38,10 @@ def test_a_run_in_the_simulator_itself_says_everywhere_that_it_is_one(
 
 
 def test_a_usual_run_says_no_such_thing() -> None:
-    from mbrl.cli.train import told_by_the_simulator
+    from mbrl.cli.train import privileged
 
-    assert told_by_the_simulator(("pixels", "proprio")) == ""
-    assert "state" in told_by_the_simulator(("pixels", "state"))
+    assert privileged(("pixels", "proprio")) == ""
+    assert "state" in privileged(("pixels", "state"))
 
 
 def test_kills_change_nothing_in_it(tmp_path: Path, train: Train) -> None:
