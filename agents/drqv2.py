@@ -69,10 +69,15 @@ class DrQv2Config:
         if not self.std_clip > 0:
             raise ValueError(f"std_clip must be > 0 (got {self.std_clip})")
 
+    @property
+    def stack(self) -> int:
+        """Frames that are seen together."""
+        return self.nets.stack
+
     def build(self, *, env_spec: EnvSpec, seeds: Seeds, device: str) -> DrQv2:
         """A fresh agent, its weights drawn from stream `init/agent`. Raises: ValueError for discrete actions."""
         if env_spec.discrete:
-            raise ValueError("agent: DrQ-v2 needs continuous actions (this task has choices); choose agent=dreamer_cpu")
+            raise ValueError("agent: DrQ-v2 needs continuous actions, and this task has choices; take agent=dreamer_cpu")
         return DrQv2(self, env_spec, seeds, device)
 
 

@@ -64,8 +64,13 @@ class MBPOConfig:
         if self.capacity < self.rollouts:
             raise ValueError(f"capacity must be >= rollouts={self.rollouts} (got {self.capacity})")
 
+    @property
+    def stack(self) -> int:
+        """Real frames that the inner agent must have seen before a dream begins."""
+        return getattr(self.inner, "stack", 1)
+
     def build(self, *, runtime: Mapping[str, Any], spec: ModelSpec, dream: Dream, seeds: Seeds, device: str) -> MBPO:
-        """Around a fresh inner agent. Raises: ValueError where that, the model and the horizon do not go together."""
+        """Around a fresh inner agent. Raises: ValueError where that and the model do not go together."""
         if not spec.rewards:
             raise ValueError("agent: MBPO learns from imagined rewards, and this world model predicts none")
         inner = build(self.inner, runtime)
@@ -85,11 +90,6 @@ class MBPO:
     ) -> None:
         self.config, self.inner, self._dream, self._seeds, self._device = config, inner, dream, seeds, device
         self._observed = max(spec.burn_in, inner.frames.frames)  # a whole stack of frames is real where a dream begins
-        if (room := spec.max_frames - self._observed) < config.horizon:
-            raise ValueError(
-                f"agent.horizon must be <= {room}, the frames that fit behind the model's context and {self._observed} "
-                f"real ones (got {config.horizon}); lower it or raise worldmodel.max_frames"
-            )
         self.imagined = ImaginedReplay(
             config.capacity, spec=spec, observed=self._observed, horizon=config.horizon, dream=dream, seeds=seeds
         )

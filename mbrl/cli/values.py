@@ -11,16 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mbrl.cli.errors import BadInput, did_you_mean
-from mbrl.rundir.build import find
-
-WORDS: dict[type, str] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    list: "a list like [a,b]",
-    dict: "a group of keys",
-}
+from mbrl.rundir.build import KINDS, find, is_a
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,22 +118,22 @@ def of_kind(key: str, value: Any, default: Any) -> Any:
     """
     if isinstance(value, str) and "${" in value and not isinstance(default, str | None):
         raise BadInput(
-            f"{key} must be {WORDS[type(default)]} (got the reference {value}); write the value itself: {key}=..."
+            f"{key} must be {KINDS[type(default)]} (got the reference {value}); write the value itself: {key}=..."
         )
     if default is None:
         return value
     kind = next(kind for kind in (bool, int, float, str, list, dict) if isinstance(default, kind))
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = is_a(value, float)
     if kind is float and number:
         return float(value)
     if kind is str and number:
         return str(value)
-    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+    if is_a(value, kind):
         if isinstance(value, list) and default:
             return [of_kind(f"{key}[{place}]", item, default[0]) for place, item in enumerate(value)]
         return value
     example = int(value) if kind is int and number and float(value).is_integer() else shown(default)
-    raise BadInput(f"{key} must be {WORDS[kind]} (got {shown(value)}); for example {key.partition('[')[0]}={example}")
+    raise BadInput(f"{key} must be {KINDS[kind]} (got {shown(value)}); for example {key.partition('[')[0]}={example}")
 
 
 def shown(value: Any) -> str:

@@ -68,14 +68,16 @@ class Progress:
 
     def line(self, row: Mapping[str, float], *, env_steps: int, total: int, episodes: int, left_s: float) -> str:
         """The progress line."""
-        returns = [r for r, _ in self.recent] or [float("nan")]
-        success = [s for _, s in self.recent if s is not None] or ([] if self.recent else [float("nan")])
-        rate = f" success {sum(success) / len(success):.2f}" if success else ""
+        newest = "none has ended yet"
+        if self.recent:
+            mean_return = sum(r for r, _ in self.recent) / len(self.recent)
+            newest = f"last {len(self.recent)}: return {mean_return:8.1f}"
+        if success := [s for _, s in self.recent if s is not None]:
+            newest += f" success {sum(success) / len(success):.2f}"
         spent = sum(self.total_seconds.values()) or 1.0
         split = " ".join(f"{phase} {100 * self.total_seconds[phase] / spent:.0f}%" for phase in PHASES)
         return (
-            f"env steps {env_steps:>6}/{total} | episode {episodes:>4} | last {len(self.recent)}: "
-            f"return {sum(returns) / len(returns):8.1f}{rate} | "
+            f"env steps {env_steps:>6}/{total} | episode {episodes:>4} | {newest} | "
             f"imagined {row['perf/imagined_frames_per_s']:6.0f} frames/s | {split} | {clock_time(left_s)} left"
         )
 

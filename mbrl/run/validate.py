@@ -171,14 +171,16 @@ def horizons(groups: Mapping[str, Any]) -> Iterator[str]:
     model, last = groups["worldmodel"], groups["worldmodel"].parts[-1]
     trained = getattr(groups["fit"], last).length
     horizon = getattr(groups["agent"], "horizon", 0)
-    needed = model.burn_in + horizon
+    real, stack = model.burn_in, getattr(groups["agent"], "stack", 0)
+    seen, what = (stack, "the stack of frames") if stack > real else (real, "worldmodel.burn_in")
+    needed = seen + horizon if horizon else 0
     if needed > min(trained, model.max_frames):
         raised = f"worldmodel.max_frames and fit.{last}.length to {needed}"
         yield (
             f"agent.horizon={horizon} is further than the world model is trained: "
-            f"worldmodel.burn_in={model.burn_in} + horizon must be <= worldmodel.max_frames={model.max_frames} "
+            f"{what}={seen} + horizon must be <= worldmodel.max_frames={model.max_frames} "
             f"and <= fit.{last}.length={trained}; "
-            f"lower agent.horizon to {min(trained, model.max_frames) - model.burn_in} or raise "
+            f"lower agent.horizon to {min(trained, model.max_frames) - seen} or raise "
             f"{raised if needed > model.max_frames else f'fit.{last}.length to {needed}'}"
         )
 

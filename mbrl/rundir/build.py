@@ -8,9 +8,18 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 OURS = ("worldmodel.", "agents.", "mbrl.")
+KINDS: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list like [a,b]",
+    dict: "a group of keys",
+}
+"""What a value of a type is called."""
 
 
 def make(node: Any, path: str, *, trusted: bool) -> Any:
@@ -20,7 +29,8 @@ def make(node: Any, path: str, *, trusted: bool) -> Any:
         node: plain containers.
         path: the node's key, for messages.
         trusted: whether classes outside this project may be named (true for the user's own config directories only).
-    Raises: ValueError, `<key> ...`, for a target that cannot be had, a missing or unknown field, a value out of range.
+    Raises: ValueError, `<key> ...`, for a target that cannot be had, a missing or unknown field, a value of another
+        kind or out of range.
     """
     if isinstance(node, list | tuple):
         return tuple(make(item, f"{path}.{i}", trusted=trusted) for i, item in enumerate(node))
@@ -35,10 +45,24 @@ def make(node: Any, path: str, *, trusted: bool) -> Any:
         raise ValueError(f"{path}.{missing[0]} is missing: {target.__name__} takes {', '.join(sorted(known))}")
     if unknown := sorted(fields.keys() - known):
         raise ValueError(f"{path}.{unknown[0]} is unknown: {target.__name__} takes {', '.join(sorted(known))}")
+    for name, kind in get_type_hints(target).items():
+        if kind in (bool, int, float, str) and name in fields and not is_a(fields[name], kind):
+            raise ValueError(f"{path}.{name} must be {KINDS[kind]} (got {fields[name]!r})")
     try:
         return target(**fields)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}.{error}") from error
+
+
+def is_a(value: Any, kind: type) -> bool:
+    """Whether a plain value is of this kind; whole numbers also serve as numbers, and true is no number.
+
+    >>> is_a(2, float), is_a(2.0, int), is_a(True, int)
+    (True, False, False)
+    """
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, int | float if kind is float else kind)
 
 
 def find(target: str, path: str, *, trusted: bool) -> Any:

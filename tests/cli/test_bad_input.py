@@ -54,6 +54,9 @@ schedule.gate.episodes=3 schedule.dynamics.initial=0 schedule.dynamics.updates=0
 compute.device=cuda:99                           | compute.device must be one that is there | (got cuda:99)
 compute.device=gpu                               | compute.device must be cpu, cuda or cuda:<n> (got gpu)
 agent.horizon=0                                  | agent.horizon must be >= 1 (got 0)
+agent=mbpo_cpu agent.horizon=8                   | the stack of frames=3 + horizon must be | lower agent.horizon to 7
+agent=mbpo_cpu agent.horizon=6 agent.inner.nets.stack=5 | the stack of frames=5 | lower agent.horizon to 5
+experiment=[toy,proprio] agent=cem               | agent.std must be a number (got {'after': 3000, 'decisions': 10000})
 agent.horizon=400                                | worldmodel.max_frames=10 | horizon to 8 | fit.dynamics.length to 402
 worldmodel.losses.token_noise=1                       | worldmodel.losses.token_noise must be in [0, 1) (got 1.0)
 worldmodel.heads.action=slots                    | worldmodel.heads.action must be slot or frame (got slots)

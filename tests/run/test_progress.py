@@ -18,6 +18,16 @@ def test_the_time_of_dreams_is_taken_from_learning_and_their_frames_give_the_pac
     assert row["perf/imagined_frames_per_s"] == pytest.approx(150.0)
 
 
+def test_a_line_says_of_episodes_what_is_known() -> None:
+    progress, row = Progress(), Progress().row()
+    shown = {"env_steps": 0, "total": 9, "episodes": 0, "left_s": 1.0}
+    assert "none has ended yet |" in progress.line(row, **shown)  # type: ignore[arg-type]
+    progress.episode(3.0, None)
+    assert "last 1: return      3.0 |" in progress.line(row, **shown)  # type: ignore[arg-type]
+    progress.episode(5.0, True)
+    assert "last 2: return      4.0 success 1.00 |" in progress.line(row, **shown)  # type: ignore[arg-type]
+
+
 def test_no_name_of_a_metric_means_more_than_a_column() -> None:
     progress = Progress()
     progress.note({"imagined_frames": 7.0, "time/dream_s": 1.0})

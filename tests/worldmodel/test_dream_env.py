@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -252,6 +253,10 @@ def test_what_cannot_be_is_refused_in_one_line(small: Dream, how: dict[str, Any]
 
 def test_an_environment_of_another_world_is_refused(small: Dream) -> None:
     choices = replace(ENV_SPEC, action_dim=5, discrete=True)
+    without = copy(small)
+    without.spec = replace(small.spec, rewards=False)
+    with pytest.raises(ValueError, match="this world model predicts none"):
+        env_of(without)
     with pytest.raises(ValueError, match=r"env_spec.action_dim must be the world model's, 2 \(got 5\)"):
         DreamEnv(small, choices, horizon=2)
 

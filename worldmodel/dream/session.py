@@ -49,6 +49,8 @@ class DreamSession:
             raise ValueError(
                 f"env_spec.action_dim must be the world model's, {spec.action_dim} (got {env_spec.action_dim})"
             )
+        if not spec.rewards:
+            raise ValueError("an environment pays rewards, and this world model predicts none (heads.reward=none)")
         if not 1 <= horizon <= most:
             raise ValueError(f"horizon must be in [1, {most}], what fits behind a start of the model (got {horizon})")
         if (starts is None) != (rows is None):
