@@ -51,7 +51,7 @@ class BCConfig:
     def build(self, *, env_spec: EnvSpec, seeds: Seeds, device: str) -> BC:
         """A fresh agent, its weights drawn from stream `init/agent`. Raises: ValueError for discrete actions."""
         if env_spec.discrete:
-            raise ValueError("agent=bc needs continuous actions, and this task has choices; take agent=dreamer_cpu")
+            raise ValueError("behaviour cloning needs continuous actions, and this task has choices; take dreamer_cpu")
         return BC(self, env_spec, seeds, device)
 
 

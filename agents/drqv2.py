@@ -77,7 +77,7 @@ class DrQv2Config:
     def build(self, *, env_spec: EnvSpec, seeds: Seeds, device: str) -> DrQv2:
         """A fresh agent, its weights drawn from stream `init/agent`. Raises: ValueError for discrete actions."""
         if env_spec.discrete:
-            raise ValueError("agent: DrQ-v2 needs continuous actions, and this task has choices; take agent=dreamer_cpu")
+            raise ValueError("DrQ-v2 needs continuous actions, and this task has choices; take dreamer_cpu")
         return DrQv2(self, env_spec, seeds, device)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import faulthandler
 import os
 import sys
 from collections.abc import Sequence
@@ -94,6 +95,7 @@ def version() -> str:
 
 def console() -> None:
     """Entry point of `python -m mbrl`; a reader that closed its end early (`mbrl tasks | head`) is no error."""
+    faulthandler.enable()  # a crash in a library's native code tells the line of ours that led there
     try:
         code = main()
         sys.stdout.flush()

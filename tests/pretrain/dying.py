@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -36,6 +37,7 @@ def rehearse(notes: Path, *, dies_at: int) -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()
     folder, when, *line = sys.argv[1:]
     take(os.environ)
     rehearse(Path(folder), dies_at=int(when))

@@ -57,7 +57,8 @@ def test_two_processes_learn_what_one_learns(
     alone, together, notes = tmp_path / "alone", tmp_path / "together", tmp_path / "notes"
     torch.set_num_threads(1)
     assert main(words(stage, data, alone, *(word for word in quiet if "sharding" not in word))) == 0
-    said = torchrun(notes, words(stage, data, together, *quiet), dies_at=dies_at, restarts=int(dies_at >= 0))
+    # more restarts than deaths: once in some 60 runs torch's own gloo thread ended a process, its heap damaged
+    said = torchrun(notes, words(stage, data, together, *quiet), dies_at=dies_at, restarts=3 if dies_at >= 0 else 0)
     assert seen in said
     assert (notes / "died").exists() is (dies_at >= 0)
     one, two = state_of(alone), state_of(together)
