@@ -6,9 +6,9 @@ Help, a wrong verb and the version are answered from here, so they never wait fo
 from __future__ import annotations
 
 import ast
+import faulthandler
 import importlib
 import importlib.util
-import faulthandler
 import os
 import sys
 from collections.abc import Sequence
