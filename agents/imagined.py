@@ -18,20 +18,20 @@ from worldmodel.spec import ModelSpec, ObsKey, Rollout, Subset
 
 
 class ImaginedReplay:
-    """The newest `capacity` imagined trajectories; each begins with `observed` real frames (`agents.api.Replay`)."""
+    """The newest `capacity` imagined trajectories; each begins with `num_observed` real frames."""
 
     def __init__(
-        self, capacity: int, *, spec: ModelSpec, observed: int, horizon: int, dream: Dream, seeds: Seeds
+        self, capacity: int, *, spec: ModelSpec, num_observed: int, horizon: int, dream: Dream, seeds: Seeds
     ) -> None:
         """Raises: ValueError for a model without codes."""
         if spec.codes is None:
             raise ValueError("agent: imagined transitions are kept as codes, and this world model has none")
-        self._dream, self._seeds, self._observed, self._horizon = dream, seeds, observed, horizon
+        self._dream, self._seeds, self._num_observed, self._horizon = dream, seeds, num_observed, horizon
         most = max(spec.codes.vocab_context, spec.codes.vocab_future) - 1
         code = torch.int16 if most <= torch.iinfo(torch.int16).max else torch.int32
         self.held = {
             "context": torch.zeros(capacity, spec.context_frames * spec.codes.context, dtype=code),
-            "codes": torch.zeros(capacity, observed + horizon, spec.codes.future, dtype=code),
+            "codes": torch.zeros(capacity, num_observed + horizon, spec.codes.future, dtype=code),
             "action": torch.zeros(capacity, horizon, spec.action_dim),
             "reward": torch.zeros(capacity, horizon),
             "continue": torch.zeros(capacity, horizon),
@@ -83,8 +83,8 @@ class ImaginedReplay:
         row_W, decision_W = flat_W // self._horizon, flat_W % self._horizon
         end_W = (decision_W + n_step).clamp(max=self._horizon)
 
-        # frames before and after, `stack` of each: frame `observed - 1` is the one that decision 0 is taken in
-        newest_W2 = torch.stack([decision_W, end_W], 1) + self._observed - 1
+        # frames before and after, `stack` of each: frame `num_observed - 1` is the one that decision 0 is taken in
+        newest_W2 = torch.stack([decision_W, end_W], 1) + self._num_observed - 1
         index_W2S = (newest_W2[..., None] + torch.arange(1 - stack, 1)).clamp(min=0)
         codes_WFK = self.held["codes"][row_W[:, None], index_W2S.flatten(1)]
         frames_WFCHW = self._dream.detokenize(self.held["context"][row_W].long(), codes_WFK.long())

@@ -89,9 +89,14 @@ class MBPO:
         self, config: MBPOConfig, inner: Any, *, spec: ModelSpec, dream: Dream, seeds: Seeds, device: str
     ) -> None:
         self.config, self.inner, self._dream, self._seeds, self._device = config, inner, dream, seeds, device
-        self._observed = max(spec.burn_in, inner.frames.frames)  # a whole stack of frames is real where a dream begins
+        self._num_observed = max(spec.burn_in, inner.frames.frames)  # a dream begins behind a whole stack
         self.imagined = ImaginedReplay(
-            config.capacity, spec=spec, observed=self._observed, horizon=config.horizon, dream=dream, seeds=seeds
+            config.capacity,
+            spec=spec,
+            num_observed=self._num_observed,
+            horizon=config.horizon,
+            dream=dream,
+            seeds=seeds,
         )
         self._counts = Counts(dreams=0)
 
@@ -114,7 +119,7 @@ class MBPO:
     @torch.no_grad()
     def _imagine(self, replay: Replay, number: int) -> None:
         """Dreams of the inner agent's policy from random real states (algorithm 2, lines 5 to 7)."""
-        clip = replay.clips(self.config.rollouts, self._observed, stream="mbpo", draw=number, codes=True)
+        clip = replay.clips(self.config.rollouts, self._num_observed, stream="mbpo", draw=number, codes=True)
         state = self._dream.encode(clip.to(self._device))
         memory = self.inner.frames.before(self._dream.detokenize(*self._dream.codes_of(state)))
         policy = self.inner.policy(self._seeds.torch("mbpo/policy", number, device=self._device))

@@ -59,13 +59,13 @@ def run(args: list[str]) -> int:
     from mbrl.files import write_atomically
     from mbrl.io.checkpoint import checkpoint_paths
     from mbrl.io.video import write_pictures
-    from mbrl.report.audit import films, moving, page
+    from mbrl.report.audit import moving, page, videos
     from mbrl.rundir.schema import write_json
 
     if not checkpoint_paths(folder / "checkpoints"):
         raise BadInput(f"run={asked['run']} holds no checkpoint yet: it has no world model to audit")
     audit, rows, kinds, shown = made(folder, configs, asked, args)
-    pictures = films(shown)
+    pictures = videos(shown)
     to.mkdir(parents=True, exist_ok=True)
     write_json(to / "audit.json", audit)
     write_atomically(to / "audit.png", page(audit, rows, kinds, pictures))
@@ -134,11 +134,11 @@ def made(folder: Path, configs: Any, asked: Mapping[str, Any], args: list[str]) 
         horizon=asked["horizon"],
         seeds=seeds,
     )
-    players = {
-        "trained": Played(agent, env, obs_keys=model.spec.obs_keys, begun=trained.decisions),
+    policies = {
+        "trained": Played(agent, env, obs_keys=model.spec.obs_keys, past_decisions=trained.decisions),
         "random": Played(chance, env),
     }
-    starts = gathered(env, players, sides, count=asked["starts"])
+    starts = gathered(env, policies, sides, count=asked["starts"])
     rest, why = rested(env, sides, first=2 * asked["starts"])
     env.close()
     rows, shown = compared(sides, starts, on_progress=progress("starts"))

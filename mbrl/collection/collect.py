@@ -182,7 +182,7 @@ def collect(orders: Sequence[Order], *, workers: int, on_progress: Callable[[int
 
     Args:
         workers: processes; 1 plays in this one.
-        told: called with (done, total) as episodes come in.
+        on_progress: called with (done, total) as episodes come in.
     Raises: ValueError, OSError, NoRendering; RuntimeError if a worker was killed.
     """
     pieces = []

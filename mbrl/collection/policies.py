@@ -66,10 +66,10 @@ class Still:
 class Played:
     """An agent of `agents.api`, with its memory."""
 
-    def __init__(self, agent: Any, env: RowsEnv, *, obs_keys: tuple[str, ...] = (), begun: int = 0) -> None:
-        """`begun`: decisions that the agent has behind it: schedules of its noise go on from there."""
+    def __init__(self, agent: Any, env: RowsEnv, *, obs_keys: tuple[str, ...] = (), past_decisions: int = 0) -> None:
+        """`past_decisions`: those that the agent has behind it: schedules of its noise go on from there."""
         self._agent, self._env, self._obs_keys, self._decisions = agent, env, obs_keys, env.env_spec.decisions
-        self._begun = begun
+        self._past_decisions = past_decisions
         self._memory: Any = None
 
     @torch.no_grad()
@@ -77,7 +77,7 @@ class Played:
         """See `Acting`."""
         if not decision:
             self._memory = None
-        step = self._begun + number * self._decisions + decision  # each episode draws numbers of its own
+        step = self._past_decisions + number * self._decisions + decision  # each episode draws numbers of its own
         action_1A, self._memory = acted(
             self._agent, self._env, now, self._memory, "explore", step=step, obs_keys=self._obs_keys
         )
@@ -119,4 +119,4 @@ def agent_of(folder: Path, env: RowsEnv, *, own: Path | None = None) -> Played:
     trained = read_trained(folder, configs)
     trained.eval_setup.evaluator.env.close()  # only its agent plays here
     agent, model = trained.eval_setup.agent, trained.eval_setup.model
-    return Played(agent, env, obs_keys=model.spec.obs_keys, begun=trained.decisions)
+    return Played(agent, env, obs_keys=model.spec.obs_keys, past_decisions=trained.decisions)

@@ -14,20 +14,20 @@ REST_EPISODES = 8
 """How many dreams are at rest."""
 
 
-def gathered(env: RowsEnv, players: Mapping[str, Acting], sides: SideBySide, *, count: int) -> list[Start]:
-    """`count` starts, half of them in episodes of each player; fewer where episodes are too short for any.
+def gathered(env: RowsEnv, policies: Mapping[str, Acting], sides: SideBySide, *, count: int) -> list[Start]:
+    """`count` starts, half of them in episodes of each policy; fewer where episodes are too short for any.
 
     Raises: ValueError where all are.
     """
     left, starts = 1 if sides.simulator else sides.horizon, []
-    for place, (kind, player) in enumerate(players.items()):
+    for place, (kind, policy) in enumerate(policies.items()):
         found: list[Start] = []
         wanted = (count + 1 - place) // 2
         for number in range(place * count, place * count + wanted):
             if len(found) < wanted:
                 generator, played = (
                     sides.seeds.numpy("audit/starts", number),
-                    episode(env, player, number=number, row=0),
+                    episode(env, policy, number=number, row=0),
                 )
                 found += starts_in(played, sides.dream.spec, kind=kind, left=left, generator=generator)
         starts += found[:wanted]

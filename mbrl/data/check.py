@@ -36,7 +36,7 @@ def check(folder: Path, *, on_progress: Callable[[int, int], None] = lambda done
     """Reads every byte of one data set.
 
     Args:
-        told: called with (done, total) files.
+        on_progress: called with (done, total) files.
     """
     card, problems = None, []
     try:

@@ -72,7 +72,7 @@ def facts_of(name: str) -> WorldFacts:
         env.reset(seed=0)
         letterboxed(env.render(), 8)
     except Exception as error:  # whatever a driver or a foreign package throws
-        raise ValueError(f"task.name={name} cannot be drawn: {told(error)}") from error
+        raise ValueError(f"task.name={name} cannot be drawn: {one_line(error)}") from error
     finally:
         env.close()
     action_dim, discrete = actions(name, space)
@@ -101,7 +101,7 @@ def made(name: str) -> Any:
             warnings.simplefilter("ignore")  # of versions out of date
             env = gymnasium.make(name, render_mode="rgb_array", disable_env_checker=True)
     except Exception as error:
-        raise ValueError(f"task.name={name} cannot be made: {told(error)}") from error
+        raise ValueError(f"task.name={name} cannot be made: {one_line(error)}") from error
     modes = env.metadata.get("render_modes", [])
     if "rgb_array" not in modes:
         env.close()
@@ -109,7 +109,7 @@ def made(name: str) -> Any:
     return env
 
 
-def told(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """An error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 

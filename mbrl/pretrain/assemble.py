@@ -27,7 +27,7 @@ from worldmodel.training.whole import WholeModel
 
 log = logging.getLogger("mbrl")
 
-VIDEOS = 5  # films of each kind that stay
+VIDEOS = 5  # videos of each kind that stay
 TOKENIZER_SAMPLING = {"plain": "select", "goal": "shuffle"}
 """How the tokenizer's clips are drawn where the transformer's are drawn so (spec 10.3): frames far apart in time."""
 

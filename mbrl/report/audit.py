@@ -27,14 +27,14 @@ from mbrl.report.record import target_name
 
 SIGNAL = {"green": GREEN, "yellow": ORANGE, "red": ALARM, None: GREY}
 HEAD, CHECK, PLOTS, FILMS, MARGIN = 1.35, 0.46, 7.4, 0.75, 0.3
-"""Inches of the title, of a check, of the two rows of plots, of a row of films beside its pictures, at the end."""
+"""Inches of the title, of a check, of the two rows of plots, of a row of videos beside its pictures, at the end."""
 FILM = 0.44
-"""Share of the width that a film takes; two stand side by side."""
+"""Share of the width that a video takes; two stand side by side."""
 WHY = 118
 """Letters of a reason on one line."""
 
 
-def films(shown: Sequence[Paths]) -> dict[str, dict[str, Tensor]]:
+def videos(shown: Sequence[Paths]) -> dict[str, dict[str, Tensor]]:
     """What is looked at of these rollouts: of each start one sequence, the first and the last by turns.
 
     Returns: by name `truth`, `imagined`, `difference` u8 [1 + H, 3, X, X], which begin with the last real frame, and
@@ -56,13 +56,13 @@ def films(shown: Sequence[Paths]) -> dict[str, dict[str, Tensor]]:
 
 
 def moving(shown: Mapping[str, Mapping[str, Tensor]]) -> NDArray[np.uint8]:
-    """All films under each other with their rewards, u8 [1 + H, height, width, 3]."""
+    """All videos under each other with their rewards, u8 [1 + H, height, width, 3]."""
     strips = [
         strip(
-            {name: film[name] for name in ("truth", "imagined", "difference")},
-            rewards={"true reward": film["reward"], "imagined reward": film["imagined_reward"]},
+            {name: video[name] for name in ("truth", "imagined", "difference")},
+            rewards={"true reward": video["reward"], "imagined reward": video["imagined_reward"]},
         )
-        for film in shown.values()
+        for video in shown.values()
     ]
     return np.concatenate([np.pad(one, ((0, 0), (0, 2 * GAP), (0, 0), (0, 0))) for one in strips], axis=1)
 
@@ -80,7 +80,7 @@ def page(
 def draw(
     audit: Mapping[str, Any], rows: Rows, kinds: Sequence[str], shown: Mapping[str, Mapping[str, Tensor]]
 ) -> Figure:
-    """The page: `audit` as in audit.json, its rows, whose episode each start is of, and `films`."""
+    """The page: `audit` as in audit.json, its rows, whose episode each start is of, and `videos`."""
     above = HEAD + CHECK * len(audit["checks"]) + 0.35
     tall = WIDTH * FILM * 3 / (audit["horizon"] + 1) + FILMS  # three square pictures under each other
     height = above + PLOTS + FILMS + tall * math.ceil(len(shown) / 2) + MARGIN
@@ -95,10 +95,10 @@ def draw(
         draw_frames(next(axes), audit)
         draw_leaving(next(axes), audit)
         draw_rest(next(axes), audit)
-        for number, (name, film) in enumerate(shown.items()):
+        for number, (name, video) in enumerate(shown.items()):
             left, bottom = 0.06 + 0.48 * (number % 2), height - above - PLOTS - FILMS - tall * (number // 2 + 1)
             place = (left, (bottom + FILMS) / height, FILM, (tall - FILMS) / height)
-            draw_film(figure.add_axes(place), name, film)
+            draw_video(figure.add_axes(place), name, video)
     return figure
 
 
@@ -237,16 +237,16 @@ def rms(squares: Sequence[float | None]) -> list[float | None]:
     return [None if square is None else square**0.5 for square in squares]
 
 
-def draw_film(axis: Any, name: str, film: Mapping[str, Tensor]) -> None:
+def draw_video(axis: Any, name: str, video: Mapping[str, Tensor]) -> None:
     """Truth, imagination and difference under each other, frame by frame, with both rewards below."""
     sides = ("truth", "imagined", "difference")
-    picture = torch.cat([torch.cat(list(film[side]), 2) for side in sides], 1)  # [3, 3 * X, (1 + H) * X]
-    frames, _, _, side = film["truth"].shape
+    picture = torch.cat([torch.cat(list(video[side]), 2) for side in sides], 1)  # [3, 3 * X, (1 + H) * X]
+    frames, _, _, side = video["truth"].shape
     axis.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest", aspect="auto")
     axis.set_title(name, loc="left", fontsize=11)
     axis.set_yticks([side * (row + 0.5) for row in range(len(sides))], sides)
     texts = [
-        f"{true:.2f}\n{imagined:.2f}" for true, imagined in zip(film["reward"], film["imagined_reward"], strict=True)
+        f"{true:.2f}\n{imagined:.2f}" for true, imagined in zip(video["reward"], video["imagined_reward"], strict=True)
     ]
     texts[0] = "reward: true\nimagined"
     axis.set_xticks([side * (frame + 0.5) for frame in range(frames)], texts)

@@ -245,7 +245,7 @@ def test_what_does_not_go_together_is_refused_in_one_line() -> None:
         ImaginedReplay(
             1,
             spec=ModelSpec(image=4, context_frames=1, action_dim=1, max_frames=3, context="first_frame", burn_in=1),
-            observed=1,
+            num_observed=1,
             horizon=1,
             dream=Numbered(),
             seeds=Seeds(0),

@@ -37,7 +37,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def audit(finished: Path) -> dict[str, Any]:
-    """What is found of it; the page and the films lie beside."""
+    """What is found of it; the page and the videos lie beside."""
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     assert main(["audit", f"run={finished}", *SMALL]) == 0
     assert {path: path.read_bytes() for path in before} == before, "nothing else in the folder changed"
@@ -55,15 +55,15 @@ def verdicts(audit: dict[str, Any]) -> dict[str, str | None]:
     return {check["name"]: check["verdict"] for check in audit["checks"]}
 
 
-def test_a_finished_run_gets_numbers_by_the_schema_a_page_and_films(finished: Path, audit: dict[str, Any]) -> None:
+def test_a_finished_run_gets_numbers_by_the_schema_a_page_and_videos(finished: Path, audit: dict[str, Any]) -> None:
     assert (audit["starts"], audit["sequences"], audit["horizon"], audit["restores"]) == (3, 4, 3, True)
     assert audit["verdict"] == "red" and audit["broken"], "nobody learns anything from so few updates"
     assert all(len(audit["frames"][name]) == 3 for name in ("psnr", "psnr_repeated", "psnr_shuffled", "psnr_picture"))
     with Image.open(finished / "audit" / "audit.png") as page:
         assert page.format == "PNG" and page.width == 1600 and page.height > 1200
         assert len(page.convert("RGB").getcolors(1 << 22) or []) > 200, "curves and frames were drawn"
-    with Image.open(finished / "audit" / "audit.gif") as films:
-        assert films.format == "GIF" and films.n_frames == 1 + 3
+    with Image.open(finished / "audit" / "audit.gif") as videos:
+        assert videos.format == "GIF" and videos.n_frames == 1 + 3
     assert main(["eval", f"run={finished}", "episodes=1"]) == 0, "the run folder is one as before"
 
 

@@ -163,7 +163,7 @@ def evaluate(
         rows: futures that are predicted at once; like the seed it is part of what makes a result repeatable.
         sampled: False takes the most likely codes (one future is all there is then).
         videos: how many clips are kept to be drawn.
-        told: called with the clips done and all of them.
+        on_progress: called with the clips done and all of them.
     Raises: ValueError where the clips cannot be predicted so.
     """
     check(predictor, clips, judge, methods=methods, samples=samples, sampled=sampled)

@@ -56,7 +56,7 @@ def convert(items: Items, job: Job, *, on_progress: Callable[[int], None] = lamb
     """Reads all items and writes those that are not there yet.
 
     Args:
-        told: called with the number of items that are done.
+        on_progress: called with the number of items that are done.
     Raises: ValueError if the folder holds something else; DamagedSet with a table of what cannot be read, unless
         `job.skip`; what was readable is kept for the next start.
     """
