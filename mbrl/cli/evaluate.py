@@ -1,6 +1,7 @@
-"""Score a trained agent on the evaluation episodes.
+"""Score a trained agent, or any policy of yours, on the evaluation episodes.
 
 usage: mbrl eval run=DIR [episodes=20] [device=cpu] [--config-dir DIR]
+       mbrl eval policy=package.module.Name [task.name=...] [protocol=...] [episodes=20] [seeds=0,1] [to=DIR]
 
   mbrl eval run=runs/mine episodes=50            the weights that the run's own final score is of
   mbrl eval run=runs/mine device=cpu             a run of a GPU machine, scored without one
@@ -11,15 +12,25 @@ have the same starts and goals as those of the run's first (random) and last eva
 first ones here are the ones there. Nothing was chosen or trained on them. With more episodes new ones follow.
 
 Writes evaluation.json (the same schema as the run's own result.json) into the run folder and changes nothing else.
+
+  mbrl eval policy=mine.Greedy task.name=plate-slide-v3 protocol=ivideogpt episodes=50 seeds=0,1,2 to=results/greedy
+
+`Name` is a class, or a function, that makes a policy: a callable of a frame (u8 [H, W, 3]) and proprioception (f32 [Q])
+that gives an action [A] in [-1, 1]; if it has `reset()` it is told when an episode begins. It gets the episodes that a
+run of that seed is scored on. task and protocol are given as for mbrl train. to= takes a result.json for each seed.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mbrl.cli.errors import DONE
 from mbrl.cli.words import Word, there, whole, words
 from mbrl.program import program
+
+if TYPE_CHECKING:
+    from mbrl.rundir.result import Episodes
 
 KEYS = {
     "run": there("run", f"the folder of a run, as `{program()} train` printed it"),
@@ -33,6 +44,10 @@ def run(args: list[str]) -> int:
     from mbrl.cli.compose import own_folder, take_config_dir
 
     typed, own = take_config_dir(args)
+    if any(word.startswith("policy=") for word in typed):
+        from mbrl.cli.evaluate_policy import run_policy
+
+        return run_policy(typed, own and own_folder(own))
     asked = words("mbrl eval", typed, KEYS)
     folder: Path = asked["run"].resolve()
     own = own and own_folder(own)
@@ -46,13 +61,8 @@ def run(args: list[str]) -> int:
     configs = configs_of(folder, own=own, device=asked["device"])
     trained = read_trained(folder, configs)
     score = trained.eval_setup.evaluator.score(trained.eval_setup.agent, asked["episodes"])
-    metrics, rule = score.metrics(), configs.protocol.success
     print(f"{configs.task.name}, protocol {configs.protocol.name}, weights of env step {trained.env_step}: {score}")
-    if "success" in metrics:
-        print(
-            f"success at {'any' if rule == 'any' else 'the last'} decision, which counts here, "
-            f"{metrics['success']:.2f}; at the last decision {metrics['success_last']:.2f}"
-        )
+    print_rules(score, configs.protocol.success)
     plain = read_config(folder)
     plain["compute"]["device"] = configs.compute.device
     result = result_of(
@@ -69,3 +79,13 @@ def run(args: list[str]) -> int:
     write_json(path, result)
     print(f"written to {path}")
     return DONE
+
+
+def print_rules(score: Episodes, rule: str) -> None:
+    """By which rule success counts here, and what it is by the other one."""
+    metrics = score.metrics()
+    if "success" in metrics:
+        print(
+            f"success at {'any' if rule == 'any' else 'the last'} decision, which counts here, "
+            f"{metrics['success']:.2f}; at the last decision {metrics['success_last']:.2f}"
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from tensordict import TensorDict
@@ -18,8 +18,16 @@ from mbrl.run.clock import Clock
 from mbrl.run.progress import Progress
 
 
+class Acts(Protocol):
+    """Whoever acts: of an agent (`agents.api.Agent`), this alone."""
+
+    def act(self, td: TensorDict, memory: Memory, mode: Mode, *, step: int) -> tuple[Tensor, Memory]:
+        """See `agents.api.Agent.act`."""
+        ...
+
+
 def acted(
-    agent: Agent, env: RowsEnv, now: TensorDict, memory: Memory, mode: Mode, *, step: int, obs_keys: tuple[str, ...]
+    agent: Acts, env: RowsEnv, now: TensorDict, memory: Memory, mode: Mode, *, step: int, obs_keys: tuple[str, ...]
 ) -> tuple[Tensor, Memory]:
     """The actions f32 [E, A] that `env` will execute where `agent` sees `now`, and the agent's memory.
 

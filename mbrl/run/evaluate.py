@@ -9,11 +9,10 @@ from typing import Literal
 import torch
 from tensordict import TensorDict
 
-from agents.api import Agent
 from mbrl.envs.rows import RowsEnv
 from mbrl.replay.cut import KEPT, episode_of
 from mbrl.replay.episode import Episode
-from mbrl.run.collect import acted
+from mbrl.run.collect import Acts, acted
 from mbrl.rundir.result import Episodes
 
 
@@ -56,7 +55,7 @@ class Evaluator:
         self.obs_keys = obs_keys
         self.rows = env.batch_size[0]
 
-    def score(self, agent: Agent, episodes: int, *, stream: str = "evaluate") -> Score:
+    def score(self, agent: Acts, episodes: int, *, stream: str = "evaluate") -> Score:
         """Plays `episodes` whole episodes in mode `evaluate`, all rows side by side, as many rounds as it takes.
 
         Args:
@@ -74,7 +73,7 @@ class Evaluator:
         )
 
     @torch.no_grad()
-    def _round(self, agent: Agent, number: int) -> list[TensorDict]:
+    def _round(self, agent: Acts, number: int) -> list[TensorDict]:
         """One episode per row: its real steps, batch [T]; all of a step only in the very first episode."""
         self.env.episodes = [number] * self.rows
         now, memory = self.env.reset(), None
