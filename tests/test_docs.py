@@ -26,7 +26,7 @@ def commands(path: Path) -> list[list[str]]:
 
 
 README = [words for words in commands(ROOT / "README.md") if "--config-dir" not in words]
-AGENTS = [words for words in commands(ROOT / "docs" / "agents.md") if "compute.device=cuda" not in words]
+AGENTS = [words for words in commands(ROOT / "docs" / "agents.md") if "compute=gpu" not in words]
 
 
 def test_the_readme_shows_the_three_uses() -> None:
