@@ -165,7 +165,7 @@ def take_config_dir(words: Sequence[str]) -> tuple[list[str], Path | None]:
                 raise BadInput(f"--config-dir needs a folder{' and is given twice' * bool(own)}: --config-dir DIR")
             own = Path(text)
         elif word in ("-m", "--multirun"):
-            raise BadInput(f"{word} is not known here: start one command for each run, for example in a shell loop")
+            raise BadInput(f"{word} is not known here: mbrl bench starts a run for each of several values")
         elif word.startswith("-"):
             raise BadInput(f"unknown option {word}; settings are written key=value, for example seed=2")
         else:
@@ -196,7 +196,7 @@ def parse(word: str, places: Mapping[str, str]) -> Assignment:
     if override.is_sweep_override():
         values = word.partition("=")[2]
         raise BadInput(
-            f"{key}={values} is several values; give one per command, or a list in brackets: {key}=[{values}]"
+            f"{key}={values} is several values, which only mbrl bench takes; give one, or a list: {key}=[{values}]"
         )
     place = override.package
     if place is not None and places.get(place) != key:

@@ -14,9 +14,30 @@ from mbrl.files import NotPlain
 
 log = logging.getLogger(__name__)
 
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a file system without locks answers."""
+
 
 class RunInUse(ValueError):
     """Another process writes to the same run folder (exit code 2)."""
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process holds the folder's lock now; creates nothing, and keeps nobody out but for an instant."""
+    try:
+        handle = os.open(folder / "run.lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+    finally:
+        os.close(handle)
+    return False
 
 
 class RunLock:
@@ -40,12 +61,16 @@ class RunLock:
             self.close()
             raise RunInUse(f"{folder} is in use by {holder}: wait for it, or choose another run_dir") from None
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            if error.errno not in WITHOUT_LOCKS:
                 self.close()
                 raise
             log.warning("%s cannot be locked (%s): do not start a second process on it", folder, error.strerror)
         os.ftruncate(self._handle, 0)
         os.pwrite(self._handle, f"pid {os.getpid()} on host {socket.gethostname()}\n".encode(), 0)
+
+    def fileno(self) -> int:
+        """The open file. A child process that inherits it holds the lock too, whatever becomes of this process."""
+        return self._handle
 
     def close(self) -> None:
         """Lets go. The file stays: deleting it could take the lock from under a process that just opened it."""

@@ -117,7 +117,7 @@ seed=1,2                                         | seed=1,2 is several values
 ~agent                                           | ~agent would remove agent
 seed                                             | seed is not a setting | key=value
 --seed=3                                         | unknown option --seed=3
--m seed=1                                        | -m is not known here | one command for each run | loop
+-m seed=1                                        | -m is not known here | mbrl bench | for each of several values
 run_dir=~x/runs=3                                | cannot read run_dir=~x/runs=3 | quotes
 --config-dir=/nowhere                            | --config-dir /nowhere is not a folder
 schedule.total=9000000000 replay.capacity=9000000000 | replay.capacity=9000000000 needs | free | lower

@@ -134,7 +134,7 @@ def test_nothing_is_written_and_the_working_folder_stays(tmp_path: Path, monkeyp
         ("run_dir=~/x", "cannot read run_dir=~/x|'run_dir=\"~/x\"'"),
         ("agent._target_=os.system", "agent._target_=os.system|--config-dir"),
         ("hydra.run.dir=x", "hydra.run.dir=x|run_dir=DIR"),
-        ("-m", "-m is not known here|shell loop"),
+        ("-m", "-m is not known here|mbrl bench"),
         ("--seed=3", "unknown option --seed=3|key=value"),
         ("--config-dir", "--config-dir needs a folder"),
         ("--config-dir=/nowhere", "--config-dir /nowhere is not a folder"),

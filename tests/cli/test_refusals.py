@@ -15,6 +15,12 @@ train experiment=toy run_dir=FILE/run                            | run_dir=FILE/
 train experiment=toy run_dir=NEW agent.gamma=2                   | agent.gamma must be in (0, 1)
 train experiment=toy run_dir=NEW init=EMPTY                      | is not a published model
 eval run=EMPTY                                                   | is not a run folder
+bench suite=nobody to=NEW                                        | suite must be one of
+bench suite=toy to=NEW agent.gamma=0.9,2                         | agent.gamma must be in (0, 1)
+bench suite=toy to=NEW suite.tasks=[jump]                        | jump
+bench suite=toy to=FILE/bench                                    | to=FILE/bench cannot be made
+bench to=NEW                                                     | holds no benchmark
+bench status to=EMPTY                                            | holds no benchmark
 audit run=EMPTY                                                  | is not a run folder
 audit run=EMPTY starts=1                                         | starts must be
 report run=EMPTY                                                 | is not a run folder

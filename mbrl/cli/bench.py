@@ -1,0 +1,263 @@
+"""Run a suite of tasks with one or several methods and seeds, a run for each; the same command goes on.
+
+usage: mbrl bench suite=NAME to=DIR [agent=A,B] [seeds=3] [slots=1] [key=value[,value] ...] [--dry-run]
+       mbrl bench to=DIR                              goes on with what was planned there
+       mbrl bench status|retry|clean to=DIR
+
+  mbrl bench suite=cpu5 experiment=demos,mbpo seeds=3 slots=2 to=results/mine
+  mbrl bench suite=mw6 agent=dreamer_cpu transformer=micro,tiny to=results/sizes --dry-run
+  mbrl bench suite=toy seeds=2 slots=2 to=results/toy                           minutes, to see how it goes
+  mbrl results from=results/mine show=methods                                   the table (mbrl results --help)
+
+Suites are the files of configs/suite; suite.tasks=[a,b] takes some of its tasks. Every other word goes to each run, as
+mbrl train takes it. A word of several values with commas between is an axis: every value is a method of its own.
+slots= runs at once, each a process with compute.threads=1 unless you say otherwise; gpus=[0,1] shares out CUDA devices.
+Ctrl-C or SIGTERM: all runs save and leave (exit code 75). A run that fails is shown with the line that says why, and
+the others go on (exit code 1). Two such commands on one folder never do the same run twice.
+--dry-run  prints the plan and begins nothing
+status     how far every run is
+retry      lets the failed runs go on from their last checkpoints, once mbrl bench to=DIR is called again
+clean      deletes the failed runs, which then begin anew
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mbrl.cli.errors import BUG, DONE, BadInput
+from mbrl.cli.words import place, target, words
+from mbrl.program import program
+
+if TYPE_CHECKING:
+    from mbrl.bench.plan import Cell
+
+OWN = ("suite", "to", "seeds", "slots", "gpus")
+"""Keys of the benchmark itself; all others are of its runs."""
+GIVEN = {"seed": "seeds=N", "run_dir": "to=DIR", "task": "suite=NAME", "task.name": "suite=NAME suite.tasks=[...]"}
+"""Keys of a run that the plan decides -> what to write instead."""
+NAMING = ("agent", "experiment", "worldmodel", "tokenizer", "transformer")
+"""Groups whose chosen variants always name the method; other words do where they are axes."""
+KEYS = {"to": place("to", "the folder of a benchmark", needed=True)}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command line means.
+
+    Attributes:
+        cells: every run that it asks for; none where it goes on with a plan.
+    """
+
+    to: Path
+    slots: int
+    gpus: list[int]
+    cells: list[Cell]
+
+
+def run(args: list[str]) -> int:
+    """Does what is asked of a benchmark."""
+    if args and args[0] in CARE:
+        to: Path = words(f"mbrl bench {args[0]}", args[1:], KEYS)["to"]
+        return CARE[args[0]](planned(to))
+    dry = "--dry-run" in args
+    asked = read([word for word in args if word != "--dry-run"])
+
+    from mbrl.bench.plan import extend_plan, joined, read_plan
+
+    new = joined(read_plan(asked.to), asked.cells)
+    check(new[len(read_plan(asked.to)) :])
+    if dry:
+        return show_plan(new, asked.slots)
+    cells = extend_plan(asked.to, asked.cells) if asked.cells else planned(asked.to)
+    return work(cells, asked)
+
+
+def read(args: list[str]) -> Asked:
+    """What `args` ask for. Raises: BadInput."""
+    from mbrl.bench.suite import Suite
+    from mbrl.cli.compose import compose, take_config_dir
+    from mbrl.cli.train import as_plain
+    from mbrl.rundir.build import make
+
+    typed, own = take_config_dir(args)
+    mine = [word for word in typed if word.partition("=")[0].partition(".")[0] in OWN]
+    rest = [word for word in typed if word not in mine]
+    cfg = as_plain(compose("bench", mine, own))
+    to = target("to", str(cfg["to"]))
+    for name in ("seeds", "slots"):
+        if cfg[name] < 1:
+            raise BadInput(f"{name} must be >= 1 (got {cfg[name]})")
+    gpus = [gpu for gpu in cfg["gpus"] if isinstance(gpu, int)]
+    if len(gpus) < len(cfg["gpus"]):
+        raise BadInput(f"gpus must be whole numbers (got {cfg['gpus']}); for example gpus=[0,1]")
+    cells: list[Cell] = []
+    if any(word.startswith("suite=") for word in mine):
+        suite: Suite = make(cfg["suite"], "suite", trusted=False)
+        more = [] if own is None else [f"--config-dir={own.resolve()}"]
+        cells = cells_of(to, suite, rest, seeds=cfg["seeds"], more=more)
+    elif lost := [word for word in typed if word.partition("=")[0] not in ("to", "slots", "gpus")]:
+        raise BadInput(f"{lost[0]} needs suite=NAME: without it mbrl bench to=DIR goes on with what is planned there")
+    return Asked(to, cfg["slots"], gpus, cells)
+
+
+def cells_of(to: Path, suite: Any, rest: Sequence[str], *, seeds: int, more: Sequence[str]) -> list[Cell]:
+    """Every (task, method, seed); the seeds are outermost, so that all methods have one before any has two."""
+    from mbrl.bench.plan import cell_in, method_name
+
+    axes = dict(map(axis, rest))
+    if len(axes) < len(rest):
+        raise BadInput("a key is given twice; write it once, with commas between its values")
+    if wrong := next((key for key in axes if key in GIVEN), None):
+        raise BadInput(f"{wrong}= is not for a benchmark; write {GIVEN[wrong]}")
+    axes.setdefault("compute.threads", ["1"])
+    common = [word for word in suite.words if word.partition("=")[0] not in axes]
+    naming = [key for key in NAMING if key in axes]
+    naming += sorted(key for key, values in axes.items() if key not in NAMING and len(values) > 1)
+    found = []
+    for seed, task in itertools.product(range(seeds), suite.tasks):
+        for values in itertools.product(*axes.values()):
+            chosen = dict(zip(axes, values, strict=True))
+            said = [*common, *(f"{key}={value}" for key, value in chosen.items())]
+            said += [f"task={suite.task}", f"task.name={task}", f"seed={seed}", *more]
+            method = method_name([f"{key}={chosen[key]}" for key in naming])
+            try:
+                found.append(cell_in(to, task=task, method=method, seed=seed, words=said))
+            except ValueError as error:
+                raise BadInput(f"suite.tasks: {error}") from error
+    if len({cell.folder for cell in found}) < len(found):
+        raise BadInput("two methods would have the same name; give them one call and one folder (to=) each")
+    return found
+
+
+def axis(word: str) -> tuple[str, list[str]]:
+    """The key and the values of a word, by Hydra's grammar of sweeps."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    key, equals, value = word.partition("=")
+    if not equals or not key:
+        raise BadInput(f"{word} is not a setting; write key=value, for example agent=dreamer_cpu,mbpo_cpu")
+    try:
+        override = OverridesParser.create().parse_override(word)
+        values = [str(one) for one in override.sweep_string_iterator()] if override.is_sweep_override() else [value]
+    except (HydraException, ValueError) as error:
+        raise BadInput(f"cannot read {word}; write key=value, or key=a,b for two methods") from error
+    return key, values
+
+
+def check(cells: Sequence[Cell]) -> None:
+    """That `mbrl train` will take the words: each method's with its first task, and every task's name.
+
+    Raises: ValueError, one line, before anything is written.
+    """
+    from mbrl.cli.train import possible
+    from mbrl.ranks import current
+    from mbrl.rundir.build import make
+
+    first: dict[str, Any] = {}
+    for cell in cells:
+        if cell.method not in first:
+            line = [*cell.words, f'run_dir="{cell.run.absolute()}"']
+            first[cell.method] = possible(line, current())["plain"]["task"]
+        make({**first[cell.method], "name": cell.task}, "task", trusted=True)
+
+
+def planned(to: Path) -> list[Cell]:
+    """The cells that are planned in a folder. Raises: BadInput where there are none."""
+    from mbrl.bench.plan import read_plan
+
+    if not (cells := read_plan(to)):
+        raise BadInput(f"to={to} holds no benchmark; {program()} bench suite=NAME to={to} plans one")
+    return cells
+
+
+def work(cells: Sequence[Cell], asked: Asked) -> int:
+    """Runs what is left to do."""
+    from mbrl.bench.plan import State
+    from mbrl.bench.queue import Queue
+    from mbrl.bench.table import Screen, states_of
+    from mbrl.rundir.stop import SAVED_PLEASE_REQUEUE, Stop
+
+    stop = Stop()
+    stop.listen()
+    screen = Screen(cells, slots=asked.slots, stream=sys.stdout)
+    todo = [cell for cell, state in states_of(cells).items() if state not in (State.DONE, State.FAILED)]
+    finished = Queue(todo, slots=asked.slots, stop=stop, watcher=screen, gpus=asked.gpus).work()
+    screen.close()
+    states = states_of(cells)
+    if not finished:
+        print(f"stopped; {program()} bench to={asked.to} goes on")
+        return SAVED_PLEASE_REQUEUE
+    print(f"the table: {program()} results from={asked.to} show=methods")
+    if failed := {cell: state for cell, state in states.items() if state is State.FAILED}:
+        show_table(failed)
+        print(f"then: {program()} bench retry to={asked.to} (or clean), and the same command again")
+    return BUG if failed else DONE
+
+
+def show_plan(cells: Sequence[Cell], slots: int) -> int:
+    """Every run, with the hours that it is expected to take."""
+    from mbrl.bench.plan import Pace, State
+    from mbrl.bench.table import counted, left, states_of
+
+    states = states_of(cells)
+    pace = Pace(cell for cell, state in states.items() if state is State.DONE)
+    wide = max(len(cell.name) for cell in cells)
+    for cell, state in states.items():
+        seconds = pace.seconds(cell)
+        hours = "unknown" if seconds is None else f"{seconds / 3600:.2f} h"
+        print(f"  {state:8}{cell.name.ljust(wide)}  {hours:>9}  {' '.join(cell.words)}")
+    print("; ".join(filter(None, (counted(states), left(states, slots)))))
+    return DONE
+
+
+def show_table(states: Any) -> None:
+    """The state of some cells."""
+    from mbrl.bench.table import lines
+
+    print("\n".join(lines(states)))
+
+
+def status(cells: Sequence[Cell]) -> int:
+    """How far every run is."""
+    from mbrl.bench.table import counted, states_of
+
+    states = states_of(cells)
+    show_table(states)
+    print(counted(states))
+    return DONE
+
+
+def retry(cells: Sequence[Cell]) -> int:
+    """Lets failed runs go on."""
+    from mbrl.bench.plan import retried
+
+    return on_failed(cells, retried, "will go on")
+
+
+def clean(cells: Sequence[Cell]) -> int:
+    """Deletes failed runs."""
+    from mbrl.bench.plan import cleaned
+
+    return on_failed(cells, cleaned, "deleted, will begin anew")
+
+
+def on_failed(cells: Sequence[Cell], act: Any, said: str) -> int:
+    """`act` on every failed cell."""
+    from mbrl.bench.plan import State
+    from mbrl.bench.table import states_of
+
+    done = [cell for cell, state in states_of(cells).items() if state is State.FAILED and act(cell)]
+    for cell in done:
+        print(f"  {cell.name}: {said}")
+    print(f"{len(done)} failed run{'s' * (len(done) != 1)}")
+    return DONE
+
+
+CARE = {"status": status, "retry": retry, "clean": clean}
+"""What can be asked of a benchmark that is there."""
