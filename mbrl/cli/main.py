@@ -19,7 +19,7 @@ from mbrl.ranks import current
 
 NAMES = (
     "train", "eval", "bench", "audit", "report", "predict", "metrics", "data", "pretrain", "weights", "transfer",
-    "doctor", "tasks",
+    "doctor", "tasks", "scale",
 )  # fmt: skip
 VERBS = {name: f"mbrl.cli.{'evaluate' if name == 'eval' else name}" for name in NAMES}
 """The module whose `run(args) -> int` does it; its docstring is the help: a summary, a blank line, the usage."""

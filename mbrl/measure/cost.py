@@ -67,6 +67,14 @@ def cost_of(groups: Mapping[str, Any]) -> Cost:
     )
 
 
+def flops_of_run(groups: Mapping[str, Any], cost: Cost, *, env_steps: int) -> float:
+    """FLOPs that fits and dreams of a run have taken after so many env steps; the agent's networks are left out."""
+    schedule, agent = groups["schedule"], groups["agent"]
+    fits = sum(schedule.fits[part].owed(env_steps, 0) * update for part, update in cost.update.items())
+    dreams = getattr(agent, "batch_size", 0) * (cost.prefill + getattr(agent, "horizon", 0) * cost.frame)
+    return float(fits + schedule.learn.owed(env_steps, 0) * dreams)
+
+
 def _update(model: Any, part: str, fit: Any, env_spec: EnvSpec) -> float:
     """FLOPs of an update, from one clip; its codes are made beforehand, since replay memoises them."""
     clip = random_clip(model.spec, env_spec, fit.length)

@@ -1,0 +1,176 @@
+"""Size against sample efficiency: what runs that differ in the world model's size cost, and what they reached.
+
+Reads finished runs; one row for each, one line of text over all.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from mbrl.bench.plan import Cell
+from mbrl.bench.statistics import steps_to_threshold
+from mbrl.measure.cost import Cost, cost_of
+from mbrl.report.record import Row, read_table
+from mbrl.run.restore import configs_of
+from mbrl.rundir.result import Episodes, read_result
+
+LEVELS = (0.5, 0.8)
+"""Of the score, that a run is timed to."""
+SURE = 0.05
+"""Below this p a rank correlation is called one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sized:
+    """One finished run.
+
+    Attributes:
+        size: what its method is called.
+        parameters: of all parts of the world model, and in them those of the part that predicts.
+        codes: codes of an imagined frame; 0 for a model without.
+        update_gflop: of one update of every part, over its batch.
+        frame_mflop: of an imagined frame, one row.
+        score: of the final evaluation: success, or where a world knows none return over the best run's.
+        second_half: mean score of the interim evaluations in the second half.
+        steps_50, steps_80: env steps of the first evaluation with so much of the score; nan where none had.
+        cross_entropy: nats of a held-out code in the newest measurement; nan where it was not measured.
+        reward_error: root mean square after five imagined frames, held out.
+        wall_s: seconds worked.
+    """
+
+    size: str
+    seed: int
+    parameters: int
+    dynamics: int
+    codes: int
+    update_gflop: float
+    frame_mflop: float
+    env_steps: int
+    score: float
+    second_half: float
+    steps_50: float
+    steps_80: float
+    cross_entropy: float
+    reward_error: float
+    wall_s: float
+
+
+def sized(cells: Sequence[Cell]) -> list[Sized]:
+    """The finished runs among the cells of one task, smallest model first. Raises: ValueError, DamagedFile."""
+    results = {cell: result for cell in cells if (result := read_result(cell.run))}
+    if not results:
+        return []
+    finals = {cell: Episodes.of(result["final"]).metrics() for cell, result in results.items()}
+    knows = all("success" in final for final in finals.values())
+    column, best = ("success", 1.0) if knows else ("return", max(final["return"] for final in finals.values()))
+    if best <= 0:
+        raise ValueError(f"the best return of these runs must be > 0 to be what scores are parts of (got {best:g})")
+    rows = []
+    costs: dict[str, tuple[Cost, int]] = {}
+    for cell, result in results.items():
+        if cell.method not in costs:
+            groups = configs_of(cell.run).groups
+            codes = groups["tokenizer"].layout.codes_future if result["model"]["parameters"] else 0
+            costs[cell.method] = cost_of(groups), codes
+        curve = [(row["env_step"], row[column] / best) for row in read_table(cell.run / "eval.csv") if column in row]
+        rows.append(_row(cell, result, costs[cell.method], finals[cell][column] / best, curve))
+    return sorted(rows, key=lambda row: (row.parameters, row.size, row.seed))
+
+
+def _row(
+    cell: Cell, result: Mapping[str, Any], cost: tuple[Cost, int], score: float, curve: Sequence[tuple[float, float]]
+) -> Sized:
+    counted, codes = cost
+    parts, reached = result["model"]["parameters"], {}
+    for level in LEVELS:
+        found = steps_to_threshold([([step for step, _ in curve], [value for _, value in curve])], level)
+        reached[level] = found.steps[0] if found.steps else math.nan
+    late = [value for step, value in curve if step >= result["env_steps"] / 2]
+    newest = _newest(read_table(cell.run / "metrics.csv"))
+    return Sized(
+        size=cell.method,
+        seed=cell.seed,
+        parameters=sum(parts.values()),
+        dynamics=parts.get("dynamics", 0),
+        codes=codes,
+        update_gflop=sum(counted.update.values()) / 1e9,
+        frame_mflop=counted.frame / 1e6,
+        env_steps=result["env_steps"],
+        score=score,
+        second_half=float(np.mean(late)) if late else math.nan,
+        steps_50=reached[0.5],
+        steps_80=reached[0.8],
+        cross_entropy=newest.get("heldout/codes", math.nan),
+        reward_error=newest.get("heldout/reward_rmse_5", math.nan),
+        wall_s=result["wall_s"],
+    )
+
+
+def _newest(rows: Sequence[Row]) -> dict[str, float]:
+    """The last value that each column has."""
+    return {name: value for row in rows for name, value in row.items()}
+
+
+def as_csv(rows: Sequence[Sized]) -> str:
+    """One line for each run; an empty cell is what was not reached, or not measured."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(Sized.__dataclass_fields__)
+    for row in rows:
+        values = asdict(row).values()
+        lines.writerow(["" if isinstance(one, float) and math.isnan(one) else one for one in values])
+    return text.getvalue()
+
+
+def sentence(rows: Sequence[Sized]) -> str:
+    """What follows: whether score, steps to 80 % and model quality change with size, over all runs.
+
+    Rank correlations (Spearman) with the number of parameters, and whether they can be told from chance.
+    """
+    sizes = sorted({row.parameters for row in rows})
+    if len(sizes) < 2:
+        return "Fewer than two sizes have finished: nothing follows."
+    runs = f"{short(sizes[0])} to {short(sizes[-1])} parameters, {len(sizes)} sizes, {len(rows)} runs"
+    means = {size: float(np.mean([row.score for row in rows if row.parameters == size])) for size in sizes}
+    found = [f"final score {means[sizes[0]]:.2f} at the smallest and {means[sizes[-1]]:.2f} at the largest"]
+    judged = {
+        "the final score": "score",
+        "the second half's mean score": "second_half",
+        "held-out cross-entropy": "cross_entropy",
+        "held-out reward error": "reward_error",
+    }
+    for name, field in judged.items():
+        pairs = [(row.parameters, getattr(row, field)) for row in rows if not math.isnan(getattr(row, field))]
+        found.append(f"{name} {change(pairs)}")
+    reached = sum(not math.isnan(row.steps_80) for row in rows)
+    return f"{runs}: {'; '.join(found)}; {reached} of {len(rows)} runs had 0.8 of the score at an evaluation."
+
+
+def change(pairs: Sequence[tuple[float, float]]) -> str:
+    """Whether y changes with x: `grows with size (rank correlation +0.83, p = 0.001, 12 runs)`."""
+    x, y = (np.asarray(side) for side in zip(*pairs, strict=True)) if pairs else (np.zeros(0), np.zeros(0))
+    if len(x) < 3 or len(set(x)) < 2 or len(set(y)) < 2:
+        return f"is the same everywhere, or too few have it to tell ({len(x)} runs)"
+    test = stats.spearmanr(x, y)
+    rho, p = float(test.statistic), float(test.pvalue)
+    what = "does not change with size, as far as these runs tell"
+    if p < SURE:
+        what = "grows with size" if rho > 0 else "falls with size"
+    return f"{what} (rank correlation {rho:+.2f}, p = {p:.3f}, {len(x)} runs)"
+
+
+def short(count: float) -> str:
+    """A number of parameters as one says it.
+
+    >>> short(683_365), short(14_347_365)
+    ('683k', '14.3M')
+    """
+    return f"{count / 1e3:.0f}k" if count < 1e6 else f"{count / 1e6:.1f}M"

@@ -1,0 +1,117 @@
+"""Train the same task with world models of several sizes and say what size is good for; the same command goes on.
+
+usage: mbrl scale task.name=NAME transformer=A,B[,...] to=DIR [seeds=3] [slots=1] [fixed=data|compute] [key=value ...]
+
+  mbrl scale task.name=door-close-v3 transformer=micro,tiny,mini,s seeds=3 slots=2 to=results/sizes
+  mbrl scale task.name=door-close-v3 tokenizer=tiny,fine fixed=compute to=results/codes   sizes of the tokenizer
+  mbrl scale task=toy task.name=reach experiment=toy transformer=micro,tiny seeds=2 to=results/toy-sizes
+
+The runs are those of mbrl bench (its help has slots=, gpus= and what happens when it is stopped; mbrl bench status
+to=DIR works too). One key has several values: the size. fixed=data gives every size the same env steps; fixed=compute
+as many as take the counted operations (fits and dreams) of the first size's run.
+When all have finished: scale.csv (a row for each run), scale.png and the sentence that follows from them.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mbrl.cli.errors import DONE, BadInput
+
+if TYPE_CHECKING:
+    from mbrl.bench.plan import Cell
+    from mbrl.cli.bench import Asked
+
+FIXED = ("data", "compute")
+CSV, FIGURE = "scale.csv", "scale.png"
+
+
+def run(args: list[str]) -> int:
+    """Runs what is not finished, then writes the table and the figure."""
+    from mbrl.bench.plan import extend_plan, read_plan
+    from mbrl.cli.bench import check, work
+
+    asked, fixed = read_sizes(args)
+    if not read_plan(asked.to):
+        check(asked.cells)
+    if fixed == "compute":
+        asked = replace(asked, cells=at_equal_compute(asked.cells))
+    cells = extend_plan(asked.to, asked.cells)
+    code = work(cells, asked)
+    return report(cells, asked.to, fixed) if code == DONE else code
+
+
+def read_sizes(args: Sequence[str]) -> tuple[Asked, str]:
+    """What `mbrl bench` would be asked for one task, and what is fixed. Raises: BadInput."""
+    from mbrl.cli.bench import OWN, axis, read
+
+    own = {"task.name": "", "task": "metaworld", "fixed": FIXED[0]}
+    rest = []
+    for word in args:
+        key, _, value = word.partition("=")
+        if key in own:
+            own[key] = value
+        else:
+            rest.append(word)
+    if not own["task.name"] or "," in own["task.name"]:
+        raise BadInput(f"task.name must be the one task that every size learns (got {own['task.name'] or 'nothing'})")
+    if own["fixed"] not in FIXED:
+        raise BadInput(f"fixed must be data or compute (got {own['fixed']})")
+    settings = [word for word in rest if "=" in word and word.partition("=")[0] not in (*OWN, "--config-dir")]
+    several = [key for key, values in map(axis, settings) if len(values) > 1]
+    if len(several) != 1:
+        got = ", ".join(several) or "none"
+        raise BadInput(f"one key must have several values, such as transformer=micro,tiny (got {got})")
+    suite = ["suite=cpu5", f"suite.task={own['task']}", f"suite.tasks=[{own['task.name']}]"]
+    return read([*suite, *rest]), own["fixed"]
+
+
+def at_equal_compute(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells with `schedule.total` such that none takes more counted operations than the first one's size does."""
+    from mbrl.cli.train import possible
+    from mbrl.measure.cost import cost_of, flops_of_run
+    from mbrl.ranks import current
+    from mbrl.run.assemble import Configs
+
+    totals: dict[str, int] = {}
+    budget = 0.0
+    for cell in cells:
+        if cell.method in totals:
+            continue
+        plain = possible([*cell.words, f'run_dir="{cell.run.absolute()}"'], current())["plain"]
+        groups = Configs.of(plain, trusted=True).groups
+        cost, protocol = cost_of(groups), groups["protocol"]
+        episode, total = protocol.decisions * protocol.action_repeat * groups["compute"].rows, groups["schedule"].total
+        budget = budget or flops_of_run(groups, cost, env_steps=total)
+        if not budget:
+            raise BadInput(f"fixed=compute needs a first size that fits or dreams (got {cell.method}); fixed=data")
+        # operations only grow with env steps: the last whole episode that they allow
+        steps = range(groups["schedule"].prefill, 1000 * total, episode)
+        allowed = bisect_right(steps, budget, key=lambda done: flops_of_run(groups, cost, env_steps=done))
+        totals[cell.method] = total if not totals else steps[max(0, allowed - 1)]
+    return [replace(cell, words=timed(cell.words, totals[cell.method])) for cell in cells]
+
+
+def timed(words: Sequence[str], total: int) -> tuple[str, ...]:
+    """The words of a run of `total` env steps."""
+    return (*(word for word in words if not word.startswith("schedule.total=")), f"schedule.total={total}")
+
+
+def report(cells: Sequence[Cell], to: Path, fixed: str) -> int:
+    """Writes table and figure, and says what follows."""
+    from mbrl.bench.scale import as_csv, sentence, sized
+    from mbrl.bench.scale_figure import figure
+    from mbrl.files import write_atomically
+
+    rows: list[Any] = sized(cells)
+    follows, same = sentence(rows), "env steps" if fixed == "data" else "counted operations"
+    write_atomically(to / CSV, as_csv(rows).encode())
+    title = f"{cells[0].task}: world models of several sizes, the same {same}"
+    write_atomically(to / FIGURE, figure(rows, title=title, follows=follows))
+    print(follows)
+    print(f"written to {to / CSV} and {to / FIGURE}")
+    return DONE

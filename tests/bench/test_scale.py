@@ -1,0 +1,95 @@
+"""Sizes beside each other: the same runs as a benchmark's, one row each, and a sentence that says no more."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mbrl.bench.scale import Sized, as_csv, sentence
+from mbrl.cli.main import main
+from mbrl.cli.scale import at_equal_compute, read_sizes
+
+ROW = Sized(
+    size="tiny", seed=0, parameters=10**6, dynamics=10**5, codes=4, update_gflop=3.0, frame_mflop=9.0, env_steps=100,
+    score=0.5, second_half=0.4, steps_50=60.0, steps_80=math.nan, cross_entropy=1.0, reward_error=0.3, wall_s=60.0,
+)  # fmt: skip
+SIZES = [replace(ROW, size=f"s{n}", seed=seed, parameters=10 ** (5 + n)) for n in range(4) for seed in range(3)]
+TOY = ["task=toy", "task.name=reach", "experiment=debug", "transformer=micro,tiny", "schedule.total=150"]
+TOY += ["evaluation.episodes=2", "evaluation.interim=1", "evaluation.rows=2", "seeds=1"]
+
+
+def test_what_changes_with_size_is_said_and_what_does_not_is_not() -> None:
+    grown = [replace(row, score=math.log10(row.parameters) / 10 + row.seed / 100) for row in SIZES]
+    said = sentence(grown)
+    assert said.startswith("100k to 100.0M parameters, 4 sizes, 12 runs: final score 0.51 at the smallest and 0.81 at")
+    assert "the final score grows with size (rank correlation +0.9" in said and "12 runs)" in said
+    assert "held-out reward error is the same everywhere, or too few have it to tell (12 runs)" in said
+    mixed = [replace(row, score=(row.seed + place % 2) / 4) for place, row in enumerate(SIZES)]
+    assert "the final score does not change with size, as far as these runs tell" in sentence(mixed)
+    assert "0 of 12 runs had 0.8 of the score at an evaluation." in said
+    assert sentence(SIZES[:3]) == "Fewer than two sizes have finished: nothing follows."
+
+
+def test_a_table_leaves_empty_what_was_not_reached() -> None:
+    first, *_ = csv.DictReader(as_csv([ROW]).splitlines())
+    assert (first["size"], first["parameters"], first["steps_50"], first["steps_80"]) == ("tiny", "1000000", "60.0", "")
+
+
+def test_one_command_trains_the_sizes_and_the_same_again_only_reports(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to = tmp_path / "sizes"
+    line = ["scale", *TOY, f"to={to}"]
+    assert main(line) == 0
+    capsys.readouterr()
+    before = sorted((path, path.stat().st_mtime_ns) for path in to.rglob("result.json"))
+    assert main(line) == 0
+    assert sorted((path, path.stat().st_mtime_ns) for path in to.rglob("result.json")) == before and len(before) == 2
+    assert "written to" in capsys.readouterr().out
+    small, large = csv.DictReader((to / "scale.csv").read_text().splitlines())
+    assert [row["size"] for row in (small, large)] == ["debug-micro", "debug-tiny"]
+    assert int(small["dynamics"]) < int(large["dynamics"])
+    assert float(small["frame_mflop"]) < float(large["frame_mflop"])
+    assert 0 <= float(small["score"]) <= 1 and small["env_steps"] == large["env_steps"] == "150"
+    with Image.open(to / "scale.png") as picture:
+        assert picture.size == (1400, 840)
+
+
+def test_at_equal_compute_the_larger_model_has_fewer_env_steps(tmp_path: Path) -> None:
+    words = ["task=toy", "task.name=reach", "experiment=toy", "transformer=micro,tiny", "fixed=compute", "seeds=2"]
+    asked, fixed = read_sizes([*words, f"to={tmp_path / 'out'}"])
+    totals = {
+        (cell.method, cell.seed): int(word.partition("=")[2])
+        for cell in at_equal_compute(asked.cells)
+        for word in cell.words
+        if word.startswith("schedule.total=")
+    }
+    assert fixed == "compute" and len(totals) == 4
+    assert totals["toy-micro", 0] == totals["toy-micro", 1] == 11_500
+    assert 250 <= totals["toy-tiny", 0] == totals["toy-tiny", 1] < 11_500
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["transformer=micro,tiny"], "task.name must be the one task that every size learns (got nothing)"),
+        (["task.name=a,b", "transformer=micro,tiny"], "task.name must be the one task"),
+        (["task.name=reach"], "one key must have several values, such as transformer=micro,tiny (got none)"),
+        (["task.name=reach", "transformer=micro,tiny", "agent=a,b"], "(got transformer, agent)"),
+        (["task.name=reach", "transformer=micro,tiny", "fixed=time"], "fixed must be data or compute (got time)"),
+        (["task=toy", "task.name=nothing", "experiment=toy", "transformer=micro,tiny"], "nothing"),
+        (["task=toy", "task.name=reach", "experiment=toy", "transformer=micro,tyni"], "tyni"),
+    ],
+)
+def test_what_is_no_comparison_of_sizes_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert main(["scale", *words, f"to={tmp_path / 'out'}"]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and said in lines[0]
+    assert not (tmp_path / "out").exists()
