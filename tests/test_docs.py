@@ -55,6 +55,22 @@ def test_a_command_of_the_examples_is_accepted(words: list[str], monkeypatch: py
     assert Configs.of(plain, trusted=True).groups
 
 
+BENCH = [
+    shlex.split(line.partition("#")[0])[2:]
+    for line in (ROOT / "docs" / "benchmarks.md").read_text().splitlines()
+    if line.startswith("mbrl bench suite=")
+]
+
+
+@pytest.mark.parametrize("words", BENCH, ids=" ".join)
+def test_a_command_of_the_benchmarks_is_accepted(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", *words, *([] if "--dry-run" in words else ["--dry-run"])]) == 0
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_experiment_is_accepted() -> None:
     for path in sorted((ROOT / "configs" / "experiment").glob("*.yaml")):
         words = [f"experiment={path.stem}"]

@@ -21,6 +21,15 @@ bench suite=toy to=NEW suite.tasks=[jump]                        | jump
 bench suite=toy to=FILE/bench                                    | to=FILE/bench cannot be made
 bench to=NEW                                                     | holds no benchmark
 bench status to=EMPTY                                            | holds no benchmark
+results                                                          | from= is missing
+results from=EMPTY                                               | holds no finished run
+results from=NEW                                                 | is not there
+results from=EMPTY to=NEW                                        | to must be a file that ends in .csv
+results from=EMPTY show=everything                               | show must be one of
+results from=EMPTY demos=5                                       | demos= is for import=
+results import=FILE protocol=mine to=NEW.csv                     | success_rule= is missing
+results import=EMPTY protocol=mine success_rule=any to=NEW.csv   | is not a file
+results import=FILE from=EMPTY                                   | from= is not for import=
 audit run=EMPTY                                                  | is not a run folder
 audit run=EMPTY starts=1                                         | starts must be
 report run=EMPTY                                                 | is not a run folder
