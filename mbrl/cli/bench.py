@@ -14,6 +14,8 @@ mbrl train takes it. A word of several values with commas between is an axis: ev
 slots= runs at once, each a process with compute.threads=1 unless you say otherwise; gpus=[0,1] shares out CUDA devices.
 Ctrl-C or SIGTERM: all runs save and leave (exit code 75). A run that fails is shown with the line that says why, and
 the others go on (exit code 1). Two such commands on one folder never do the same run twice.
+launcher=slurm hands the plan to SLURM instead, sbatch="--partition=gpu --time=08:00:00" are options of its
+job; a task that comes to the end of its time saves, is queued again and goes on.
 --dry-run  prints the plan and begins nothing
 status     how far every run is
 retry      lets the failed runs go on from their last checkpoints, once mbrl bench to=DIR is called again
@@ -23,6 +25,8 @@ clean      deletes the failed runs, which then begin anew
 from __future__ import annotations
 
 import itertools
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,8 +40,11 @@ from mbrl.program import program
 if TYPE_CHECKING:
     from mbrl.bench.plan import Cell
 
-OWN = ("suite", "to", "seeds", "slots", "gpus")
+OWN = ("suite", "to", "seeds", "slots", "gpus", "launcher", "sbatch", "only")
 """Keys of the benchmark itself; all others are of its runs."""
+GOING_ON = tuple(key for key in OWN if key not in ("suite", "seeds"))
+"""Those of a call that goes on with a plan."""
+LAUNCHERS = ("local", "slurm")
 GIVEN = {"seed": "seeds=N", "run_dir": "to=DIR", "task": "suite=NAME", "task.name": "suite=NAME suite.tasks=[...]"}
 """Keys of a run that the plan decides -> what to write instead."""
 NAMING = ("agent", "experiment", "worldmodel", "tokenizer", "transformer")
@@ -51,12 +58,18 @@ class Asked:
 
     Attributes:
         cells: every run that it asks for; none where it goes on with a plan.
+        launcher: `local` or `slurm`.
+        sbatch: options of SLURM's job.
+        only: the place in the plan of the one run that is meant; None: all.
     """
 
     to: Path
     slots: int
     gpus: list[int]
     cells: list[Cell]
+    launcher: str
+    sbatch: list[str]
+    only: int | None
 
 
 def run(args: list[str]) -> int:
@@ -87,7 +100,8 @@ def read(args: list[str]) -> Asked:
     typed, own = take_config_dir(args)
     mine = [word for word in typed if word.partition("=")[0].partition(".")[0] in OWN]
     rest = [word for word in typed if word not in mine]
-    cfg = as_plain(compose("bench", mine, own))
+    options = [word for word in mine if word.startswith("sbatch=")]  # of another grammar than ours
+    cfg = as_plain(compose("bench", [word for word in mine if word not in options], own))
     to = target("to", str(cfg["to"]))
     for name in ("seeds", "slots"):
         if cfg[name] < 1:
@@ -100,9 +114,14 @@ def read(args: list[str]) -> Asked:
         suite: Suite = make(cfg["suite"], "suite", trusted=False)
         more = [] if own is None else [f"--config-dir={own.resolve()}"]
         cells = cells_of(to, suite, rest, seeds=cfg["seeds"], more=more)
-    elif lost := [word for word in typed if word.partition("=")[0] not in ("to", "slots", "gpus")]:
+    elif lost := [word for word in typed if word.partition("=")[0] not in GOING_ON]:
         raise BadInput(f"{lost[0]} needs suite=NAME: without it mbrl bench to=DIR goes on with what is planned there")
-    return Asked(to, cfg["slots"], gpus, cells)
+    if cfg["launcher"] not in LAUNCHERS:
+        raise BadInput(f"launcher must be {' or '.join(LAUNCHERS)} (got {cfg['launcher']})")
+    if options and cfg["launcher"] != "slurm":
+        raise BadInput(f"sbatch has no effect with launcher={cfg['launcher']}; leave it out or give launcher=slurm")
+    sbatch = [option for word in options for option in shlex.split(word.partition("=")[2])]
+    return Asked(to, cfg["slots"], gpus, cells, cfg["launcher"], sbatch, cfg["only"])
 
 
 def cells_of(to: Path, suite: Any, rest: Sequence[str], *, seeds: int, more: Sequence[str]) -> list[Cell]:
@@ -180,24 +199,45 @@ def work(cells: Sequence[Cell], asked: Asked) -> int:
     """Runs what is left to do."""
     from mbrl.bench.plan import State
     from mbrl.bench.queue import Queue
+    from mbrl.bench.slurm import requeue
     from mbrl.bench.table import Screen, states_of
     from mbrl.rundir.stop import SAVED_PLEASE_REQUEUE, Stop
 
+    if asked.only is not None:
+        if not 0 <= asked.only < len(cells):
+            raise BadInput(f"only must be in 0..{len(cells) - 1}, the places of the plan (got {asked.only})")
+        cells = [cells[asked.only]]
+    todo = [cell for cell, state in states_of(cells).items() if state not in (State.DONE, State.FAILED)]
+    if asked.launcher == "slurm":
+        return launch(cells, todo, asked)
     stop = Stop()
     stop.listen()
     screen = Screen(cells, slots=asked.slots, stream=sys.stdout)
-    todo = [cell for cell, state in states_of(cells).items() if state not in (State.DONE, State.FAILED)]
     finished = Queue(todo, slots=asked.slots, stop=stop, watcher=screen, gpus=asked.gpus).work()
     screen.close()
     states = states_of(cells)
     if not finished:
-        print(f"stopped; {program()} bench to={asked.to} goes on")
+        again = stop.number in (signal.SIGUSR1, signal.SIGUSR2) and requeue()  # TERM is scancel, or SLURM's own requeue
+        print("stopped; queued again" if again else f"stopped; {program()} bench to={asked.to} goes on")
         return SAVED_PLEASE_REQUEUE
     print(f"the table: {program()} results from={asked.to} show=methods")
     if failed := {cell: state for cell, state in states.items() if state is State.FAILED}:
         show_table(failed)
         print(f"then: {program()} bench retry to={asked.to} (or clean), and the same command again")
     return BUG if failed else DONE
+
+
+def launch(cells: Sequence[Cell], todo: Sequence[Cell], asked: Asked) -> int:
+    """Hands what is left to do to SLURM, and does not wait for it."""
+    from mbrl.bench.slurm import submit
+
+    if not todo:
+        print("all runs have ended")
+        return DONE
+    places = [place for place, cell in enumerate(cells) if cell in todo]
+    job = submit(asked.to, places, slots=asked.slots, options=asked.sbatch)
+    print(f"job {job}: {len(todo)} runs, {asked.slots} at once; how far: {program()} bench status to={asked.to}")
+    return DONE
 
 
 def show_plan(cells: Sequence[Cell], slots: int) -> int:

@@ -18,8 +18,8 @@ from mbrl.cli.errors import DONE, BadInput, did_you_mean, guarded
 from mbrl.ranks import current
 
 NAMES = (
-    "train", "eval", "bench", "results", "scale", "audit", "report", "predict", "metrics", "data", "pretrain", "weights",
-    "transfer", "doctor", "tasks",
+    "train", "eval", "bench", "results", "scale", "audit", "report", "predict", "metrics", "data", "pretrain",
+    "weights", "transfer", "doctor", "tasks",
 )  # fmt: skip
 VERBS = {name: f"mbrl.cli.{'evaluate' if name == 'eval' else name}" for name in NAMES}
 """The module whose `run(args) -> int` does it; its docstring is the help: a summary, a blank line, the usage."""

@@ -18,6 +18,8 @@ class Stop:
 
     def __init__(self) -> None:
         self.requested = False
+        self.number = 0
+        """Of the signal that came first."""
         self._since = 0.0
 
     def listen(self) -> None:
@@ -27,7 +29,7 @@ class Stop:
 
     def _take_note(self, number: int, frame: FrameType | None) -> None:
         if not self.requested:
-            self.requested, self._since = True, time.monotonic()
+            self.requested, self.number, self._since = True, number, time.monotonic()
         elif time.monotonic() - self._since > SAME_S:
             os._exit(128 + number)
 
