@@ -117,4 +117,6 @@ def test_the_verb_writes_it_at_any_time(tmp_path: Path, capsys: pytest.CaptureFi
         if "2 queued of 2 runs" in text:
             finished(tmp_path, seed=0)
     assert "1 done, 1 queued of 2 runs" in text
+    assert main(["results", f"from={tmp_path}"]) == 0
+    assert capsys.readouterr().out.endswith(f"{tmp_path} is not finished: 1 done, 1 queued of 2 runs\n")
     assert main(["bench", "report", f"to={tmp_path / 'nothing'}"]) == 2
