@@ -1,7 +1,7 @@
 """Runs the cells of a benchmark on one machine, some at once, each in a process of its own, until none is left to do.
 
 A cell is worked on under its lock, which its process inherits: where this process is killed the run goes on and keeps
-the cell, so nobody starts it a second time. Several queues may work on one folder.
+the cell, so nobody starts it a second time, and takes a slot of the next queue. Several queues may work on one folder.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mbrl.bench.plan import OUTPUT, Cell, State, failure_of, settled, write_failure
-from mbrl.io.lock import RunInUse, RunLock
+from mbrl.io.lock import RunInUse, RunLock, orphaned
 from mbrl.rundir.stop import SAVED_PLEASE_REQUEUE
 
 PAUSE_S = 0.02
@@ -47,6 +47,9 @@ class Watcher(Protocol):
 
     def look(self, running: Sequence[Cell]) -> None:
         """Some time has passed."""
+
+    def say(self, line: str) -> None:
+        """Something that is of no single cell."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +85,14 @@ class Queue:
         self._waiting = dict.fromkeys(cells, 0.0)  # cell -> not to be tried before
         self._free, self._stop, self._watcher, self._command, self._gpus = [*range(slots)], stop, watcher, command, gpus
         self._children: list[Child] = []
+        self._orphans = {cell for cell in cells if orphaned(cell.folder)}
         self._asked_to_stop = False
 
     def work(self) -> bool:
         """Returns when no cell is left to do here or anywhere, or after a requested stop; whether it was the former."""
         try:
+            if self._orphans:
+                self._watcher.say(f"still running, of a queue that was killed, each in a slot: {len(self._orphans)}")
             while self._children or (self._waiting and not self._stop):
                 self._take_leave()
                 if self._stop:
@@ -105,11 +111,14 @@ class Queue:
         for cell in [cell for cell, since in self._waiting.items() if since <= now]:
             if not self._free:
                 return
+            if cell not in self._orphans and len(self._free) <= len(self._orphans):
+                continue
             try:
                 lock = RunLock(cell.folder)
             except RunInUse:
                 self._waiting[cell] = now + ELSEWHERE_S
                 continue
+            self._orphans.discard(cell)
             del self._waiting[cell]
             if (state := settled(cell)) in (State.DONE, State.FAILED):  # here or by another queue
                 lock.close()
@@ -153,6 +162,8 @@ class Queue:
         """Asks every child once to save and leave."""
         if not self._asked_to_stop:
             self._asked_to_stop = True
+            if self._children:
+                self._watcher.say(f"stopping: {len(self._children)} to save and leave")
             for child in self._children:
                 child.process.terminate()
 

@@ -94,6 +94,7 @@ class Screen:
         self._states, self._slots, self._stream = states_of(cells), slots, stream
         self._live = stream.isatty()
         self._drawn, self._next = 0, 0.0
+        self.say(f"{counted(self._states)}; {slots} at once")
 
     def moved(self, cell: Cell, state: State, line: str) -> None:
         """Takes note; without a terminal writes a line."""
@@ -104,6 +105,12 @@ class Screen:
             text = f"{state}: {cell.name}{f', {line}' if line else ''}; {counted(self._states)}"
             self._stream.write(f"{text}\n")
             self._stream.flush()
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        self._stream.write(f"{line}\n")
+        self._stream.flush()
+        self._drawn = 0  # what was drawn before stays too
 
     def look(self, running: Sequence[Cell]) -> None:
         """On a terminal draws the table anew once a second."""

@@ -2,7 +2,7 @@
 
 usage: mbrl bench suite=NAME to=DIR [agent=A,B] [seeds=3] [slots=1] [key=value[,value] ...] [--dry-run]
        mbrl bench to=DIR                              goes on with what was planned there
-       mbrl bench status|retry|clean to=DIR
+       mbrl bench status|report|retry|clean to=DIR
 
   mbrl bench suite=cpu5 experiment=demos,mbpo seeds=3 slots=2 to=results/mine
   mbrl bench suite=mw6 agent=dreamer_cpu transformer=micro,tiny to=results/sizes --dry-run
@@ -18,6 +18,7 @@ launcher=slurm hands the plan to SLURM instead, sbatch="--partition=gpu --time=0
 job; a task that comes to the end of its time saves, is queued again and goes on.
 --dry-run  prints the plan and begins nothing
 status     how far every run is
+report     writes DIR/report.html: tables, curves, films, every run; one file that needs nothing beside it
 retry      lets the failed runs go on from their last checkpoints, once mbrl bench to=DIR is called again
 clean      deletes the failed runs, which then begin anew
 """
@@ -76,7 +77,7 @@ def run(args: list[str]) -> int:
     """Does what is asked of a benchmark."""
     if args and args[0] in CARE:
         to: Path = words(f"mbrl bench {args[0]}", args[1:], KEYS)["to"]
-        return CARE[args[0]](planned(to))
+        return CARE[args[0]](planned(to), to)
     dry = "--dry-run" in args
     asked = read([word for word in args if word != "--dry-run"])
 
@@ -263,7 +264,7 @@ def show_table(states: Any) -> None:
     print("\n".join(lines(states)))
 
 
-def status(cells: Sequence[Cell]) -> int:
+def status(cells: Sequence[Cell], to: Path) -> int:
     """How far every run is."""
     from mbrl.bench.table import counted, states_of
 
@@ -273,14 +274,34 @@ def status(cells: Sequence[Cell]) -> int:
     return DONE
 
 
-def retry(cells: Sequence[Cell]) -> int:
+def report(cells: Sequence[Cell], to: Path) -> int:
+    """Writes the page about a benchmark, done or not."""
+    from mbrl.bench.page import page
+    from mbrl.bench.plan import State
+    from mbrl.bench.published import read_published
+    from mbrl.bench.results import run_of
+    from mbrl.bench.table import states_of
+    from mbrl.cli.compose import packaged_configs
+    from mbrl.files import write_atomically
+    from mbrl.report.record import read_record
+
+    runs = [run_of(read_record(cell.run)) for cell, state in states_of(cells).items() if state is State.DONE]
+    score = "success" if all(run.value("success") is not None for run in runs) else "reward"
+    published = list(read_published(packaged_configs() / "published").values())
+    text = page(f"Benchmark {to.resolve().name}", cells, runs, published, score)
+    write_atomically(to / "report.html", text.encode())
+    print(f"written to {to / 'report.html'}")
+    return DONE
+
+
+def retry(cells: Sequence[Cell], to: Path) -> int:
     """Lets failed runs go on."""
     from mbrl.bench.plan import retried
 
     return on_failed(cells, retried, "will go on")
 
 
-def clean(cells: Sequence[Cell]) -> int:
+def clean(cells: Sequence[Cell], to: Path) -> int:
     """Deletes failed runs."""
     from mbrl.bench.plan import cleaned
 
@@ -299,5 +320,5 @@ def on_failed(cells: Sequence[Cell], act: Any, said: str) -> int:
     return DONE
 
 
-CARE = {"status": status, "retry": retry, "clean": clean}
+CARE = {"status": status, "report": report, "retry": retry, "clean": clean}
 """What can be asked of a benchmark that is there."""

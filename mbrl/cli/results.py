@@ -22,7 +22,7 @@ reads TD-MPC2's CSVs, DreamerV3's JSON and JSON lines, and any CSV with step, se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,9 +100,22 @@ def run(args: list[str]) -> int:
     runs = filters.keep(collected(asked["from"]))
     for line in shown(runs, asked["show"] or "runs", asked["score"] or "success"):
         print(line)
+    for line in lacking(asked["from"]):
+        print(line)
     if to is not None:
         export(runs, to)
     return DONE
+
+
+def lacking(names: Sequence[str]) -> Iterator[str]:
+    """What benchmarks have planned and not finished: nobody shall overlook runs that failed."""
+    from mbrl.bench.plan import State, read_plan
+    from mbrl.bench.table import counted, states_of
+
+    for name in names:
+        states = states_of(read_plan(Path(name).expanduser()))
+        if any(state is not State.DONE for state in states.values()):
+            yield f"{name} is not finished: {counted(states)}"
 
 
 def collected(names: Sequence[str]) -> list[Any]:

@@ -6,11 +6,12 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import socket
 from pathlib import Path
 from types import TracebackType
 
-from mbrl.files import NotPlain
+from mbrl.files import NotPlain, read_plain
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,22 @@ def in_use(folder: Path) -> bool:
             raise
     finally:
         os.close(handle)
+    return False
+
+
+def orphaned(folder: Path) -> bool:
+    """Whether the lock is held by a child of a process of this machine that has died since (it inherited the lock)."""
+    if not in_use(folder):
+        return False
+    said = re.fullmatch(r"pid (\d+) on host (.+)\n?", read_plain(folder / "run.lock").decode(errors="replace"))
+    if said is None or said[2] != socket.gethostname():
+        return False
+    try:
+        os.kill(int(said[1]), 0)  # asks only
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # somebody else's, and alive
+        return False
     return False
 
 

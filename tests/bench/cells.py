@@ -48,9 +48,13 @@ class Notes:
     def __init__(self) -> None:
         self.moves: list[tuple[int, State, str]] = []
         self.most = 0
+        self.said: list[str] = []
 
     def moved(self, cell: Cell, state: State, line: str) -> None:
         self.moves.append((cell.seed, state, line))
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
 
     def look(self, running: Sequence[Any]) -> None:
         self.most = max(self.most, len(running))

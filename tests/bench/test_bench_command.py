@@ -115,6 +115,16 @@ def test_the_keys_of_the_benchmark_are_checked(tmp_path: Path) -> None:
         read([f"to={tmp_path}", "agent=random"])
 
 
+def test_a_suite_and_an_agent_of_one_s_own(tmp_path: Path) -> None:
+    own = tmp_path / "mine"
+    (own / "suite").mkdir(parents=True)
+    (own / "suite" / "two.yaml").write_text(
+        "_target_: mbrl.bench.suite.Suite\ntask: toy\ntasks: [reach]\nwords: [experiment=toy]\n"
+    )
+    (cell,) = read(["suite=two", "seeds=1", f"to={tmp_path / 'b'}", "--config-dir", str(own)]).cells
+    assert cell.words[-1] == f"--config-dir={own}"
+
+
 def test_a_plan_grows_and_is_never_turned_into_another(tmp_path: Path) -> None:
     one, two, three = cells(tmp_path, ["good", "good", "bad"])
     assert extend_plan(tmp_path, [one, two]) == [one, two]
@@ -156,8 +166,10 @@ def test_a_terminal_gets_a_table_over_itself_and_a_file_a_line_per_change(tmp_pa
         assert "error: agent.gamma must be < 1" in said
         assert "1 done, 1 failed of 2 runs" in said
         if name == "plain":
-            assert said.splitlines()[0] == "running: reach/toy/seed-0; 1 running, 1 queued of 2 runs"
-            assert len(said.splitlines()) == 4
+            first, second, *_ = said.splitlines()
+            assert first == "2 queued of 2 runs; 1 at once"
+            assert second == "running: reach/toy/seed-0; 1 running, 1 queued of 2 runs"
+            assert len(said.splitlines()) == 5
 
 
 def test_the_plan_is_shown_and_nothing_is_begun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from mbrl.bench.plan import FAILED, OUTPUT, Cell, State, cleaned, failure_of, retried, settled, state_of
 from mbrl.bench.queue import Queue, environment, train_command
-from mbrl.io.lock import RunLock, in_use
+from mbrl.io.lock import RunLock, in_use, orphaned
 from mbrl.rundir.stop import Stop
 from tests.bench.cells import Notes, cells, count, fake
 
@@ -107,14 +107,20 @@ def test_sigkill_at_random_moments_loses_and_repeats_nothing(tmp_path: Path) -> 
 
 
 def test_a_run_whose_queue_was_killed_keeps_its_cell_and_ends(tmp_path: Path) -> None:
-    (slow,) = todo = cells(tmp_path, ["slow"])
+    slow, other = todo = cells(tmp_path, ["slow", "slow"])
     child = in_child(queue(todo).work)
-    until(lambda: count(slow, "begun") == 1)
+    until(lambda: count(slow, "begun") + count(other, "begun") == 2)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     assert state_of(slow) is State.RUNNING
-    assert queue(todo).work()  # waits for it
-    assert (count(slow, "begun"), count(slow, "finished"), state_of(slow)) == (1, 1, State.DONE)
+    assert orphaned(slow.folder)
+    notes = Notes()
+    more = [*todo, *cells(tmp_path / "more", ["good", "good"])]
+    assert queue(more, slots=1, notes=notes).work()  # waits for it, with nothing beside it
+    assert notes.said == ["still running, of a queue that was killed, each in a slot: 2"]
+    assert [state for _, state, _ in notes.moves[:2]] == [State.DONE, State.DONE]
+    for cell in todo:
+        assert (count(cell, "begun"), count(cell, "finished"), state_of(cell)) == (1, 1, State.DONE)
 
 
 def test_two_queues_on_one_folder_share_the_cells(tmp_path: Path) -> None:
@@ -154,6 +160,7 @@ def test_a_cell_in_use_is_left_alone_and_seen_as_running(tmp_path: Path) -> None
             assert queue(todo).work()
 
         assert state_of(good) is State.RUNNING
+        assert not orphaned(good.folder)
         child = in_child(work)
         time.sleep(0.2)
         assert count(good, "begun") == 0

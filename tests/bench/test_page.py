@@ -1,0 +1,122 @@
+"""The report of a benchmark: all in one file, honest about what failed and what may not be averaged."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from mbrl.bench.page import MOST_FILM, page
+from mbrl.bench.plan import PLAN, Cell, extend_plan, write_failure
+from mbrl.bench.published import read_published
+from mbrl.bench.results import runs_in
+from mbrl.cli.compose import packaged_configs
+from mbrl.cli.main import main
+from tests.bench.finished import cell, finished
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Balanced(HTMLParser):
+    """Raises where an element is not closed in order; remembers what is loaded from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+
+
+def benchmark(to: Path) -> list[Cell]:
+    """Two tasks, two methods, two seeds; one run failed, one was never begun."""
+    cells = [
+        cell(to, task, method, seed)
+        for task in ("door-close-v3", "hammer-v3")
+        for method in ("dreamer", "mbpo")
+        for seed in range(2)
+    ]
+    for number, one in enumerate(cells[:-2]):
+        run = finished(to, one.task, one.method, one.seed, success=number / 10)
+        (run / "videos").mkdir()
+        (run / "videos" / "eval-000003000.gif").write_bytes(b"GIF89a" + bytes(number))
+    finished(to, "hammer-v3", "mbpo", 7, success=1.0)
+    cells[-2].folder.mkdir(parents=True, exist_ok=True)
+    write_failure(cells[-2], 2, "error: no <b>luck</b>")
+    return [*cells, cell(to, "hammer-v3", "mbpo", 7)]
+
+
+def drawn(to: Path, *, cells: list[Cell] | None = None) -> str:
+    published = list(read_published(packaged_configs() / "published").values())
+    return page("Benchmark a & b", cells or benchmark(to), runs_in(to), published, "success")
+
+
+def test_the_page_needs_nothing_beside_it_and_is_well_formed(tmp_path: Path) -> None:
+    text = drawn(tmp_path)
+    parser = Balanced()
+    parser.feed(text)
+    assert parser.open == []
+    assert all(source.startswith(("data:", "#")) for source in parser.sources)
+    assert "<script" not in text
+    assert len(re.findall(r"<svg\b", text)) == 3
+    assert "color-scheme:light dark" in text
+    assert "Benchmark a &amp; b" in text
+
+
+def test_every_planned_run_is_there_with_what_became_of_it(tmp_path: Path) -> None:
+    text = drawn(tmp_path)
+    assert "7 done, 1 failed, 1 queued of 9 runs" in text
+    assert "exit code 2: error: no &lt;b&gt;luck&lt;/b&gt;" in text
+    rows = re.search(r"Every run that was planned</h2>.*?</table>", text, re.DOTALL)
+    assert rows is not None
+    assert rows.group().count("<tr") == 10
+    assert "mbrl train task.name=door-close-v3 seed=0" in text
+    assert "metaworld=3.1.1 mujoco=3.3.0" in text
+    assert "Reported by others, under another protocol" in text
+
+
+def test_the_best_and_the_worst_run_of_each_method_are_shown(tmp_path: Path) -> None:
+    cells = benchmark(tmp_path)
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", drawn(tmp_path, cells=cells))
+    assert captions == [
+        "dreamer, worst: door-close-v3, seed 0, 0.00",
+        "dreamer, best: hammer-v3, seed 1, 0.50",
+        "mbpo, worst: door-close-v3, seed 0, 0.20",
+    ]  # the best of mbpo left no film
+    next((cells[0].run / "videos").iterdir()).write_bytes(bytes(MOST_FILM + 1))
+    assert "dreamer, worst" not in drawn(tmp_path, cells=cells)
+
+
+def test_what_may_not_be_averaged_is_told_in_place_of_the_table(tmp_path: Path) -> None:
+    cells = [cell(tmp_path, "door-close-v3", "dreamer", seed) for seed in range(2)]
+    finished(tmp_path, seed=0)
+    finished(tmp_path, seed=1, result={"demos": 5})
+    text = page("b", cells, runs_in(tmp_path), [], "success")
+    assert re.search(r'class="refused">.*has demos=0 and .* has demos=5', text)
+    assert "Every run that was planned" in text
+
+
+def test_the_verb_writes_it_at_any_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    extend_plan(tmp_path, [cell(tmp_path, "door-close-v3", "dreamer", seed) for seed in range(2)])
+    assert (tmp_path / PLAN).exists()
+    for _ in range(2):
+        assert main(["bench", "report", f"to={tmp_path}"]) == 0
+        assert "written to" in capsys.readouterr().out
+        text = (tmp_path / "report.html").read_text()
+        if "2 queued of 2 runs" in text:
+            finished(tmp_path, seed=0)
+    assert "1 done, 1 queued of 2 runs" in text
+    assert main(["results", f"from={tmp_path}"]) == 0
+    assert capsys.readouterr().out.endswith(f"{tmp_path} is not finished: 1 done, 1 queued of 2 runs\n")
+    assert main(["bench", "report", f"to={tmp_path / 'nothing'}"]) == 2
