@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.rollout import main as rollout_benchmark
+from benchmarks.rollout import reread_frame
 from tests.twins.test_engine import ACTIONS, FRAMES, GREEDY, LAYOUT, ROWS, SAMPLED, make_model, make_start
 from worldmodel.layout import TokenLayout
 from worldmodel.microbatch import RowNoise
@@ -41,24 +44,10 @@ def plain_frame(
 ) -> tuple[Tensor, Tensor]:
     """The frame behind `start` without any cache: every pass reads the whole string, as in training."""
     context, ids_BFK, actions_BFA = start
-    frame, ids = ids_BFK.shape[1], range(model.layout.vocab_context, model.layout.scf)
-    if not sampling.codes_only:
-        ids = range(model.layout.vocab)
-
-    def string(last_BK: Tensor) -> Tensor:
-        return string_of_ids(context, torch.cat([ids_BFK, last_BK[:, None]], 1), model.layout)
-
-    def guess(drawn_BK: Tensor, known_BK: Tensor) -> Tensor:
-        known_BFK = known_BK[:, None].expand(-1, frame + 1, -1)
-        found = model.predicting(string(drawn_BK + ids.start), actions_BFA, known_BFK=known_BFK, first=frame)
-        return found[1][:, 0]
-
     if forced_BK is None:
-        nothing = torch.zeros(len(context), K, dtype=torch.int64)
-        head = lambda hidden: model.llm.logits(hidden)[..., ids.start : ids.stop]  # noqa: E731
-        made = draw_in_passes(guess, head, nothing, draws=model.draws, sampling=sampling, uniform_SB=uniform_SB)
-        forced_BK = made + ids.start
-    return forced_BK, model.hidden_states(string(forced_BK), actions_BFA)[:, -1]
+        forced_BK = reread_frame(model, context, ids_BFK, actions_BFA, sampling=sampling, uniform_SB=uniform_SB)
+    string = string_of_ids(context, torch.cat([ids_BFK, forced_BK[:, None]], 1), model.layout)
+    return forced_BK, model.hidden_states(string, actions_BFA)[:, -1]
 
 
 @decodings
@@ -291,3 +280,23 @@ def test_an_autoregressive_model_has_nothing_of_the_queries():
     assert more - names == {"frame_queries"}
     layout = TokenLayout(context=1, codes_context=2, codes_future=K, vocab_context=3, vocab_future=3)
     assert layout.vocab == 8, "no id was added to the vocabulary"
+
+
+def test_the_benchmark_measures_every_decoding_that_is_asked_for(tmp_path, capsys):
+    path = tmp_path / "rollout.json"
+    options = ["sizes=micro", "rows=2", "horizon=2", "repeats=1", "codes=4,5", f"threads={torch.get_num_threads()}"]
+    decodings = ["autoregressive", "parallel", "masked2"]
+    assert rollout_benchmark([*options, f"decodings={','.join(decodings)}", f"json={path}"]) == 0
+    found = json.loads(path.read_text())
+    assert [(r["codes"], r["decoding"]) for r in found] == list(itertools.product([4, 5], decodings))
+    assert all(r["equal"] and r["frames_per_s"] > 0 for r in found)
+    capsys.readouterr()
+    for wrong, said in {
+        "decodings=masked": "decodings must be some of",
+        "decodings=sideways": "decodings must be some of",
+        "decodings=masked5": "passes must be <= 4",
+        "codes=0": "codes must be whole numbers >= 1",
+    }.items():
+        with pytest.raises(ValueError, match=said):
+            rollout_benchmark([*options[:4], wrong])
+    assert not capsys.readouterr().out, "nothing is measured before all is understood"
