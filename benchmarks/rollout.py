@@ -30,9 +30,9 @@ from worldmodel.rollout import SamplingConfig, TokenEngine
 from worldmodel.rollout.kv_cache import KVCache
 from worldmodel.rollout.passes import draw_in_passes
 from worldmodel.seeds import Seeds
-from worldmodel.sequence import layout_ids, string_of_ids
+from worldmodel.sequence import layout_ids
 from worldmodel.transformer import HeadConfig, TokenModel, TransformerConfig
-from worldmodel.transformer.decoding import AUTOREGRESSIVE, DecodingConfig
+from worldmodel.transformer.decoding import AUTOREGRESSIVE, DecodingConfig, Sight
 
 PUBLISHED = TokenLayout(context=2)
 SMALL = TokenLayout(context=1, codes_context=64, codes_future=4, vocab_context=512, vocab_future=512)
@@ -96,7 +96,7 @@ class Result:
 
 @torch.no_grad()
 def reprefilling_rollout(model: TokenModel, context_BN: Tensor, actions_BHA: Tensor) -> Tensor:
-    """Most likely ids [B, H, K], the published way: per frame one prefill of everything so far, then code by code."""
+    """Most likely ids [B, H, K], the published way: a prefill of everything so far for every frame, then its codes."""
     layout, llm, config = model.layout, model.llm, model.llm.config
     rows, horizon, _ = actions_BHA.shape
     cache = KVCache(
@@ -113,62 +113,39 @@ def reprefilling_rollout(model: TokenModel, context_BN: Tensor, actions_BHA: Ten
     sdf_B1 = context_BN.new_full((rows, 1), layout.sdf)
     frames = []
     for action_BA in actions_BHA.unbind(1):
-        opening_B1D = llm.embed(sdf_B1) + model.action_linear(action_BA).unsqueeze(1)
-        prefix_BTD = torch.cat([prefix_BTD, opening_B1D], 1)
+        added_B1D = model.action_linear(action_BA).unsqueeze(1)
+        opened_BTD = torch.cat([prefix_BTD, llm.embed(sdf_B1) + added_B1D], 1)
         cache.rewind(0)
-        hidden_BTD, ids = llm(prefix_BTD, cache=cache), []
-        for _ in range(layout.codes_future):
-            ids.append(llm.logits(hidden_BTD[:, -1]).argmax(-1, keepdim=True))
-            hidden_BTD = llm(llm.embed(ids[-1]), cache=cache)  # the last one gives the reward
-        frames.append(torch.cat(ids, 1))
-        prefix_BTD = torch.cat([prefix_BTD, llm.embed(frames[-1])], 1)
+        if model.decoding.has_queries:
+            llm(prefix_BTD, cache=cache)
+            frames.append(in_passes(model, cache, added_B1D))
+        else:
+            frames.append(code_by_code(model, cache, llm(opened_BTD, cache=cache)))
+        prefix_BTD = torch.cat([opened_BTD, llm.embed(frames[-1])], 1)
     return torch.stack(frames, 1)
 
 
-@torch.no_grad()
-def reread_frame(
-    model: TokenModel,
-    context_BN: Tensor,
-    ids_BFK: Tensor,
-    actions_BFA: Tensor,
-    *,
-    sampling: SamplingConfig,
-    uniform_SB: Tensor | None,
-) -> Tensor:
-    """Ids [B, K] of the frame behind F others that queries predict: each pass reads the whole string, as in training.
+def code_by_code(model: TokenModel, cache: KVCache, hidden_BTD: Tensor) -> Tensor:
+    """Ids [B, K] of the frame whose opening was read last."""
+    ids: list[Tensor] = []
+    for _ in range(model.layout.codes_future):
+        ids.append(model.llm.logits(hidden_BTD[:, -1]).argmax(-1, keepdim=True))
+        hidden_BTD = model.llm(model.llm.embed(ids[-1]), cache=cache)  # the last one gives the reward
+    return torch.cat(ids, 1)
 
-    Args:
-        actions_BFA: [B, F + 1, A], with the one that leads into the new frame.
-        sampling: allows separators, or future codes alone; `uniform_SB` as for the engine.
-    """
-    layout, frame = model.layout, ids_BFK.shape[1]
-    first, end = (layout.vocab_context, layout.scf) if sampling.codes_only else (0, layout.vocab)
+
+def in_passes(model: TokenModel, cache: KVCache, added_B1D: Tensor) -> Tensor:
+    """Ids [B, K] of the frame behind what is in the cache."""
+    start, codes, device = cache.position, model.layout.codes_future, added_B1D.device
+    seen = torch.ones(codes, start + codes, dtype=torch.bool, device=device)
+    there = Sight(torch.arange(start, start + codes, device=device), seen)
 
     def guess(drawn_BK: Tensor, known_BK: Tensor) -> Tensor:
-        string_BN = string_of_ids(context_BN, torch.cat([ids_BFK, drawn_BK[:, None] + first], 1), layout)
-        known_BFK = known_BK[:, None].expand(-1, frame + 1, -1)
-        return model.predicting(string_BN, actions_BFA, known_BFK=known_BFK, first=frame)[1][:, 0]
+        cache.rewind(start)
+        return model.llm(model.queries(model.llm.embed(drawn_BK), known_BK, added_B1D), cache=cache, sight=there)
 
-    return first + draw_in_passes(
-        guess,
-        lambda hidden: model.llm.logits(hidden)[..., first:end],
-        ids_BFK.new_zeros(len(ids_BFK), layout.codes_future),
-        draws=model.draws,
-        sampling=sampling,
-        uniform_SB=uniform_SB,
-    )
-
-
-def twin_rollout(model: TokenModel, context_BN: Tensor, actions_BHA: Tensor) -> Tensor:
-    """Most likely ids [B, H, K] without the engine."""
-    if not model.decoding.has_queries:
-        return reprefilling_rollout(model, context_BN, actions_BHA)
-    ids_BFK = context_BN.new_empty(len(context_BN), 0, model.layout.codes_future)
-    for frame in range(actions_BHA.shape[1]):
-        acted = actions_BHA[:, : frame + 1]
-        newest_BK = reread_frame(model, context_BN, ids_BFK, acted, sampling=GREEDY, uniform_SB=None)
-        ids_BFK = torch.cat([ids_BFK, newest_BK[:, None]], 1)
-    return ids_BFK
+    nothing_BK = torch.zeros(len(added_B1D), codes, dtype=torch.int64, device=device)
+    return draw_in_passes(guess, model.llm.logits, nothing_BK, draws=model.draws, sampling=GREEDY, uniform_SB=None)
 
 
 def measure(size: str, case: Case, decoding: DecodingConfig, *, threads: int, device: torch.device) -> Result:
@@ -198,7 +175,7 @@ def measure(size: str, case: Case, decoding: DecodingConfig, *, threads: int, de
     for repeat in range(case.repeats + 1):
         spent, _ = _timed(lambda: engine.prefill(context_BN, nothing_BFK, None), device)
         frames, fast_BHK = _timed(imagine, device)
-        twin, slow_BHK = _timed(lambda: twin_rollout(model, context_BN, actions_BHA), device)
+        twin, slow_BHK = _timed(lambda: reprefilling_rollout(model, context_BN, actions_BHA), device)
         equal &= torch.equal(fast_BHK, slow_BHK)
         if repeat:  # the first one warms up
             for name, value in (("prefill", spent), ("frames", frames), ("twin", twin)):

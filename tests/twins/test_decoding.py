@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from benchmarks.rollout import main as rollout_benchmark
-from benchmarks.rollout import reread_frame
 from tests.twins.test_engine import ACTIONS, FRAMES, GREEDY, LAYOUT, ROWS, SAMPLED, make_model, make_start
 from worldmodel.layout import TokenLayout
 from worldmodel.microbatch import RowNoise
@@ -44,10 +43,23 @@ def plain_frame(
 ) -> tuple[Tensor, Tensor]:
     """The frame behind `start` without any cache: every pass reads the whole string, as in training."""
     context, ids_BFK, actions_BFA = start
+    frame, first, end = ids_BFK.shape[1], 0, model.layout.vocab
+    if sampling.codes_only:
+        first, end = model.layout.vocab_context, model.layout.scf
+
+    def string(last_BK: Tensor) -> Tensor:
+        return string_of_ids(context, torch.cat([ids_BFK, last_BK[:, None]], 1), model.layout)
+
+    def guess(drawn_BK: Tensor, known_BK: Tensor) -> Tensor:
+        known_BFK = known_BK[:, None].expand(-1, frame + 1, -1)
+        return model.predicting(string(first + drawn_BK), actions_BFA, known_BFK=known_BFK, first=frame)[1][:, 0]
+
     if forced_BK is None:
-        forced_BK = reread_frame(model, context, ids_BFK, actions_BFA, sampling=sampling, uniform_SB=uniform_SB)
-    string = string_of_ids(context, torch.cat([ids_BFK, forced_BK[:, None]], 1), model.layout)
-    return forced_BK, model.hidden_states(string, actions_BFA)[:, -1]
+        forced_BK = first + draw_in_passes(
+            guess, lambda hidden: model.llm.logits(hidden)[..., first:end], ids_BFK.new_zeros(len(context), K),
+            draws=model.draws, sampling=sampling, uniform_SB=uniform_SB,
+        )  # fmt: skip
+    return forced_BK, model.hidden_states(string(forced_BK), actions_BFA)[:, -1]
 
 
 @decodings

@@ -178,8 +178,8 @@ class Attention(nn.Module):
         self.v_proj = Linear(config.hidden, config.hidden)
         self.o_proj = Linear(config.hidden, config.hidden)
 
-    def forward(self, x_BTD: Tensor, rope_2TC: Tensor, cache: Cache | None, sees_TT: Tensor | None) -> Tensor:
-        """Attend from T new positions to them and to everything in the cache, or as `sees_TT` says."""
+    def forward(self, x_BTD: Tensor, rope_2TC: Tensor, cache: Cache | None, sees_TN: Tensor | None) -> Tensor:
+        """Attend from T new positions to them and to everything in the cache, or as `sees_TN` says."""
         rows, new, _ = x_BTD.shape
         q_BHTC, k_BHNC, v_BHNC = (
             proj(x_BTD).view(rows, new, self.heads, -1).transpose(1, 2)
@@ -189,7 +189,7 @@ class Attention(nn.Module):
         q_BHTC, k_BHNC = rotate(q_BHTC, cos_TC, sin_TC), rotate(k_BHNC, cos_TC, sin_TC)
         if cache is not None:
             k_BHNC, v_BHNC = cache.extend(self.layer, k_BHNC, v_BHNC)
-        mask, is_causal = causal(q_BHTC, k_BHNC) if sees_TT is None else (sees_TT, False)
+        mask, is_causal = causal(q_BHTC, k_BHNC) if sees_TN is None else (sees_TN, False)
         dropout = self.dropout if self.training else 0.0
         out_BHTC = F.scaled_dot_product_attention(
             q_BHTC, k_BHNC, v_BHNC, attn_mask=mask, dropout_p=dropout, is_causal=is_causal
@@ -231,9 +231,9 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden, config.norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden, config.norm_eps)
 
-    def forward(self, x_BTD: Tensor, rope_2TC: Tensor, cache: Cache | None, sees_TT: Tensor | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, rope_2TC: Tensor, cache: Cache | None, sees_TN: Tensor | None) -> Tensor:
         """Keeps the shape."""
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rope_2TC, cache, sees_TT)
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rope_2TC, cache, sees_TN)
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
 
 
@@ -291,7 +291,7 @@ class Llama(nn.Module):
         Args:
             cache: positions before these; it is extended by them. Without one, the embeddings start at position 0.
             generator: source of the attention dropout; needed in train mode if the dropout is not zero.
-            sight: where the embeddings stand and what they see, without a cache; None: in a row, all before them.
+            sight: where the embeddings stand and what they see, the cache included; None: in a row, all before them.
 
         Raises: ValueError if the sequence is longer than `positions`, or dropout has no generator.
         """
@@ -302,11 +302,11 @@ class Llama(nn.Module):
                 f"a sequence of {end} tokens does not fit the transformer's {self.config.positions} positions"
             )
         rope_2TC = self.rope[:, start:end] if sight is None else self.rope[:, sight.positions_M]
-        sees_TT = None if sight is None else sight.sees_MM
+        sees_TN = None if sight is None else sight.sees_MM
         x_BTD = embeddings_BTD
         with _global_stream_from(self._check_dropout(generator), embeddings_BTD.device):
             for block in self.model.layers:
-                x_BTD = block(x_BTD, rope_2TC, cache, sees_TT)
+                x_BTD = block(x_BTD, rope_2TC, cache, sees_TN)
         if cache is not None:
             cache.advance(end - start)
         return self.model.norm(x_BTD)
