@@ -228,8 +228,12 @@ def decodings_of(text: str) -> list[DecodingConfig]:
     >>> [decoding.passes for decoding in decodings_of("parallel,masked3")]
     [None, 3]
     """
-    kinds = [(name.rstrip("0123456789"), name.lstrip("abcdefghijklmnopqrstuvwxyz")) for name in listed(text)]
-    return [DecodingConfig(kind=kind, passes=int(passes) if passes else None) for kind, passes in kinds]
+    found = []
+    for name in listed(text):
+        kind: Any = name.rstrip("0123456789")  # the class knows which there are
+        passes = name.removeprefix(kind)
+        found.append(DecodingConfig(kind=kind, passes=int(passes) if passes else None))
+    return found
 
 
 def codes_of(text: str) -> list[int]:
