@@ -1,6 +1,7 @@
 """How fast the rollout engine is: against a twin that reads the whole prefix again for every frame.
 
-Random weights, no data, no tokenizer. `python -m benchmarks.rollout sizes=tiny,base138m json=out.json`.
+Random weights, no data, no tokenizer. `python -m benchmarks.rollout sizes=tiny,base138m json=out.json`, or
+`sizes=tiny codes=4,16 decodings=autoregressive,parallel,masked2,masked3`, each of them with each of the others.
 The exit code is 1 if engine and twin do not draw the same codes under argmax.
 """
 
@@ -8,13 +9,15 @@ The exit code is 1 if engine and twin do not draw the same codes under argmax.
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -25,13 +28,16 @@ from mbrl.cli.words import Word, listed, path, whole, words
 from worldmodel.layout import TokenLayout
 from worldmodel.rollout import SamplingConfig, TokenEngine
 from worldmodel.rollout.kv_cache import KVCache
+from worldmodel.rollout.passes import draw_in_passes
 from worldmodel.seeds import Seeds
 from worldmodel.sequence import layout_ids
 from worldmodel.transformer import HeadConfig, TokenModel, TransformerConfig
+from worldmodel.transformer.decoding import AUTOREGRESSIVE, DecodingConfig, Sight
 
 PUBLISHED = TokenLayout(context=2)
 SMALL = TokenLayout(context=1, codes_context=64, codes_future=4, vocab_context=512, vocab_future=512)
 ACTION_DIM = 4
+GREEDY = SamplingConfig(temperature=0.0, top_k=0, codes_only=False)
 CONFIGS = Path(__file__).parents[1] / "configs" / "transformer"
 
 
@@ -59,9 +65,12 @@ class Result:
     """One row of the table; medians over repeats, whole rollouts include their prefills.
 
     Attributes:
+        codes: of a frame.
+        decoding: what predicts them (`worldmodel.transformer.decoding`), with the number of passes if it is masked.
         prefill_ms: the engine's one prefill of the context.
         frame_ms: the engine's time for one imagined frame after the prefill.
-        tokens_per_s: drawn codes of all rows per second of a whole rollout by the engine.
+        frames_per_s: imagined frames of all rows per second of a whole rollout by the engine.
+        tokens_per_s: drawn codes, likewise.
         engine_ms: whole rollout by the engine.
         twin_ms: whole rollout by the twin.
         ratio: twin_ms / engine_ms.
@@ -69,12 +78,15 @@ class Result:
     """
 
     size: str
+    codes: int
+    decoding: str
     rows: int
     horizon: int
     threads: int
     device: str
     prefill_ms: float
     frame_ms: float
+    frames_per_s: float
     tokens_per_s: float
     engine_ms: float
     twin_ms: float
@@ -84,7 +96,7 @@ class Result:
 
 @torch.no_grad()
 def reprefilling_rollout(model: TokenModel, context_BN: Tensor, actions_BHA: Tensor) -> Tensor:
-    """Most likely ids [B, H, K], the published way: per frame one prefill of everything so far, then code by code."""
+    """Most likely ids [B, H, K], the published way: a prefill of everything so far for every frame, then its codes."""
     layout, llm, config = model.layout, model.llm, model.llm.config
     rows, horizon, _ = actions_BHA.shape
     cache = KVCache(
@@ -101,19 +113,42 @@ def reprefilling_rollout(model: TokenModel, context_BN: Tensor, actions_BHA: Ten
     sdf_B1 = context_BN.new_full((rows, 1), layout.sdf)
     frames = []
     for action_BA in actions_BHA.unbind(1):
-        opening_B1D = llm.embed(sdf_B1) + model.action_linear(action_BA).unsqueeze(1)
-        prefix_BTD = torch.cat([prefix_BTD, opening_B1D], 1)
+        added_B1D = model.action_linear(action_BA).unsqueeze(1)
+        opened_BTD = torch.cat([prefix_BTD, llm.embed(sdf_B1) + added_B1D], 1)
         cache.rewind(0)
-        hidden_BTD, ids = llm(prefix_BTD, cache=cache), []
-        for _ in range(layout.codes_future):
-            ids.append(llm.logits(hidden_BTD[:, -1]).argmax(-1, keepdim=True))
-            hidden_BTD = llm(llm.embed(ids[-1]), cache=cache)  # the last one gives the reward
-        frames.append(torch.cat(ids, 1))
-        prefix_BTD = torch.cat([prefix_BTD, llm.embed(frames[-1])], 1)
+        if model.decoding.has_queries:
+            llm(prefix_BTD, cache=cache)
+            frames.append(in_passes(model, cache, added_B1D))
+        else:
+            frames.append(code_by_code(model, cache, llm(opened_BTD, cache=cache)))
+        prefix_BTD = torch.cat([opened_BTD, llm.embed(frames[-1])], 1)
     return torch.stack(frames, 1)
 
 
-def measure(size: str, case: Case, *, threads: int, device: torch.device) -> Result:
+def code_by_code(model: TokenModel, cache: KVCache, hidden_BTD: Tensor) -> Tensor:
+    """Ids [B, K] of the frame whose opening was read last."""
+    ids: list[Tensor] = []
+    for _ in range(model.layout.codes_future):
+        ids.append(model.llm.logits(hidden_BTD[:, -1]).argmax(-1, keepdim=True))
+        hidden_BTD = model.llm(model.llm.embed(ids[-1]), cache=cache)  # the last one gives the reward
+    return torch.cat(ids, 1)
+
+
+def in_passes(model: TokenModel, cache: KVCache, added_B1D: Tensor) -> Tensor:
+    """Ids [B, K] of the frame behind what is in the cache."""
+    start, codes, device = cache.position, model.layout.codes_future, added_B1D.device
+    seen = torch.ones(codes, start + codes, dtype=torch.bool, device=device)
+    there = Sight(torch.arange(start, start + codes, device=device), seen)
+
+    def guess(drawn_BK: Tensor, known_BK: Tensor) -> Tensor:
+        cache.rewind(start)
+        return model.llm(model.queries(model.llm.embed(drawn_BK), known_BK, added_B1D), cache=cache, sight=there)
+
+    nothing_BK = torch.zeros(len(added_B1D), codes, dtype=torch.int64, device=device)
+    return draw_in_passes(guess, model.llm.logits, nothing_BK, draws=model.draws, sampling=GREEDY, uniform_SB=None)
+
+
+def measure(size: str, case: Case, decoding: DecodingConfig, *, threads: int, device: torch.device) -> Result:
     """Engine and twin in turn, on the same random model, context and actions."""
     torch.set_num_threads(threads)
     seeds, layout = Seeds(0), case.layout
@@ -121,15 +156,15 @@ def measure(size: str, case: Case, *, threads: int, device: torch.device) -> Res
     heads = HeadConfig(action="slot", reward="none", bins=0, low=0.0, high=0.0, width=0, action_recon=0.0)
     draw = seeds.torch("benchmark")
     model = TokenModel(
-        transformer, layout, condition_dim=ACTION_DIM, heads=heads, feature_dim=0, continues=False, generator=draw
-    )
+        transformer, layout, condition_dim=ACTION_DIM, heads=heads, feature_dim=0, continues=False, generator=draw,
+        decoding=decoding,
+    )  # fmt: skip
     torch.nn.init.normal_(model.action_linear.weight, std=0.02, generator=draw)  # else actions would not matter
     model.to(device).eval()
     shape = (case.rows, layout.context * layout.codes_context)
     context_BN = torch.randint(layout.vocab_context, shape, generator=draw).to(device)
     actions_BHA = (torch.rand(case.rows, case.horizon, ACTION_DIM, generator=draw) * 2 - 1).to(device)
-    greedy = SamplingConfig(temperature=0.0, top_k=0, codes_only=False)
-    engine = TokenEngine(model, rows=case.rows, frames=case.horizon, sampling=greedy)
+    engine = TokenEngine(model, rows=case.rows, frames=case.horizon, sampling=GREEDY)
     nothing_BFK = context_BN.new_empty(case.rows, 0, layout.codes_future)
 
     def imagine() -> Tensor:
@@ -149,12 +184,15 @@ def measure(size: str, case: Case, *, threads: int, device: torch.device) -> Res
     engine_ms = 1e3 * statistics.median(a + b for a, b in zip(times["prefill"], times["frames"], strict=True))
     return Result(
         size=size,
+        codes=layout.codes_future,
+        decoding=decoding.kind + str(decoding.passes or ""),
         rows=case.rows,
         horizon=case.horizon,
         threads=threads,
         device=str(device),
         prefill_ms=prefill_ms,
         frame_ms=1e3 * statistics.median(times["frames"]) / case.horizon,
+        frames_per_s=case.rows * case.horizon / engine_ms * 1e3,
         tokens_per_s=fast_BHK.numel() / engine_ms * 1e3,
         engine_ms=engine_ms,
         twin_ms=twin_ms,
@@ -184,8 +222,41 @@ def sizes_of(text: str) -> list[str]:
     return sizes
 
 
+def decodings_of(text: str) -> list[DecodingConfig]:
+    """Raises: ValueError for a decoding that is none.
+
+    >>> [decoding.passes for decoding in decodings_of("parallel,masked3")]
+    [None, 3]
+    """
+    found = []
+    for name in listed(text):
+        kind: Any = name.rstrip("0123456789")  # the class knows which there are
+        passes = name.removeprefix(kind)
+        found.append(DecodingConfig(kind=kind, passes=int(passes) if passes else None))
+    return found
+
+
+def codes_of(text: str) -> list[int]:
+    """Raises: ValueError for what is no number of codes."""
+    found = [int(codes) for codes in listed(text)]
+    if min(found) < 1:
+        raise ValueError(text)
+    return found
+
+
+def cases_of(options: dict[str, Any]) -> Iterator[tuple[str, Case, DecodingConfig]]:
+    """What the words ask for. Raises: ValueError where a decoding has more passes than a frame has codes."""
+    for size, codes, decoding in itertools.product(options["sizes"], options["codes"], options["decodings"]):
+        default = CASES[size]
+        layout = replace(default.layout, codes_future=codes or default.layout.codes_future)
+        decoding.draws(layout.codes_future)
+        yield size, Case(layout, *(options[k] or getattr(default, k) for k in ("rows", "horizon", "repeats"))), decoding
+
+
 KEYS = {
     "sizes": Word(f"some of {','.join(CASES)}", sizes_of, ["tiny", "base138m"]),
+    "codes": Word("whole numbers >= 1, the codes of a frame", codes_of, [None], example="4,16"),
+    "decodings": Word("some of autoregressive,parallel,masked<passes>", decodings_of, [AUTOREGRESSIVE]),
     "threads": whole(2),
     "device": Word("cpu or cuda", default="cpu"),
     "json": path("a file"),
@@ -196,18 +267,19 @@ KEYS = {
 def main(arguments: list[str]) -> int:
     """Measure, print a table and, with json=path, write it; 1 if any codes differ."""
     options, results = words("benchmarks.rollout", arguments, KEYS), []
+    cases = list(cases_of(options))  # whatever is wrong with one of them is said before the first is measured
     print(
-        f"{'size':11} {'rows':>4} {'frames':>6} {'prefill ms':>10} {'ms/frame':>9} {'tokens/s':>9}"
-        f" {'engine ms':>10} {'twin ms':>10} {'ratio':>6}  codes equal"
+        f"{'size':11} {'codes':>5} {'decoding':14} {'rows':>4} {'frames':>6} {'prefill ms':>10} {'ms/frame':>9}"
+        f" {'frames/s':>9} {'tokens/s':>9} {'engine ms':>10} {'twin ms':>10} {'ratio':>6}  codes equal"
     )
-    for size in options["sizes"]:
-        default = CASES[size]
-        case = Case(default.layout, *(options[key] or getattr(default, key) for key in ("rows", "horizon", "repeats")))
-        r = measure(size, case, threads=options["threads"], device=torch.device(options["device"]))
+    for size, case, decoding in cases:
+        r = measure(size, case, decoding, threads=options["threads"], device=torch.device(options["device"]))
         results.append(r)
         print(
-            f"{r.size:11} {r.rows:4d} {r.horizon:6d} {r.prefill_ms:10.1f} {r.frame_ms:9.2f} {r.tokens_per_s:9.0f}"
-            f" {r.engine_ms:10.1f} {r.twin_ms:10.1f} {r.ratio:6.2f}  {'yes' if r.equal else 'NO'}"
+            f"{r.size:11} {r.codes:5d} {r.decoding:14} {r.rows:4d} {r.horizon:6d} {r.prefill_ms:10.1f}"
+            f" {r.frame_ms:9.2f} {r.frames_per_s:9.0f} {r.tokens_per_s:9.0f} {r.engine_ms:10.1f} {r.twin_ms:10.1f}"
+            f" {r.ratio:6.2f}  {'yes' if r.equal else 'NO'}",
+            flush=True,
         )
     if options["json"]:
         options["json"].write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")

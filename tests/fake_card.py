@@ -37,6 +37,7 @@ from worldmodel.seeds import Seeds
 from worldmodel.spec import EnvSpec
 
 B, FRAMES, CARD = 4, 5, "card:0"
+MASKED = ("worldmodel.decoding={kind:masked,passes:3}",)
 WORDS = ("worldmodel.proprio=true", "worldmodel.losses.aux_coef=1.0")
 ENV_SPEC = EnvSpec(image=SIDE, action_dim=A, discrete=False, action_repeat=1, decisions=9, terminates=False)
 
@@ -211,6 +212,8 @@ def off_policy(model: IVideoGPT, plain: dict[str, Any]) -> dict[str, Any]:
 
 CASES: dict[str, Callable[[IVideoGPT, dict[str, Any]], dict[str, Any]]] = {
     "dream": in_dreams,
+    "masked dream": in_dreams,
+    "masked dynamics": losses("dynamics"),
     "session": in_sessions,
     "dynamics": losses("dynamics"),
     "tokenizer": losses("tokenizer"),
@@ -234,7 +237,7 @@ def main() -> dict[str, str]:
     found = {}
     with patch.object(torch, "Generator", OnCPU), patch.object(seeds, "seed_of", lambda _: 7):
         for name, case in (CASES | PLANTED).items():
-            model = build(*WORDS)
+            model = build(*WORDS, *(MASKED if name.startswith("masked") else ()))
             try:
                 with FakeTensorMode():
                     moved_to_card(model)

@@ -22,6 +22,7 @@ from worldmodel.rollout.sampling import SamplingConfig
 from worldmodel.seeds import Seeds, generator_on, seeded_globally
 from worldmodel.spec import CodeSpec, ContextMode, EnvSpec, ModelSpec, ObsKey, Part
 from worldmodel.tokenizer.compressive import CompressiveTokenizer, TokenizerConfig
+from worldmodel.transformer.decoding import DecodingConfig
 from worldmodel.transformer.llama import TransformerConfig
 from worldmodel.transformer.token_model import HeadConfig, TokenModel
 
@@ -53,6 +54,7 @@ class ModelConfig:
     latent: tuple[str, ...]
     heads: HeadConfig
     losses: LossConfig
+    decoding: DecodingConfig
     sampling: SamplingConfig
     proprio: bool
     parts: ClassVar[tuple[Part, ...]] = ("tokenizer", "dynamics")
@@ -109,13 +111,12 @@ class IVideoGPT(Imagination):
         terminates: bool,
         generator: torch.Generator,
     ) -> None:
-        layout = tokenizer.layout
+        layout, pooled = tokenizer.layout, min(CONTEXT_POOL, tokenizer.config.side)
         if layout.length(config.max_frames) > transformer.positions:
             raise ValueError(
                 f"max_frames={config.max_frames} needs {layout.length(config.max_frames)} positions, "
                 f"the transformer has {transformer.positions}: lower worldmodel.max_frames or raise its positions"
             )
-        pooled = min(CONTEXT_POOL, tokenizer.config.side)
         widths = {
             "context": tokenizer.vector_dim * pooled**2,
             "codes": tokenizer.vector_dim * layout.codes_future,
@@ -130,6 +131,7 @@ class IVideoGPT(Imagination):
             feature_dim=widths["context"] + widths["codes"] + proprio_dim,
             continues=terminates,
             proprio_dim=proprio_dim,
+            decoding=config.decoding,
             features_VJ=tokenizer.id_features() if config.embedding == "levels" else None,
             generator=generator,
         )
@@ -209,6 +211,7 @@ class IVideoGPT(Imagination):
             codes_BFK,
             read_BFK=read_BFK,
             actions_BFA=action_BFA,
+            known_BFK=self.tokens.decoding.shown(codes_BFK.shape, noise, device=self.device),
             features_BFE=self._features(context_BN, read_BFK, proprio_BFQ),
             acceleration_BFQ=target_BFQ,
             burn_in=self.config.burn_in,

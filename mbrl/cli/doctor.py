@@ -170,6 +170,7 @@ def rollout(plain: Mapping[str, Any]) -> Iterator[Finding]:
         feature_dim=1,  # the heads are not used here
         continues=False,
         generator=generator,
+        decoding=parts["worldmodel"].decoding,
     ).to(device)
     engine = TokenEngine(model, rows=ROWS, frames=parts["worldmodel"].max_frames, sampling=parts["worldmodel"].sampling)
     context = torch.zeros(ROWS, layout.context * layout.codes_context, dtype=torch.int64, device=device)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torch.nn import functional
 
 from worldmodel.dream.imagine import Dream, fixed_actions
 from worldmodel.ivideogpt import IVideoGPT
@@ -98,9 +97,10 @@ def _distance(model: IVideoGPT, truth: Tensor, made: Tensor) -> float:
 def dynamics(model: IVideoGPT, clips: TensorDict) -> Measured:
     """How well codes are predicted one by one, and frames in one go behind the first ones (model in eval mode).
 
-    Columns: `dynamics/ce`, nats for a code given all before it, and `ce_<j>` of frame j alone; `prediction/psnr`, open
-    loop with the most likely codes, beside `psnr_copy`, the last real frame again and again. A model that is told
-    actions is also measured with those of another clip (`..._shuffled`): what it loses is what it learned from them.
+    Columns: `dynamics/ce`, nats for a code given all before it (where queries predict, all that is known in its pass,
+    for one draw of the order), and `ce_<j>` of frame j alone; `prediction/psnr`, open loop with the most likely codes,
+    beside `psnr_copy`, the last real frame again and again. A model that is told actions is also measured with those of
+    another clip (`..._shuffled`): what it loses is what it learned from them.
     """
     sums: dict[str, list[Tensor]] = {}
     shown = None
@@ -123,14 +123,13 @@ def _told(model: IVideoGPT, rows: TensorDict, action_BTA: Tensor) -> dict[str, T
     layout, device = model.layout, model.device
     context_BN, codes_BTK = model.tokenize(rows["context"], rows["pixels"])
     per_frame = context_BN.unflatten(1, (layout.context, layout.codes_context))
-    hidden_BND = model.tokens.hidden_states(layout_ids(per_frame, codes_BTK, layout), action_BTA.to(device))
-    values, num_observed = {}, 1 if model.config.context == "first_frame" else 0
-    for frame in range(num_observed, codes_BTK.shape[1]):
-        first = layout.sdf_position(frame)
-        logits_BKV = model.tokens.llm.logits(hidden_BND[:, first : first + layout.codes_future])
-        targets_BK = codes_BTK[:, frame] + layout.vocab_context
-        losses_BK = functional.cross_entropy(logits_BKV.float().transpose(1, 2), targets_BK, reduction="none")
-        values[f"dynamics/ce_{frame}"] = losses_BK.mean(1)
+    first = 1 if model.config.context == "first_frame" else 0
+    known_BTK = model.tokens.decoding.shown(codes_BTK.shape, Seeds(0).torch("measure", device=device), device=device)
+    ids_BN, actions_BTA = layout_ids(per_frame, codes_BTK, layout), action_BTA.to(device)
+    _, predicting_BfKD = model.tokens.predicting(ids_BN, actions_BTA, known_BFK=known_BTK, first=first)
+    supervised = (codes_BTK[:, first:], None if known_BTK is None else known_BTK[:, first:])
+    losses_Bf = model.tokens.frame_loss(predicting_BfKD, *supervised)
+    values = {f"dynamics/ce_{first + place}": losses_B for place, losses_B in enumerate(losses_Bf.unbind(1))}
     return {"dynamics/ce": torch.stack(list(values.values())).mean(0), **values}
 
 

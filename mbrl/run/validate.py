@@ -30,6 +30,7 @@ def complaints(groups: Mapping[str, Any], *, demos: int = 0) -> Iterator[str]:
     if "tokenizer" in asked(groups["worldmodel"]):
         yield from images(groups)
         yield from positions(groups)
+        yield from decodings(groups)
     if groups["worldmodel"].parts:
         yield from clips(groups)
         yield from embeddings(groups)
@@ -154,6 +155,16 @@ def positions(groups: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"worldmodel.max_frames={frames} needs {needed} token positions, transformer.positions={there}; "
             f"lower worldmodel.max_frames to {fitting} or raise transformer.positions to {needed}"
+        )
+
+
+def decodings(groups: Mapping[str, Any]) -> Iterator[str]:
+    """Each pass that draws a frame has a code to draw (a user's own world model may know no such passes)."""
+    passes = getattr(getattr(groups["worldmodel"], "decoding", None), "passes", None) or 1
+    if passes > (codes := groups["tokenizer"].layout.codes_future):
+        yield (
+            f"worldmodel.decoding.passes={passes} must be <= {codes}, the codes of a frame: each pass draws one at "
+            f"least; lower it to {codes} or choose a tokenizer with more codes"
         )
 
 

@@ -21,6 +21,7 @@ from worldmodel.published.folder import read_folder, transformer_folder
 from worldmodel.published.store import MODEL, adopt, files_of, published_in
 from worldmodel.published.tokenizer import TokenizerWeights
 from worldmodel.published.transformer import TransformerWeights
+from worldmodel.transformer.decoding import AUTOREGRESSIVE
 
 CHECKPOINTS = "checkpoints"
 
@@ -73,11 +74,13 @@ def read_weights(folder: Path) -> Weights:
     sizes: dict[str, Any] = {name: make(plain[name], name, trusted=False) for name in ("tokenizer", "transformer")}
     parts = {part: _below(part, state) for part in ("tokenizer", "tokens", "auxiliary")}
     source = str(folder / CHECKPOINTS / f"step-{checkpoint.step:09d}")
+    decoding = plain["worldmodel"].get("decoding")  # a class of the user's own may have none
     return Weights(
         tokenizer=TokenizerWeights(config=sizes["tokenizer"], tensors=parts["tokenizer"], source=source),
         transformer=TransformerWeights(
             config=sizes["transformer"],
             heads=make(plain["worldmodel"]["heads"], "worldmodel.heads", trusted=False),
+            decoding=make(decoding, "worldmodel.decoding", trusted=False) if decoding else AUTOREGRESSIVE,
             tensors=parts["tokens"],
             source=source,
         ),

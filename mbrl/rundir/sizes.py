@@ -24,6 +24,7 @@ JOINT = ("context", "burn_in", "max_frames", "embedding", "proprio")
 """Keys of `worldmodel` that weights were trained for; its losses belong to whoever trains."""
 HEADS = "worldmodel.heads."
 ACTION, KIND = f"{HEADS}action", f"{HEADS}reward"
+DECODING = "worldmodel.decoding."
 TRAINING = ("dropout", "cross_dropout", "_target_")
 """Keys that no weights depend on."""
 
@@ -42,6 +43,8 @@ def with_sizes_of(
     found = {key: value for key, value in stated(folder) if key.partition(".")[0] in groups}
     if _typed(KIND, decided) and found.get(KIND) != plain["worldmodel"].get("heads", {}).get("reward"):
         found = {key: value for key, value in found.items() if not key.startswith(HEADS) or key == ACTION}
+    if _typed(f"{DECODING}kind", decided):
+        found = {key: value for key, value in found.items() if not key.startswith(DECODING)}
     changed, words = copy.deepcopy(dict(plain)), []
     for key, value in found.items():
         *path, last = key.split(".")
@@ -70,17 +73,20 @@ def stated(folder: Path) -> Iterator[tuple[str, Any]]:
                 f"{folder} has no weights to start from: its world model is {world_model(run) or 'unknown'}"
             )
         tokenizer, transformer, heads, acts = run["tokenizer"], run["transformer"], run["worldmodel"].get("heads"), True
+        decoding = run["worldmodel"].get("decoding", {})
     else:
         if holds_run(folder):
             run = read_config(folder, verb="pretrain", marks=("stage",))
         eyes, dynamics = read_folder(published_in(folder), values=False)
         tokenizer, transformer = dataclasses.asdict(eyes.config), dataclasses.asdict(dynamics.config)
         heads, acts = dataclasses.asdict(dynamics.heads), dynamics.action_dim > 0
+        decoding = dataclasses.asdict(dynamics.decoding)
         yield "worldmodel.embedding", "levels" if dynamics.levels else "table"
     for group, values in (("tokenizer", tokenizer), ("transformer", transformer)):
         yield from ((f"{group}.{name}", value) for name, value in values.items() if name not in TRAINING)
     model = run.get("worldmodel", {})
     yield from ((f"worldmodel.{name}", model[name]) for name in JOINT if name in model)
+    yield from ((f"{DECODING}{name}", value) for name, value in decoding.items() if name not in TRAINING)
     if not heads:  # a class of the user's own
         return
     if acts:

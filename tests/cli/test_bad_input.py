@@ -89,6 +89,12 @@ worldmodel.latent=codes                          | worldmodel.latent must be a l
 worldmodel.context=frame                          | worldmodel.context must be sliding or first_frame (got frame)
 worldmodel.sampling.temperature=-1               | worldmodel.sampling.temperature must be >= 0 (got -1.0)
 worldmodel.heads.reward=two                      | worldmodel.heads.reward must be none, scalar or twohot (got two)
+worldmodel.decoding.kind=diffusion | worldmodel.decoding.kind must be autoregressive, parallel or masked (got diffusion)
+worldmodel.decoding.kind=masked | worldmodel.decoding.passes must be >= 2 with kind=masked (got None) | parallel
+worldmodel.decoding.passes=2 | worldmodel.decoding.passes must be null with kind=autoregressive (got 2) | only masked
+worldmodel.decoding={kind:masked,passes:1} | worldmodel.decoding.passes must be >= 2 with kind=masked (got 1) | parallel
+worldmodel.decoding={kind:masked,passes:5} | worldmodel.decoding.passes=5 must be <= 4, the codes of a frame
+worldmodel.decoding={kind:masked,passes:two} | worldmodel.decoding.passes must be >= 2 with kind=masked (got two)
 transformer.heads=7                              | transformer.hidden must be a multiple of 2 * heads = 14
 transformer.dropout=1                            | transformer.dropout must be in [0, 1) (got 1.0)
 transformer.positions=16                         | worldmodel.max_frames= | transformer.positions=16 | raise

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Adam divides by the root of the mean square: where that is nearly 0 it would show nothing but how sums are rounded
 CALM = ["stage.{}.optim.eps=1e-3"]
 VQ = ["tokenizer.quantizer=vq", "tokenizer.fsq_levels_context=[]", "tokenizer.fsq_levels_future=[]"]
+MASKED = "worldmodel.decoding={kind:masked,passes:3}"
 VQ += ["tokenizer.fsq_place_means=false", "worldmodel.embedding=table"]
 
 
@@ -47,8 +48,9 @@ def calm(stage: str) -> list[str]:
         ("both", ["schedule.total=3"], 2, "continued at update 2"),
         ("tokenizer", [*VQ, "schedule.total=3"], -1, "2 processes"),
         ("dynamics", [*VQ, "compute.sharding=fsdp2", "schedule.total=3"], 2, "continued at update 2"),
+        ("dynamics", [*VQ, MASKED, "compute.sharding=fsdp2", "schedule.total=2"], -1, "2 processes"),
     ],
-    ids=["ddp-dies", "ddp-codebooks", "fsdp2-dies"],
+    ids=["ddp-dies", "ddp-codebooks", "fsdp2-dies", "fsdp2-masked"],
 )
 def test_two_processes_learn_what_one_learns(
     tmp_path: Path, data: Path, stage: str, overrides: list[str], dies_at: int, seen: str

@@ -126,10 +126,13 @@ def test_a_continued_run_stays_what_it_was(data: Path, capsys: Any, finished: Pa
     assert "seed=3 cannot be given to a run that began with seed=0" in capsys.readouterr().err
 
 
-def test_the_published_optimizer_accumulates_as_it_says(tmp_path: Path, data: Path, pretrain: Pretrain) -> None:
+@pytest.mark.parametrize("decoding", ["{kind:autoregressive}", "{kind:masked,passes:2}"])
+def test_the_published_optimizer_accumulates_as_it_says(
+    tmp_path: Path, data: Path, pretrain: Pretrain, decoding: str
+) -> None:
     """One batch at once and in three pieces: the same weights."""
     quiet = ["transformer.dropout=0.0", "stage.dynamics.batch=6", "stage.dynamics.optim.eps=1e-3", "schedule.total=3"]
-    quiet.append("schedule.evaluate=0")
+    quiet += ["schedule.evaluate=0", f"worldmodel.decoding={decoding}"]
     for pieces in (1, 3):
         line = words("dynamics", data, tmp_path / str(pieces), *quiet, f"stage.dynamics.accumulate={pieces}")
         assert pretrain(line) == 0

@@ -1,4 +1,4 @@
-"""Other residents through the whole of `mbrl train`: a model without codes, no model, an agent that holds agents."""
+"""Other residents through the whole of `mbrl train`: models without codes or with masked ones, none, nested agents."""
 
 from __future__ import annotations
 
@@ -30,8 +30,13 @@ def columns(path: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     "words",
-    [("worldmodel=conv", "schedule.total=200"), ("worldmodel=none", "agent=critic", "schedule.total=200"), TOGETHER],
-    ids=["a model without codes", "no model", "an agent in an agent"],
+    [
+        ("worldmodel=conv", "schedule.total=200"),
+        ("worldmodel=none", "agent=critic", "schedule.total=200"),
+        ("worldmodel=masked", "schedule.total=200"),
+        TOGETHER,
+    ],
+    ids=["a model without codes", "no model", "frames in two passes", "an agent in an agent"],
 )
 def test_kills_change_nothing(tmp_path: Path, train: Train, words: tuple[str, ...]) -> None:
     whole, folder = tmp_path / "uninterrupted", tmp_path / "killed"

@@ -132,6 +132,29 @@ def test_sizes_come_with_the_weights_unless_they_are_typed(
         run([*world, "transformer=tiny", f"init={origins['published']}", f"run_dir={tmp_path / 'typed'}"])
 
 
+def test_the_decoding_comes_with_the_weights_unless_it_is_typed(origins: dict[str, Path], tmp_path: Path) -> None:
+    masked, kind = "worldmodel.decoding={kind:masked,passes:2}", "worldmodel.decoding.kind=parallel"
+    world = ["task=toy", "protocol=toy", "evaluation=toy", "schedule=toy", "fit=toy", "agent=dreamer_toy", *TOY[1:]]
+    resolved = resolve_run([*TOY, "seed=9", masked, f"run_dir={tmp_path / 'masked'}"])
+    write_run(resolved.folder, resolved.plain, {})
+    configs = assembly.Configs.of(resolved.plain, trusted=True)
+    state = assembly.assemble(configs, resolved.folder, info={}, stop=Stop())
+    with state.logger:
+        state.save()
+    save_model(state.model, tmp_path / "published")
+
+    def decoded(origin: Path, *words: str) -> Any:
+        plain = resolve_run([*world, f"init={origin}", f"run_dir={tmp_path / 'run'}", *words]).plain
+        return plain["worldmodel"]["decoding"]["kind"], plain["worldmodel"]["decoding"]["passes"]
+
+    for origin in (tmp_path / "masked", tmp_path / "published"):
+        assert decoded(origin) == ("masked", 2)
+        assert decoded(origin, kind) == ("parallel", None)
+        assert read_weights(origin).transformer.decoding == state.model.tokens.decoding
+    assert decoded(origins["trained"]) == decoded(origins["published"]) == ("autoregressive", None)
+    assert decoded(origins["trained"], masked) == ("masked", 2)
+
+
 def test_a_run_in_the_perfect_model_has_no_weights_to_begin_from(tmp_path: Path) -> None:
     perfect = resolve_run([*TOY[1:], "experiment=[toy,oracle]", f"run_dir={tmp_path / 'oracle'}"])
     write_run(perfect.folder, perfect.plain, {})

@@ -19,6 +19,7 @@ from worldmodel.rollout.kv_cache import KVCache
 from worldmodel.rollout.sampling import draw, probabilities
 from worldmodel.sequence import string_of_ids
 from worldmodel.transformer import HeadConfig, TokenModel, TransformerConfig
+from worldmodel.transformer.decoding import AUTOREGRESSIVE, DecodingConfig
 
 LAYOUT = TokenLayout(context=2, codes_context=7, codes_future=3, vocab_context=11, vocab_future=13)
 ACTIONS, FRAMES, ROWS = 5, 4, 6
@@ -34,6 +35,7 @@ def make_model(
     dropout: float = 0.0,
     action: str = "slot",
     features: Tensor | None = None,
+    decoding: DecodingConfig = AUTOREGRESSIVE,
 ) -> TokenModel:
     """A random model in which every weight matters: norms and the action embedding are drawn too."""
     transformer = TransformerConfig(
@@ -50,6 +52,7 @@ def make_model(
         continues=False,
         generator=generator,
         features_VJ=features,
+        decoding=decoding,
     )
     with torch.no_grad():
         for parameter in model.parameters():

@@ -30,6 +30,7 @@ PUBLISHED = (
 )  # fmt: skip
 """The toy preset with the published model's options: nothing of ours."""
 OURS = ("worldmodel.proprio=true",)
+MASKED = ("worldmodel.decoding={kind:masked,passes:3}",)
 
 
 def build(*overrides: str, seed: int = 3, actions: int = 2, terminates: bool = False) -> IVideoGPT:
@@ -55,7 +56,7 @@ def same(a: IVideoGPT, b: IVideoGPT) -> list[str]:
     return [name for name, value in a.state_dict().items() if torch.equal(value, theirs[name])]
 
 
-@pytest.mark.parametrize("words", [(), OURS, PUBLISHED], ids=["levels", "proprio", "published"])
+@pytest.mark.parametrize("words", [(), OURS, MASKED, PUBLISHED], ids=["levels", "proprio", "masked", "published"])
 def test_a_saved_model_fills_another_and_opens_by_itself(words: tuple[str, ...], tmp_path: Path) -> None:
     model, other = build(*words, terminates=True), build(*words, seed=4, terminates=True)
     save_model(model, tmp_path / "saved")
@@ -82,6 +83,7 @@ def test_a_saved_model_fills_another_and_opens_by_itself(words: tuple[str, ...],
             )
     frames = torch.rand(3, model.layout.context + 2, 3, 32, 32)
     ids = video.tokenize(frames)
+    assert video.transformer.decoding == model.tokens.decoding
     action = torch.randn(3, model.layout.context + 2, video.action_dim)
     hidden = model.tokens.eval().hidden_states(ids, model.tokens.into_frames(action, 2))
     assert torch.equal(video.transformer(ids, None, action).hidden, hidden)
@@ -111,6 +113,24 @@ def test_heads_that_are_not_in_the_file_keep_their_values_and_the_line_says_so(t
     )
     assert torch.equal(full.tokens.reward_head[0].weight, head)
     assert torch.equal(full.tokens.llm.lm_head.weight, free.tokens.llm.lm_head.weight)
+
+
+def test_one_decoding_may_begin_with_the_weights_of_another_and_the_line_says_so(tmp_path: Path) -> None:
+    one, masked = build(), build(*MASKED, seed=4)
+    save_model(one, tmp_path / "one")
+    save_model(masked, tmp_path / "masked")
+    assert "decoding" not in (tmp_path / "one" / "transformer" / "config.json").read_text()
+    assert load_into(masked, tmp_path / "one")[-1].endswith("initial values stay in frame_queries")
+    assert load_into(one, tmp_path / "masked")[-1].endswith("left out, as the model has none: frame_queries")
+
+
+def test_frames_of_queries_are_generated_with_separators_in_their_places(tmp_path: Path) -> None:
+    save_model(build(*PUBLISHED, *MASKED, actions=0), tmp_path)
+    video = worldmodel.load(tmp_path)
+    ids = video.tokenize(torch.rand(3, 3, 3, 32, 32))
+    made = video.generate(ids, generator=torch.Generator().manual_seed(0))
+    assert (made[:, video.layout.prelude :: video.layout.stride] == video.layout.sdf).all()
+    assert torch.equal(made, video.generate(ids, generator=torch.Generator().manual_seed(0), force_separators=True))
 
 
 def test_a_longer_context_shrinks_and_a_shorter_one_is_refused(tmp_path: Path) -> None:

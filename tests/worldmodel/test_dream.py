@@ -25,6 +25,8 @@ WORDS = {
     "one_burnt_in": ("worldmodel.burn_in=1",),
     "none_burnt_in": ("worldmodel.context=sliding", "worldmodel.burn_in=0"),
     "proprio": ("worldmodel.proprio=true", "worldmodel.burn_in=2"),
+    "parallel": ("worldmodel.decoding.kind=parallel",),
+    "masked": ("worldmodel.decoding={kind:masked,passes:2}", "worldmodel.proprio=true"),
     "published": (*SLIDING, "tokenizer.context=2", "worldmodel.embedding=table", "worldmodel.heads.action=slot"),
 }
 
@@ -191,14 +193,15 @@ def test_64_forks_cost_one_tokenization_and_one_prefill_and_are_64_starts(
     model, copies, horizon = dream.model, 64, 3
     plans, layout = actions(horizon, rows=copies), model.layout
     root = dream.encode(start(dream, rows=1))
-    prefilled = layout.length(dream.spec.burn_in)
+    prefilled, tokens = layout.length(dream.spec.burn_in), model.tokens
+    a_frame = layout.stride + tokens.decoding.has_queries * len(tokens.draws) * layout.codes_future
     assert counted == {"encoded": 1, "decoded": 0, "positions": prefilled}
     forks = dream.fork(root, copies)
     assert counted == {"encoded": 1, "decoded": 0, "positions": prefilled}
     found = dream.rollout(fixed_actions(plans), forks, 0, horizon, stream="x", draw=0, sample=False)
-    assert counted["positions"] == prefilled + copies * horizon * layout.stride and counted["encoded"] == 1
+    assert counted["positions"] == prefilled + copies * horizon * a_frame and counted["encoded"] == 1
     again = dream.rollout(fixed_actions(plans), forks, 0, horizon, stream="x", draw=1, sample=False)
-    assert counted["positions"] == prefilled + 2 * copies * horizon * layout.stride, "a rewind to the forks"
+    assert counted["positions"] == prefilled + 2 * copies * horizon * a_frame, "a rewind to the forks"
     assert torch.equal(again.path["next", "latent"], found.path["next", "latent"])
     for row in range(copies):
         alone = dream.rollout(

@@ -56,8 +56,10 @@ SLIDING = ("worldmodel.context=sliding", "worldmodel.burn_in=1")
         (*SLIDING, "tokenizer.context=2"),
         ("worldmodel.proprio=true",),
         ("worldmodel.embedding=table", "worldmodel.heads.action=slot"),
+        ("worldmodel.decoding.kind=parallel",),
+        ("worldmodel.decoding={kind:masked,passes:3}", *SLIDING, "worldmodel.proprio=true"),
     ],
-    ids=["first_frame", "sliding", "two", "proprio", "table"],
+    ids=["first_frame", "sliding", "two", "proprio", "table", "parallel", "masked"],
 )
 def model(request: pytest.FixtureRequest) -> IVideoGPT:
     return build(*request.param)

@@ -108,7 +108,9 @@ def test_everything_has_its_shape_and_its_range(name: str) -> None:
     torch.testing.assert_close(recon_future, out.recon_future, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("name", "codes"), [("tiny", (64, 4, 512)), ("fine", (256, 16, 4096))])
+@pytest.mark.parametrize(
+    ("name", "codes"), [("tiny", (64, 4, 512)), ("tiny16", (64, 16, 512)), ("fine", (256, 16, 4096))]
+)
 def test_the_presets_for_a_cpu_have_so_many_codes_and_about_a_million_parameters(
     name: str, codes: tuple[int, ...]
 ) -> None:

@@ -140,7 +140,7 @@ class VideoGPT(nn.Module):
         """Ids int64 [B, N] of the context and `frames` generated frames behind it.
 
         Without actions the separators are drawn like any other id, as published (spec 9.1); with actions they are
-        forced (spec 9.2).
+        forced (spec 9.2), and always where queries draw whole frames (`worldmodel.transformer.decoding`).
 
         Args:
             ids: of a tokenized clip, of which only the context (the first 257 t - 1 as published) is read.
@@ -158,7 +158,8 @@ class VideoGPT(nn.Module):
         rule = self._rule(sampling, generator)
         context_codes, _ = codes_of_ids(ids[:, : layout.prelude], layout)
         engine = self._prefilled(context_codes.flatten(1), frames, rule)
-        if action is None and not force_separators and not rule.codes_only:
+        forced = force_separators or action is not None or self.transformer.decoding.has_queries
+        if not forced and not rule.codes_only:
             length = layout.stride * frames - 1
             behind_BN = engine.sample_string(length, engine.uniform(generator, length))
             opening_B1 = torch.full_like(behind_BN[:, :1], layout.sdf)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from worldmodel.layout import TokenLayout
 from worldmodel.published.tokenizer import OWN
+from worldmodel.transformer.decoding import AUTOREGRESSIVE, DecodingConfig
 from worldmodel.transformer.llama import TransformerConfig
 from worldmodel.transformer.token_model import HeadConfig, TokenModel
 from worldmodel.weights.files import CONFIG, read_json, read_tensors
@@ -49,6 +50,7 @@ class TransformerWeights:
 
     config: TransformerConfig
     heads: HeadConfig
+    decoding: DecodingConfig
     tensors: Mapping[str, Tensor]
     source: str
 
@@ -106,6 +108,7 @@ class TransformerWeights:
             feature_dim=max(0, feature_dim),
             continues="continue_linear.weight" in self.tensors,
             proprio_dim=self.proprio_dim,
+            decoding=self.decoding,
             features_VJ=features_VJ if self.levels else None,
             generator=generator,
         )
@@ -134,9 +137,11 @@ def read_transformer(directory: str | Path, *, values: bool = True) -> Transform
         tensors = {LLM + name: value for name, value in tensors.items()}
     try:
         heads = HeadConfig(**raw[OWN]["heads"]) if OWN in raw else heads_of_names(tensors)
+        own = raw.get(OWN, {})
+        decoding = DecodingConfig(**own["decoding"]) if "decoding" in own else AUTOREGRESSIVE
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{directory / CONFIG}: {OWN}: {error}") from error
-    return TransformerWeights(config=config, heads=heads, tensors=tensors, source=str(path))
+    return TransformerWeights(config=config, heads=heads, decoding=decoding, tensors=tensors, source=str(path))
 
 
 def heads_of_names(names: Mapping[str, Any]) -> HeadConfig:
@@ -213,8 +218,10 @@ def published_of_model(model: TokenModel) -> tuple[dict[str, Any], dict[str, Ten
         "torch_dtype": "float32",
         "use_cache": True,
     }
-    if model.heads != heads_of_names(tensors):
+    if model.heads != heads_of_names(tensors) or model.decoding.has_queries:
         content[OWN] = {"heads": dataclasses.asdict(model.heads)}
+    if model.decoding.has_queries:
+        content[OWN]["decoding"] = dataclasses.asdict(model.decoding)
     if all(name.startswith(LLM) for name in tensors):  # action-free: the language model alone
         tensors = {name.removeprefix(LLM): value for name, value in tensors.items()}
     return content, tensors

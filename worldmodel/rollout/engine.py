@@ -1,4 +1,4 @@
-"""TokenEngine: imagines token frames with one prefill per start and 1 + K positions per frame; ids in, ids out.
+"""TokenEngine: imagines token frames with one prefill per start and a few passes per frame; ids in, ids out.
 
 It knows nothing of pixels, rewards or TensorDicts.
 """
@@ -18,6 +18,7 @@ from torch import Tensor
 from worldmodel.microbatch import RowNoise, Source
 from worldmodel.rollout.fused import FusedTransformer, version_of
 from worldmodel.rollout.kv_cache import KVCache
+from worldmodel.rollout.passes import draw_in_passes, numbers_for
 from worldmodel.rollout.sampling import SamplingConfig, draw
 from worldmodel.sequence import string_of_ids
 from worldmodel.transformer.token_model import TokenModel
@@ -137,14 +138,38 @@ class TokenEngine:
         return self._new_tickets()
 
     @torch.no_grad()
-    def sample_frame(self, action_BA: Tensor | None, uniform_KB: Tensor | None) -> Frame:
-        """Imagine the next frame: K + 1 passes of one position; logits only where a code is drawn.
+    def sample_frame(self, action_BA: Tensor | None, uniform_SB: Tensor | None) -> Frame:
+        """Imagine the next frame as the model's decoding says (`worldmodel.transformer.decoding`).
 
         Args:
             action_BA: [B, A] action that leads into the frame; None for an action-free model.
-            uniform_KB: [K, B], what `uniform` gives; None takes the most likely code each time.
+            uniform_SB: [S, B], what `uniform` gives; None takes the most likely code each time.
         Raises: ValueError if the engine is full or holds nothing.
         """
+        if not self._model.decoding.has_queries:
+            return self._one_by_one(action_BA, uniform_SB)
+        cache, added_B1D, first = self._resumed(), self._action(action_BA), self._weights.ids.start
+
+        def guess(drawn_BK: Tensor, known_BK: Tensor) -> Tensor:
+            """One pass of queries, which leaves nothing behind."""
+            position, embedded_BKD = cache.position, F.embedding(drawn_BK + first, self._weights.embedding)
+            x_BKD = self._model.queries(embedded_BKD, known_BK, added_B1D)
+            hidden_BKD = self._weights(x_BKD, cache, keep=x_BKD.shape[1], mutual=True)
+            cache.rewind(position)
+            return hidden_BKD
+
+        drawn_BK = draw_in_passes(
+            guess,
+            self._weights.logits,
+            torch.zeros(self._held_rows, self._layout.codes_future, dtype=torch.int64, device=added_B1D.device),
+            draws=self._model.draws,
+            sampling=self._sampling,
+            uniform_SB=uniform_SB,
+        )
+        return self.force_frame(action_BA, drawn_BK + first)
+
+    def _one_by_one(self, action_BA: Tensor | None, uniform_KB: Tensor | None) -> Frame:
+        """K + 1 passes of one position; logits only where a code is drawn."""
         cache, weights = self._resumed(), self._weights
         added_B1D = self._action(action_BA)
         x_BTD, drawn = self._opening() + added_B1D, []
@@ -160,7 +185,11 @@ class TokenEngine:
         """Imagine `ids` ids behind the `sdf` that comes next, separators drawn like any other id (spec 9.1): [B, ids].
 
         Whole frames are no longer told apart, so nothing is held afterwards. The sampling must allow separators.
+
+        Raises: ValueError where the decoding is not autoregressive: queries draw whole frames.
         """
+        if self._model.decoding.has_queries:
+            raise ValueError(f"decoding={self._model.decoding.kind} draws whole frames: separators must be forced")
         cache, weights = self._resumed(), self._weights
         x_BTD, drawn = self._opening(), []
         for place in range(ids):
@@ -170,13 +199,16 @@ class TokenEngine:
         return torch.stack(drawn, 1)
 
     def uniform(self, generator: Source | None, ids: int | None = None) -> Tensor | None:
-        """The numbers in [0, 1) that a frame is drawn with, [K, B], or a string of `ids` ids; None without generator.
+        """The numbers in [0, 1) that a frame is drawn with, [S, B], or a string of `ids` ids; None without generator.
 
         They are drawn where the generator lives, before the frame, which draws nothing itself.
         """
         if generator is None:
             return None
-        weight, count = self._model.llm.lm_head.weight, self._layout.codes_future if ids is None else ids
+        weight, count = self._model.llm.lm_head.weight, ids
+        if count is None:
+            codes = self._layout.codes_future
+            count = numbers_for(codes) if self._model.decoding.has_queries else codes
         own = generator if isinstance(generator, RowNoise) else RowNoise.all(generator, self._held_rows)
         whole = torch.rand(count, own.rows, generator=own.generator, device=own.generator.device, dtype=weight.dtype)
         drawn = whole[:, own.first : own.first + self._held_rows].contiguous()

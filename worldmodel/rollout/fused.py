@@ -135,16 +135,19 @@ class FusedTransformer:
         # [2, N, 1, C]: the axis for heads is in place
         self.rope = llm.rope.to(self.norm.dtype).unsqueeze(2)
 
-    def __call__(self, x_BTD: Tensor, cache: KVCache, *, keep: int) -> Tensor:
+    def __call__(self, x_BTD: Tensor, cache: KVCache, *, keep: int, mutual: bool = False) -> Tensor:
         """Hidden states after the final norm, [B, keep, D], of the last `keep` of T new positions.
 
         Of the positions that are not kept the last block leaves keys and values only.
+
+        Args:
+            mutual: the new positions see each other, not only those before them.
         """
         new, start, last = x_BTD.shape[1], cache.position, len(self.blocks) - 1
         cos_T1C, sin_T1C = self.rope[:, start : start + new]
         for layer, block in enumerate(self.blocks):
             kept = keep if layer == last else new
-            attended_BRD = self._attend(block, x_BTD, cache, layer, kept, cos_T1C, sin_T1C)
+            attended_BRD = self._attend(block, x_BTD, cache, layer, kept, mutual, cos_T1C, sin_T1C)
             x_BTD = x_BTD[:, new - kept :] + product(attended_BRD, block.out)
             gate, up = product(self._rms(x_BTD), block.gate_up).chunk(2, -1)
             x_BTD = product(F.silu(gate).mul_(up), block.down).add_(x_BTD)
@@ -156,7 +159,15 @@ class FusedTransformer:
         return product(hidden, self.head)
 
     def _attend(
-        self, block: FusedBlock, x_BTD: Tensor, cache: KVCache, layer: int, kept: int, cos_T1C: Tensor, sin_T1C: Tensor
+        self,
+        block: FusedBlock,
+        x_BTD: Tensor,
+        cache: KVCache,
+        layer: int,
+        kept: int,
+        mutual: bool,
+        cos_T1C: Tensor,
+        sin_T1C: Tensor,
     ) -> Tensor:
         """Write T keys and values; attention output [B, R, D] of the last R = kept positions."""
         rows, new, _ = x_BTD.shape
@@ -164,16 +175,17 @@ class FusedTransformer:
         qkv = product(self._rms(x_BTD), block.qkv).view(rows, new, 3 * heads, -1)
         qk = rotate(qkv[:, :, : 2 * heads], cos_T1C, sin_T1C)
         k_BHTC, v_BHTC = qk[:, :, heads:].transpose(1, 2), qkv[:, :, 2 * heads :].transpose(1, 2)
-        return self._attention(qk[:, new - kept :, :heads].transpose(1, 2), *cache.extend(layer, k_BHTC, v_BHTC))
+        k_BHNC, v_BHNC = cache.extend(layer, k_BHTC, v_BHTC)
+        return self._attention(qk[:, new - kept :, :heads].transpose(1, 2), k_BHNC, v_BHNC, mutual)
 
-    def _attention(self, q_BHRC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor) -> Tensor:
+    def _attention(self, q_BHRC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor, mutual: bool) -> Tensor:
         rows, heads, kept, channels = q_BHRC.shape
         if kept == 1 and q_BHRC.device.type == "cpu":
             # two batched products: faster here than the kernel that is made for many queries
             score = torch.bmm(q_BHRC.reshape(-1, 1, channels), k_BHNC.flatten(0, 1).transpose(1, 2))
             out_BHRC = torch.bmm(score.softmax(-1), v_BHNC.flatten(0, 1)).view(rows, heads, 1, channels)
         else:
-            mask, is_causal = causal(q_BHRC, k_BHNC)
+            mask, is_causal = (None, False) if mutual else causal(q_BHRC, k_BHNC)
             out_BHRC = F.scaled_dot_product_attention(
                 q_BHRC, k_BHNC, v_BHNC, attn_mask=mask, is_causal=is_causal, scale=1.0
             )

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldmodel.transformer.decoding import Sight
+
 INIT_STD = 0.02  # every linear and the embedding (spec section 7)
 
 
@@ -166,7 +168,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal self-attention with rotary positions; without biases and without grouped heads."""
+    """Self-attention with rotary positions, causal unless told otherwise; without biases and without grouped heads."""
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
@@ -176,8 +178,8 @@ class Attention(nn.Module):
         self.v_proj = Linear(config.hidden, config.hidden)
         self.o_proj = Linear(config.hidden, config.hidden)
 
-    def forward(self, x_BTD: Tensor, rope_2TC: Tensor, cache: Cache | None) -> Tensor:
-        """Attend from T new positions to them and to everything in the cache."""
+    def forward(self, x_BTD: Tensor, rope_2TC: Tensor, cache: Cache | None, sees_TN: Tensor | None) -> Tensor:
+        """Attend from T new positions to them and to everything in the cache, or as `sees_TN` says."""
         rows, new, _ = x_BTD.shape
         q_BHTC, k_BHNC, v_BHNC = (
             proj(x_BTD).view(rows, new, self.heads, -1).transpose(1, 2)
@@ -187,7 +189,7 @@ class Attention(nn.Module):
         q_BHTC, k_BHNC = rotate(q_BHTC, cos_TC, sin_TC), rotate(k_BHNC, cos_TC, sin_TC)
         if cache is not None:
             k_BHNC, v_BHNC = cache.extend(self.layer, k_BHNC, v_BHNC)
-        mask, is_causal = causal(q_BHTC, k_BHNC)
+        mask, is_causal = causal(q_BHTC, k_BHNC) if sees_TN is None else (sees_TN, False)
         dropout = self.dropout if self.training else 0.0
         out_BHTC = F.scaled_dot_product_attention(
             q_BHTC, k_BHNC, v_BHNC, attn_mask=mask, dropout_p=dropout, is_causal=is_causal
@@ -229,9 +231,9 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden, config.norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden, config.norm_eps)
 
-    def forward(self, x_BTD: Tensor, rope_2TC: Tensor, cache: Cache | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, rope_2TC: Tensor, cache: Cache | None, sees_TN: Tensor | None) -> Tensor:
         """Keeps the shape."""
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rope_2TC, cache)
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rope_2TC, cache, sees_TN)
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
 
 
@@ -277,27 +279,34 @@ class Llama(nn.Module):
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def forward(
-        self, embeddings_BTD: Tensor, *, cache: Cache | None = None, generator: torch.Generator | None = None
+        self,
+        embeddings_BTD: Tensor,
+        *,
+        cache: Cache | None = None,
+        generator: torch.Generator | None = None,
+        sight: Sight | None = None,
     ) -> Tensor:
         """Hidden states after the final norm, [B, T, D], of T embeddings that follow the positions in the cache.
 
         Args:
             cache: positions before these; it is extended by them. Without one, the embeddings start at position 0.
             generator: source of the attention dropout; needed in train mode if the dropout is not zero.
+            sight: where the embeddings stand and what they see, the cache included; None: in a row, all before them.
 
         Raises: ValueError if the sequence is longer than `positions`, or dropout has no generator.
         """
         start = 0 if cache is None else cache.position
         end = start + embeddings_BTD.shape[1]
-        if end > self.config.positions:
+        if sight is None and end > self.config.positions:
             raise ValueError(
                 f"a sequence of {end} tokens does not fit the transformer's {self.config.positions} positions"
             )
-        rope_2TC = self.rope[:, start:end]
+        rope_2TC = self.rope[:, start:end] if sight is None else self.rope[:, sight.positions_M]
+        sees_TN = None if sight is None else sight.sees_MM
         x_BTD = embeddings_BTD
         with _global_stream_from(self._check_dropout(generator), embeddings_BTD.device):
             for block in self.model.layers:
-                x_BTD = block(x_BTD, rope_2TC, cache)
+                x_BTD = block(x_BTD, rope_2TC, cache, sees_TN)
         if cache is not None:
             cache.advance(end - start)
         return self.model.norm(x_BTD)

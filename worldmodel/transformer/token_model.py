@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from worldmodel.layout import TokenLayout
 from worldmodel.sequence import IGNORED, layout_ids, layout_labels
-from worldmodel.transformer.llama import TransformerConfig
+from worldmodel.transformer.decoding import AUTOREGRESSIVE, DecodingConfig, sight
+from worldmodel.transformer.initial import Unset, uniform, zero
+from worldmodel.transformer.llama import INIT_STD, TransformerConfig
 from worldmodel.twohot import TwoHot, symexp, symlog
 
 
@@ -97,6 +99,7 @@ class TokenModel(nn.Module):
         generator: torch.Generator,
         proprio_dim: int = 0,
         features_VJ: Tensor | None = None,
+        decoding: DecodingConfig = AUTOREGRESSIVE,
     ) -> None:
         """Fresh weights from `generator`; action embedding, continue and proprio outputs start at zero, rewards near 0.
 
@@ -107,28 +110,34 @@ class TokenModel(nn.Module):
             proprio_dim: numbers Q whose push a head predicts; an action has what is known of them behind it (in A too).
             feature_dim: width E of the feature that the two-hot head reads beside the hidden state.
             continues: whether a head predicts that the episode goes on (else the probability is 1).
+            decoding: what predicts the codes of a frame.
+        Raises: ValueError where `decoding` has more passes than a frame has codes.
         """
         super().__init__()
+        self.decoding, self.draws = decoding, decoding.draws(layout.codes_future)
         self.layout, self.heads, self.condition_dim, self.has_continue = layout, heads, condition_dim, continues
         hidden = transformer.hidden
         self.llm = transformer.build(vocab=layout.vocab, generator=generator, features_VJ=features_VJ)
         if condition_dim:
-            self.action_linear = _zero(_Unset(condition_dim, hidden))  # what is given actions starts unchanged
+            self.action_linear = zero(Unset(condition_dim, hidden))  # what is given actions starts unchanged
         if heads.reward == "scalar":
-            self.reward_linear = _uniform(_Unset(hidden, 1), generator)
+            self.reward_linear = uniform(Unset(hidden, 1), generator)
         if heads.reward == "twohot":
-            first = _uniform(_Unset(hidden + feature_dim, heads.width), generator)
-            last = _zero(_Unset(heads.width, heads.bins))
+            first = uniform(Unset(hidden + feature_dim, heads.width), generator)
+            last = zero(Unset(heads.width, heads.bins))
             self.reward_head = nn.Sequential(first, nn.RMSNorm(heads.width, eps=1e-6), nn.SiLU(), last)
             self.twohot = TwoHot(low=heads.low, high=heads.high, bins=heads.bins)
             with torch.no_grad():  # evenly over [low, high] the mean would be the largest bins', in every unknown state
                 last.bias.copy_(self.twohot.peak_at_zero())
         if continues:
-            self.continue_linear = _zero(_Unset(hidden, 1))
+            self.continue_linear = zero(Unset(hidden, 1))
         if proprio_dim:
-            self.proprio_linear = _zero(_Unset(hidden + condition_dim, proprio_dim))
+            self.proprio_linear = zero(Unset(hidden + condition_dim, proprio_dim))
         if heads.action_recon:
-            self.action_recon_linear = _uniform(_Unset(hidden, condition_dim), generator)
+            self.action_recon_linear = uniform(Unset(hidden, condition_dim), generator)
+        if decoding.has_queries:
+            self.frame_queries = nn.Parameter(torch.empty(layout.codes_future, hidden))
+            nn.init.normal_(self.frame_queries, std=INIT_STD, generator=generator)
 
     def embed(self, ids_BN: Tensor, actions_BFA: Tensor | None) -> Tensor:
         """Input embeddings [B, N, D]; actions_BFA[:, j] is added at the `sdf` of future frame j, or all over the frame.
@@ -156,6 +165,46 @@ class TokenModel(nn.Module):
     ) -> Tensor:
         """Hidden states [B, N, D] after the final norm of every position; `generator` feeds dropout in train mode."""
         return self.llm(self.embed(ids_BN, actions_BFA), generator=generator)
+
+    def queries(self, embedded: Tensor, known: Tensor, added: Tensor | float) -> Tensor:
+        """Input embeddings [..., K, D] of a frame's queries.
+
+        Args:
+            embedded: [..., K, D], embeddings of the frame's ids.
+            known: bool [..., K], which of these are shown.
+            added: [..., 1, D], what the action into the frame adds.
+        """
+        return torch.where(known.unsqueeze(-1), embedded, self.frame_queries) + added
+
+    def predicting(
+        self,
+        ids_BN: Tensor,
+        actions_BFA: Tensor | None,
+        *,
+        known_BFK: Tensor | None,
+        first: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden states [B, N, D] of the string, and [B, f, K, D] those that predict the codes of frame `first` and on.
+
+        Args:
+            known_BFK: bool [B, F, K], which codes of its own frame a query sees; None: there are no queries.
+            generator: source of dropout.
+        """
+        embeddings_BND, length = self.embed(ids_BN, actions_BFA), ids_BN.shape[1]
+        by_frame = (self.layout.frames(length), self.layout.stride)
+        if known_BFK is None:
+            hidden_BND = self.llm(embeddings_BND, generator=generator)
+            return hidden_BND, hidden_BND[:, self.layout.prelude :].unflatten(1, by_frame)[:, first:, :-1]
+        ids_BfK = ids_BN[:, self.layout.prelude :].unflatten(1, by_frame)[:, first:, 1:]
+        added: Tensor | float = 0.0
+        if actions_BFA is not None and actions_BFA.shape[-1]:
+            added = self.action_linear(actions_BFA[:, first:]).unsqueeze(2)
+        queries_BfKD = self.queries(self.llm.embed(ids_BfK), known_BFK[:, first:], added)
+        there = sight(self.layout, by_frame[0], first=first, device=ids_BN.device)
+        both_BMD = torch.cat([embeddings_BND, queries_BfKD.flatten(1, 2)], 1)
+        hidden_BMD = self.llm(both_BMD, generator=generator, sight=there)
+        return hidden_BMD[:, :length], hidden_BMD[:, length:].unflatten(1, ids_BfK.shape[1:])
 
     def forward(
         self,
@@ -214,6 +263,18 @@ class TokenModel(nn.Module):
         logits, targets_BN = self.llm.logits(hidden_BND[:, first:-1]), labels_BN[:, first + 1 :]
         return F.cross_entropy(logits.flatten(0, 1), targets_BN.flatten(), ignore_index=IGNORED)
 
+    def frame_loss(self, predicting_BFKD: Tensor, codes_BFK: Tensor, known_BFK: Tensor | None) -> Tensor:
+        """Mean cross-entropy (nats) of each frame's codes, [B, F]; of those that no query was shown.
+
+        Args:
+            predicting_BFKD: see `predicting`.
+        """
+        logits, ids_BFK = self.llm.logits(predicting_BFKD), codes_BFK + self.layout.vocab_context
+        nats_BFK = F.cross_entropy(logits.flatten(0, 2), ids_BFK.flatten(), reduction="none").view_as(codes_BFK)
+        if known_BFK is None:
+            return nats_BFK.mean(-1)
+        return nats_BFK.masked_fill(known_BFK, 0).sum(-1) / (~known_BFK).sum(-1)
+
     def reward_symlog(self, hidden: Tensor) -> Tensor:
         """Symlog reward [...] of the `scalar` head, the published one, from hidden [..., D]."""
         return self.reward_linear(hidden).squeeze(-1).float()
@@ -266,6 +327,7 @@ class TokenModel(nn.Module):
         read_BFK: Tensor | None = None,
         acceleration_BFQ: Tensor | None = None,
         burn_in: int = 0,
+        known_BFK: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Scalar losses of a training clip, as many as there are heads: codes, reward, continue, proprio, action_recon.
 
@@ -277,14 +339,21 @@ class TokenModel(nn.Module):
             reward_mask_BF: bool [B, F], where it is known; the reward loss is the mean over these.
             continue_BF: float [B, F], 0 where the episode terminated in frame j.
             given: leading frames whose codes are not supervised.
+            known_BFK: what queries see of their own frame (`DecodingConfig.shown`).
             generator: source of dropout.
         """
         targets_BN = layout_ids(context_codes_BtN, codes_BFK, self.layout)
         ids_BN = targets_BN if read_BFK is None else layout_ids(context_codes_BtN, read_BFK, self.layout)
-        hidden_BND = self.hidden_states(ids_BN, actions_BFA, generator=generator)
+        hidden_BND, predicting_BfKD = self.predicting(
+            ids_BN, actions_BFA, known_BFK=known_BFK, first=num_observed, generator=generator
+        )
         hidden_BFD = self.frame_hidden(hidden_BND)
-        labels_BN = layout_labels(targets_BN, self.layout, num_observed=num_observed)
-        losses = {"codes": self.code_loss(hidden_BND, labels_BN, first=self.layout.sdf_position(num_observed))}
+        if known_BFK is None:  # the separators are ids to be predicted, too
+            labels_BN = layout_labels(targets_BN, self.layout, num_observed=num_observed)
+            losses = {"codes": self.code_loss(hidden_BND, labels_BN, first=self.layout.sdf_position(num_observed))}
+        else:
+            supervised = (codes_BFK[:, num_observed:], known_BFK[:, num_observed:])
+            losses = {"codes": self.frame_loss(predicting_BfKD, *supervised).mean()}
         if self.heads.reward != "none":
             each_BF = self.reward_loss(hidden_BFD, reward_BF, features_BFE) * reward_mask_BF
             losses["reward"] = each_BF.sum() / reward_mask_BF.sum().clamp(min=1)
@@ -313,24 +382,3 @@ class TokenModel(nn.Module):
 
     def _continue_logit(self, hidden: Tensor) -> Tensor:
         return self.continue_linear(hidden).squeeze(-1).float()
-
-
-class _Unset(nn.Linear):
-    """A linear layer that draws nothing when made; `_zero` or `_uniform` fills it."""
-
-    def reset_parameters(self) -> None:
-        """Leave weight and bias unset."""
-
-
-def _zero(linear: nn.Linear) -> nn.Linear:
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return linear
-
-
-def _uniform(linear: nn.Linear, generator: torch.Generator) -> nn.Linear:
-    """Torch's own initial range, drawn from `generator`."""
-    bound = linear.in_features**-0.5
-    nn.init.uniform_(linear.weight, -bound, bound, generator=generator)
-    nn.init.uniform_(linear.bias, -bound, bound, generator=generator)
-    return linear
