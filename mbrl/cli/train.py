@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -30,8 +29,8 @@ from omegaconf import DictConfig, OmegaConf
 from mbrl.cli.compose import chosen, compose, compose_onto, decided, merged, own_folder, take_config_dir, typed
 from mbrl.cli.errors import DONE, BadInput
 from mbrl.cli.ranked import broadcast_decision, device_of
-from mbrl.cli.words import target
-from mbrl.program import program
+from mbrl.cli.words import expanded, target
+from mbrl.program import command
 from mbrl.ranks import Ranks, current
 
 log = logging.getLogger("mbrl")
@@ -116,7 +115,7 @@ def join(resolved: ResolvedRun, configs: Any, processes: Any) -> int:
 
 def begin(resolved: ResolvedRun, configs: Any, args: list[str], processes: Any) -> int:
     """Trains in the first process, which writes all that is written."""
-    folder = resolved.folder
+    folder, own = resolved.folder, take_config_dir(args)[1]
 
     from mbrl.envs.simulator import EnvDataError
     from mbrl.files import clear_temporaries
@@ -163,13 +162,13 @@ def begin(resolved: ResolvedRun, configs: Any, args: list[str], processes: Any) 
             try:
                 train(state)
             except EnvDataError as error:
-                raise EnvDataError(f"{error}; {saved(folder)}") from error
+                raise EnvDataError(f"{error}; {saved(folder, own)}") from error
     processes.any(False)  # the others wait here
     if state.stopped:
-        again = f"{program()} train run_dir={shlex.quote(str(folder))}"
+        again = command("train", own, run_dir=folder)
         log.info("stopped and saved at env step %d; continue with: %s", state.clock.env_steps, again)
         return SAVED_PLEASE_REQUEUE
-    log.info("%s", summary(state.result(), folder))
+    log.info("%s", summary(state.result(), folder, own))
     return DONE
 
 
@@ -285,11 +284,11 @@ def as_plain(cfg: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(cfg)
     assert isinstance(plain, dict)
     if isinstance(plain.get("init"), str):
-        plain["init"] = str(Path(plain["init"]).expanduser().resolve())
+        plain["init"] = str(expanded(plain["init"]).resolve())
     if isinstance(plain.get("agent"), dict) and isinstance(plain["agent"].get("goal"), str):
-        plain["agent"]["goal"] = str(Path(plain["agent"]["goal"]).expanduser().resolve())
+        plain["agent"]["goal"] = str(expanded(plain["agent"]["goal"]).resolve())
     if isinstance(plain.get("rehearsal"), list):
-        plain["rehearsal"] = [str(Path(str(folder)).expanduser().resolve()) for folder in plain["rehearsal"]]
+        plain["rehearsal"] = [str(expanded(str(folder)).resolve()) for folder in plain["rehearsal"]]
     return {str(key): value for key, value in plain.items()}
 
 
@@ -340,17 +339,17 @@ def privileged(obs_keys: Sequence[str]) -> str:
     )
 
 
-def saved(folder: Path) -> str:
+def saved(folder: Path, own: Path | None) -> str:
     """What a run has on disk when its world fails, and how to go on."""
     from mbrl.io.checkpoint import checkpoint_paths
 
     paths = checkpoint_paths(folder / "checkpoints")
     if not paths:
         return f"no checkpoint was saved yet in {folder}"
-    return f"saved up to {paths[0].name}; `{program()} train run_dir={shlex.quote(str(folder))}` goes on from there"
+    return f"saved up to {paths[0].name}; `{command('train', own, run_dir=folder)}` goes on from there"
 
 
-def summary(result: Mapping[str, Any], folder: Path) -> str:
+def summary(result: Mapping[str, Any], folder: Path, own: Path | None) -> str:
     """What was learned and where to look."""
     from mbrl.rundir.result import RESULT, Episodes
 
@@ -364,6 +363,6 @@ def summary(result: Mapping[str, Any], folder: Path) -> str:
         f"  result   {folder / RESULT}",
         f"  curves   {folder / 'eval.csv'}  {folder / 'metrics.csv'}",
         f"  videos   {folder / 'videos'} (eval-*: the agent; openloop-*: truth | imagined | difference)",
-        f"  again    {program()} eval run={shlex.quote(str(folder))} episodes=20",
+        f"  again    {command('eval', own, run=folder, episodes=20)}",
     ]
     return "\n".join(lines)

@@ -115,7 +115,7 @@ seed=1,2                                         | seed=1,2 is several values
 seed                                             | seed is not a setting | key=value
 --seed=3                                         | unknown option --seed=3
 -m seed=1                                        | -m is not known here | one command for each run | loop
-run_dir=~x/runs=3                                | cannot read run_dir=~x/runs=3 | quotes
+run_dir=~no_such_user/x=3                           | ~no_such_user/x=3 names the home of nobody here
 --config-dir=/nowhere                            | --config-dir /nowhere is not a folder
 schedule.total=9000000000 replay.capacity=9000000000 | replay.capacity=9000000000 needs | free | lower
 task=metaworld protocol=mwm protocol.decisions=600 | protocol.decisions=600 | 500 | lower protocol.decisions to
