@@ -87,14 +87,35 @@ def run(args: list[str]) -> int:
         return begin(resolved, configs, args, processes) if processes.first else join(resolved, configs, processes)
 
 
+def spelled_out(args: Sequence[str]) -> list[str]:
+    """`demos=DIR` as `demos_from=DIR demos=<all of its episodes>`. Raises: BadInput for what is no data set."""
+    words: list[str] = []
+    for word in args:
+        key, _, value = word.partition("=")
+        if key.lstrip("+") != "demos" or not value or value.lstrip("-").isdigit():
+            words.append(word)
+            continue
+        from mbrl.data.dataset import DataSet, EpisodeCache
+
+        folder = expanded(value)
+        try:
+            count = len(DataSet(folder, cache=EpisodeCache(0)))
+        except (ValueError, OSError) as error:
+            raise BadInput(f"demos must be a whole number (got {value}), or a data set: {error}") from error
+        words += [f"demos_from={folder}", f"demos={count}"]
+    return words
+
+
 def possible(args: list[str], ranks: Ranks) -> dict[str, Any]:
     """What `args` mean, once it is known to be possible; plain JSON. Raises: ValueError."""
-    from mbrl.run.assemble import Configs
+    from mbrl.run.assemble import Configs, recorded
     from mbrl.run.rehearsal import rehearsed
 
     resolved = resolve_run(args)
     configs = Configs.of(resolved.plain, trusted=resolved.trusted, world=ranks.world)
     rehearsed(configs.rehearsal, configs.protocol)  # before there is a folder
+    if configs.demos_from is not None and resolved.stored is None:
+        recorded(configs)
     return resolved.plain_json()
 
 
@@ -148,7 +169,9 @@ def begin(resolved: ResolvedRun, configs: Any, args: list[str], processes: Any) 
             log.info("%s", line)
         with state.logger:
             resumed = state.checkpoints.load(state.parts())
-            check_recorded(state.replay.store.stored, state.collector.env.widths)
+            foreign = configs.demos if configs.demos_from is not None else 0  # they know what their recorder told
+            ours = [one for one in state.replay.store.stored if one.episode.number >= foreign]
+            check_recorded(ours, state.collector.env.widths)
             if resolved.stored is not None:
                 if resumed is not None and skip_backlog(state, resolved.stored, resolved.plain):
                     state.save(
@@ -172,13 +195,14 @@ def begin(resolved: ResolvedRun, configs: Any, args: list[str], processes: Any) 
     return DONE
 
 
-def resolve_run(args: list[str]) -> ResolvedRun:
+def resolve_run(args: Sequence[str]) -> ResolvedRun:
     """Which run `args` mean: a new one as composed, or the one in run_dir, which keeps its own configuration.
 
     Every word that was typed is laid on the stored configuration; only a few keys may thereby change.
     """
     from mbrl.rundir.folder import allowed_classes, check_resumed, default_folder, holds_run, is_free, read_config
 
+    args = spelled_out(args)
     named = typed("train", args, "run_dir")
     if named is None or "${" in str(named):  # chosen by a file, by a reference, or by us
         plain = as_plain(compose("train", args))
@@ -198,7 +222,7 @@ def resolve_run(args: list[str]) -> ResolvedRun:
     return ResolvedRun(plain={**plain, "run_dir": str(folder)}, folder=folder, trusted=True, stored=None, sizes=sizes)
 
 
-def fitted_to_model(plain: dict[str, Any], args: list[str], *, trusted: bool) -> dict[str, Any]:
+def fitted_to_model(plain: dict[str, Any], args: Sequence[str], *, trusted: bool) -> dict[str, Any]:
     """`plain` with nothing owed to what its world model does without. Raises: BadInput for a word about just that."""
     from mbrl.run.lacking import spared
 
@@ -206,7 +230,7 @@ def fitted_to_model(plain: dict[str, Any], args: list[str], *, trusted: bool) ->
     return spared(plain, typed=[word.key for word in merged("train", args, None).values], trusted=trusted)
 
 
-def refuse_idle(root: str, plain: Mapping[str, Any], args: list[str], *, trusted: bool) -> None:
+def refuse_idle(root: str, plain: Mapping[str, Any], args: Sequence[str], *, trusted: bool) -> None:
     """Raises: BadInput for a word about what `plain` does without."""
     from mbrl.run.lacking import idle
 
@@ -287,6 +311,8 @@ def as_plain(cfg: DictConfig) -> dict[str, Any]:
         plain["init"] = str(expanded(plain["init"]).resolve())
     if isinstance(plain.get("agent"), dict) and isinstance(plain["agent"].get("goal"), str):
         plain["agent"]["goal"] = str(expanded(plain["agent"]["goal"]).resolve())
+    if isinstance(plain.get("demos_from"), str):
+        plain["demos_from"] = str(expanded(plain["demos_from"]).resolve())
     if isinstance(plain.get("rehearsal"), list):
         plain["rehearsal"] = [str(expanded(str(folder)).resolve()) for folder in plain["rehearsal"]]
     return {str(key): value for key, value in plain.items()}

@@ -13,18 +13,18 @@ from mbrl.replay.store import Footprint, Stored, available_ram, expected_bytes
 from worldmodel.none import NullModelConfig
 
 
-def check_together(groups: Mapping[str, Any], *, demos: int = 0) -> None:
-    """`demos`: demonstrations that the replay holds beside its capacity.
+def check_together(groups: Mapping[str, Any], *, demos: int = 0, recorded: bool = False) -> None:
+    """`demos`: demonstrations that the replay holds beside its capacity; `recorded`: nobody has to play them.
 
     Raises: ValueError with the first disagreement: the key, its value, what it is up against, and a mend.
     """
-    for complaint in complaints(groups, demos=demos):
+    for complaint in complaints(groups, demos=demos, recorded=recorded):
         raise ValueError(complaint)
 
 
-def complaints(groups: Mapping[str, Any], *, demos: int = 0) -> Iterator[str]:
+def complaints(groups: Mapping[str, Any], *, demos: int = 0, recorded: bool = False) -> Iterator[str]:
     """Every disagreement, most basic first."""
-    yield from worlds(groups, demos)
+    yield from worlds(groups, 0 if recorded else demos)
     yield from owed_to(groups)
     yield from dreams(groups)
     if "tokenizer" in asked(groups["worldmodel"]):
@@ -60,7 +60,7 @@ def imitations(groups: Mapping[str, Any], demos: int) -> Iterator[str]:
     for key, agent in agents.items():
         if getattr(agent, "imitates", False) and not demos:
             without = f"; or set {key}.bc_coef=0 (got {agent.bc_coef})" if hasattr(agent, "bc_coef") else ""
-            yield f"{key} ({type(agent).__name__}) needs demonstrations to imitate: set demos=5{without}"
+            yield f"{key} ({type(agent).__name__}) needs demonstrations to imitate: set demos=5 or demos=DIR{without}"
 
 
 def worlds(groups: Mapping[str, Any], demos: int) -> Iterator[str]:
@@ -76,7 +76,7 @@ def worlds(groups: Mapping[str, Any], demos: int) -> Iterator[str]:
     if facts.expert:
         return
     if demos:
-        yield f"demos={demos} needs a scripted expert, and {task.name} has none; leave demos out"
+        yield f"demos={demos} needs a scripted expert, and {task.name} has none; leave demos out or give demos=DIR"
     for name in ("agent", "prefill"):
         if "expert" in asked(groups[name]):
             yield f"{name} asks a scripted expert, and {task.name} has none; choose another, for example {name}=random"

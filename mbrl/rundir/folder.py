@@ -57,7 +57,7 @@ def default_folder(plain: Mapping[str, Any], variants: Mapping[str, str]) -> Pat
     model = variants["transformer" if world_model(plain) == "ivideogpt" else "worldmodel"]
     method = f"{variants['agent']}-{model}"
     if plain["demos"]:  # never averaged with runs that had none
-        method += f"-demos{plain['demos']}"
+        method += f"-{'recorded' if plain.get('demos_from') else 'demos'}{plain['demos']}"
     if plain["rehearsal"]:
         method += "-rehearsal"
     return Path("runs") / plain["task"]["name"] / method / f"seed-{plain['seed']}" / stamp
