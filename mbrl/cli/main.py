@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mbrl.cli.errors import DONE, BadInput, did_you_mean, guarded
+from mbrl.envs.back_end import unimportable
 from mbrl.program import packaged_configs
 from mbrl.ranks import current
 
@@ -100,6 +101,8 @@ def dispatch(words: list[str]) -> int:
         return DONE
     if current().world > 1 and name not in ("train", "pretrain"):
         raise BadInput(f"torchrun starts several processes, and mbrl {name} is for one: start it without torchrun")
+    for complaint in unimportable():
+        raise BadInput(complaint)
     code: int = importlib.import_module(VERBS[name]).run(joined(rest))
     return code
 

@@ -25,9 +25,10 @@ from typing import Any
 
 from mbrl.cli.compose import chosen, compose, compose_onto, take_config_dir, typed
 from mbrl.cli.compose import own_folder as own_folder_of
+from mbrl.cli.console import setup_logging
 from mbrl.cli.errors import DONE
 from mbrl.cli.ranked import broadcast_decision, device_of
-from mbrl.cli.train import as_plain, compose_new, refuse_idle, setup_logging
+from mbrl.cli.train import as_plain, compose_new, refuse_idle
 from mbrl.cli.words import expanded, target
 from mbrl.program import command
 from mbrl.ranks import Ranks, current

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from mbrl.cli.compose import chosen, compose, compose_onto, decided, merged, own_folder, take_config_dir, typed
+from mbrl.cli.console import setup_logging
 from mbrl.cli.errors import DONE, BadInput
 from mbrl.cli.ranked import broadcast_decision, device_of
 from mbrl.cli.words import expanded, target
@@ -316,18 +316,6 @@ def as_plain(cfg: DictConfig) -> dict[str, Any]:
     if isinstance(plain.get("rehearsal"), list):
         plain["rehearsal"] = [str(expanded(str(folder)).resolve()) for folder in plain["rehearsal"]]
     return {str(key): value for key, value in plain.items()}
-
-
-def setup_logging(path: Path) -> None:
-    """Sends what the run says to the screen and to console.log."""
-    root = logging.getLogger("mbrl")
-    root.setLevel(logging.INFO)
-    root.propagate = False
-    for handler in list(root.handlers):
-        root.removeHandler(handler)
-    for handler in (logging.StreamHandler(sys.stdout), logging.FileHandler(path, encoding="utf-8")):
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        root.addHandler(handler)
 
 
 def describe(state: Any, info: Mapping[str, Any], resumed: int | None) -> str:

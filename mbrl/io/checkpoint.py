@@ -199,7 +199,7 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             needed = sum(tensor.nbytes for _, tensors in states.values() for tensor in tensors.values())
             raise NotSaved(
-                f"checkpoint of step {step} not written ({error.strerror or error}): it needs about "
+                f"checkpoint of step {step} not written ({os.strerror(error.errno) if error.errno else error}): it needs about "
                 f"{needed / 1e6:.1f} MB, {shutil.disk_usage(self.folder).free / 1e6:.1f} MB are free at {self.folder}; "
                 "earlier ones are intact"
             ) from error

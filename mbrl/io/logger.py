@@ -6,6 +6,7 @@ A resumed run goes on where its checkpoint was: no row twice, none missing. Know
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import logging
@@ -20,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mbrl.files import MOST_ROWS, DamagedFile, read_plain, set_aside, sha256, write_atomically
+from mbrl.files import MOST_ROWS, DamagedFile, fsync, named, read_plain, set_aside, sha256, write_atomically
 from mbrl.io.backends import Background, Sink, TensorBoardSink, WandbSink
 
 log = logging.getLogger(__name__)
@@ -206,7 +207,7 @@ class Table:
         if self.path.exists():
             handle = os.open(self.path, os.O_RDONLY)
             try:
-                os.fsync(handle)
+                fsync(handle, self.path)
             finally:
                 os.close(handle)
 
@@ -229,9 +230,10 @@ class Table:
         handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             size = os.fstat(handle).st_size
-            if os.write(handle, content) < len(content):
-                os.ftruncate(handle, size)  # half a row would spoil the next one
-                raise OSError(28, "No space left on device", str(self.path))
+            with named(self.path, needed=len(content)):
+                if os.write(handle, content) < len(content):
+                    os.ftruncate(handle, size)  # half a row would spoil the next one
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(handle)
 

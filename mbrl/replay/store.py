@@ -166,7 +166,8 @@ class EpisodeStore:
     def restore(self, listing: Iterable[Sequence[str]]) -> None:
         """Makes memory and folder what they were when `listing` was taken.
 
-        Files that the listing does not name move to `orphans/`, damaged ones to `quarantine/`.
+        Files that the listing does not name move to `orphans/`, and come back where an older listing names them; damaged
+        ones move to `quarantine/`.
 
         Raises: DamagedEpisode naming every damaged or missing file, unless `on_damage` is `skip`.
         """
@@ -200,6 +201,8 @@ class EpisodeStore:
         read, damage = [], []
         for name, digest in listing:
             path = self.folder / name
+            if not path.exists() and (self.folder / "orphans" / name).exists():
+                (self.folder / "orphans" / name).rename(path)  # set aside behind a newer checkpoint, which is damaged
             try:
                 read.append(Stored(name=name, digest=digest, episode=read_episode(path, digest=digest)))
             except DamagedEpisode as error:
