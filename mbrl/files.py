@@ -65,13 +65,16 @@ def check_plain(folder: Path) -> None:
 def read_plain(path: Path, *, most: int = MOST_TEXT) -> bytes:
     """The bytes of a plain file of at most `most` bytes. Raises: NotPlain; OSError where it cannot be opened."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe that nobody writes to would block
-    with os.fdopen(handle, "rb") as file:
+    try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise NotPlain(f"{path} is no plain file")
         if status.st_size > most:
             raise NotPlain(f"{path} has {status.st_size} bytes; at most {most} are right")
-        return file.read()
+        with named(path), open(handle, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(handle)
 
 
 def sha256(content: bytes | memoryview) -> str:

@@ -1,4 +1,4 @@
-"""Where a run says what it does: the screen and console.log. Neither stops it, should nobody read or the disk be full."""
+"""Where a run says what it does: the screen and console.log. A reader that leaves or a full disk does not stop it."""
 
 from __future__ import annotations
 

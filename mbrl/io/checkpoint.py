@@ -197,11 +197,12 @@ class Checkpoints:
             temporary.rename(path)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            needed = sum(tensor.nbytes for _, tensors in states.values() for tensor in tensors.values())
+            needed = sum(tensor.nbytes for _, tensors in states.values() for tensor in tensors.values()) / 1e6
+            free = shutil.disk_usage(self.folder).free / 1e6
+            words = os.strerror(error.errno) if error.errno else str(error)
             raise NotSaved(
-                f"checkpoint of step {step} not written ({os.strerror(error.errno) if error.errno else error}): it needs about "
-                f"{needed / 1e6:.1f} MB, {shutil.disk_usage(self.folder).free / 1e6:.1f} MB are free at {self.folder}; "
-                "earlier ones are intact"
+                f"checkpoint of step {step} not written ({words}): it needs about {needed:.1f} MB, {free:.1f} MB are "
+                f"free at {self.folder}; earlier ones are intact"
             ) from error
         fsync_folder(self.folder)
         log.info("saved %s", path)
