@@ -25,6 +25,7 @@ def check_together(groups: Mapping[str, Any], *, demos: int = 0, recorded: bool 
 def complaints(groups: Mapping[str, Any], *, demos: int = 0, recorded: bool = False) -> Iterator[str]:
     """Every disagreement, most basic first."""
     yield from worlds(groups, 0 if recorded else demos)
+    yield from weights(groups)
     yield from owed_to(groups)
     yield from dreams(groups)
     if "tokenizer" in asked(groups["worldmodel"]):
@@ -227,6 +228,32 @@ def clips(groups: Mapping[str, Any]) -> Iterator[str]:
             f"fit.{last}.length={length} must be > worldmodel.burn_in={model.burn_in}, "
             f"or no frame is left to predict; for example {model.max_frames}"
         )
+
+
+def weights(groups: Mapping[str, Any]) -> Iterator[str]:
+    """The largest matrices of the networks fit into memory: a lower bound, before anything is built."""
+    free, cpu = available_ram(), groups["compute"].device == "cpu"
+    for key, value, numbers in matrices(groups):
+        needed = numbers * 4 * (4 if cpu else 1)  # beside the weights their gradients and Adam's two moments
+        if needed > free:
+            yield (
+                f"{key}={value} needs at least {needed / 1e9:.0f} GB of memory for its weights, "
+                f"{free / 1e9:.2f} GB are free; lower it"
+            )
+
+
+def matrices(groups: Mapping[str, Any]) -> Iterator[tuple[str, Any, int]]:
+    """(key, value, how many numbers it makes at least) of the sizes that grow with their square."""
+    if "tokenizer" in asked(groups["worldmodel"]):
+        net, frames = groups["transformer"], groups["tokenizer"]
+        yield "transformer.hidden", net.hidden, net.layers * net.hidden * (4 * net.hidden + 3 * net.mlp)
+        blocks = [str(width) for width in frames.block_out_channels]
+        widest = max(frames.block_out_channels)
+        yield "tokenizer.block_out_channels", f"[{','.join(blocks)}]", 2 * frames.layers_per_block * (3 * widest) ** 2
+    agent = groups["agent"]
+    for key, holder in (("agent", agent), ("agent.nets", getattr(agent, "nets", None))):
+        if units := getattr(holder, "units", 0):
+            yield f"{key}.units", units, 2 * units**2  # an actor's and a critic's
 
 
 def amounts(groups: Mapping[str, Any], demos: int) -> Iterator[str]:

@@ -86,6 +86,11 @@ worldmodel.latent=codes                          | worldmodel.latent must be a l
 worldmodel.context=frame                          | worldmodel.context must be sliding or first_frame (got frame)
 worldmodel.sampling.temperature=-1               | worldmodel.sampling.temperature must be >= 0 (got -1.0)
 worldmodel.heads.reward=two                      | worldmodel.heads.reward must be none, scalar or twohot (got two)
+transformer.hidden=64000 transformer.heads=4     | transformer.hidden=64000 needs at least | GB are free; lower it
+transformer.mlp=900000000                        | transformer.hidden=64 needs at least
+tokenizer.block_out_channels=[32,600000]         | tokenizer.block_out_channels=[32,600000] needs at least | lower it
+agent.units=2000000                              | agent.units=2000000 needs at least | GB are free; lower it
+agent=drqv2 worldmodel=none agent.nets.units=2000000 | agent.nets.units=2000000 needs at least
 transformer.heads=7                              | transformer.hidden must be a multiple of 2 * heads = 14
 transformer.dropout=1                            | transformer.dropout must be in [0, 1) (got 1.0)
 transformer.positions=16                         | worldmodel.max_frames= | transformer.positions=16 | raise
