@@ -6,11 +6,17 @@ process at each of them.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import logging
 import os
 import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 TEMPORARY = ".tmp-"
 """How the name of everything unfinished begins; whoever owns a folder deletes these when it starts."""
@@ -18,6 +24,13 @@ TEMPORARY = ".tmp-"
 
 MOST_TEXT, MOST_ROWS = 2**20, 2**28
 """Bytes of a configuration or a record, and of a table, that are read before anything is known of them."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNSYNCED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+"""What a file system answers that does not know `fsync`."""
+_warned: set[int] = set()
+"""File systems of which that was said."""
 
 
 class DamagedFile(Exception):
@@ -52,13 +65,16 @@ def check_plain(folder: Path) -> None:
 def read_plain(path: Path, *, most: int = MOST_TEXT) -> bytes:
     """The bytes of a plain file of at most `most` bytes. Raises: NotPlain; OSError where it cannot be opened."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe that nobody writes to would block
-    with os.fdopen(handle, "rb") as file:
+    try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise NotPlain(f"{path} is no plain file")
         if status.st_size > most:
             raise NotPlain(f"{path} has {status.st_size} bytes; at most {most} are right")
-        return file.read()
+        with named(path), open(handle, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(handle)
 
 
 def sha256(content: bytes | memoryview) -> str:
@@ -66,11 +82,36 @@ def sha256(content: bytes | memoryview) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+@contextmanager
+def named(path: Path, *, needed: int = 0) -> Iterator[None]:
+    """An OSError of the body names the path, and of a full disk how many bytes were to be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        room = f"; {needed} bytes were to be written" if error.errno in FULL and needed else ""
+        raise type(error)(error.errno, f"{error.strerror}{room}", str(path)) from error
+
+
+def fsync(handle: int, path: Path) -> None:
+    """Waits until an open file or folder is on disk; where its file system cannot promise that, says so once."""
+    try:
+        with named(path):
+            os.fsync(handle)
+    except OSError as error:
+        if error.errno not in UNSYNCED:
+            raise
+        if (device := os.fstat(handle).st_dev) not in _warned:
+            _warned.add(device)
+            log.warning("WARNING: %s lies where nothing can be waited for: a power cut may lose what was saved", path)
+
+
 def fsync_folder(folder: Path) -> None:
     """Makes creations and renames inside `folder` durable (a file's own fsync does not)."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(handle)
+        fsync(handle, folder)
     finally:
         os.close(handle)
 
@@ -80,9 +121,10 @@ def write_durably(path: Path, content: bytes | memoryview) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
         rest = memoryview(content).cast("B")
-        while rest:
-            rest = rest[os.write(handle, rest) :]  # one call may write less than it was given
-        os.fsync(handle)
+        with named(path, needed=len(rest)):
+            while rest:
+                rest = rest[os.write(handle, rest) :]  # one call may write less than it was given
+        fsync(handle, path)
     finally:
         os.close(handle)
 

@@ -9,6 +9,13 @@ import sys
 from pathlib import Path
 
 
+def packaged_configs() -> Path:
+    """The configurations that came with this installation: `configs/` of a checkout, or package data of a wheel."""
+    package = Path(__file__).resolve().parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
 def program() -> str:
     """`mbrl` where the shell finds it, else a path to it, or `<python> -m mbrl`; paths below here are relative.
 
@@ -18,6 +25,17 @@ def program() -> str:
     if (started.parent.name, started.name) == ("mbrl", "__main__.py"):
         return f"{found_as(Path(sys.executable))} -m mbrl"
     return found_as(started) if started.name == "mbrl" else "mbrl"
+
+
+def command(verb: str, own: Path | None = None, **words: object) -> str:
+    """A command line that can be pasted as it stands, whatever the folders in it are called.
+
+    Args:
+        own: the user's folder of configurations, where there is one.
+    """
+    typed = [f"--config-dir={own.absolute()}"] if own is not None else []
+    typed += [f"{key}={value}" for key, value in words.items()]
+    return " ".join([program(), verb, *map(shlex.quote, typed)])
 
 
 def found_as(path: Path) -> str:

@@ -22,12 +22,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-import mbrl
 from mbrl.cli.errors import BadInput, did_you_mean
 from mbrl.cli.values import Assignment, check_once, laid_on, leaves, shown
+from mbrl.cli.words import expanded, listed
+from mbrl.program import packaged_configs
 
 SEVERAL = ("experiment", "recipe")
 """Groups of which several variants may be laid over each other, `experiment=[demos,proprio]`: later ones win."""
+
+PATHS = ("run_dir", "init", "demos_from", "agent.goal", "data.root", "to", "out")
+"""Keys whose values are paths: taken as they are typed, whatever a folder may be called."""
+PATH_LISTS = ("rehearsal", "data.folders")
+"""Keys whose values are lists of paths."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +53,6 @@ class Merged:
     variants: list[Assignment]
     picked: dict[str, str]
     folders: list[Path]
-
-
-def packaged_configs() -> Path:
-    """The configurations that came with this installation: `configs/` of a checkout, or package data of a wheel."""
-    package = Path(mbrl.__file__).resolve().parent
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
 
 
 def compose(root: str, overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
@@ -163,7 +162,7 @@ def take_config_dir(words: Sequence[str]) -> tuple[list[str], Path | None]:
             text = word.partition("=")[2] or next(coming, "")
             if not text or own is not None:
                 raise BadInput(f"--config-dir needs a folder{' and is given twice' * bool(own)}: --config-dir DIR")
-            own = Path(text)
+            own = expanded(text)
         elif word in ("-m", "--multirun"):
             raise BadInput(f"{word} is not known here: mbrl bench starts a run for each of several values")
         elif word.startswith("-"):
@@ -179,10 +178,13 @@ def parse(word: str, places: Mapping[str, str]) -> Assignment:
     Args:
         places: place -> group, as the root file's defaults list lays them out.
     """
+    key, equals, value = word.partition("=")
+    key = key.lstrip("+")
+    if (paths := typed_paths(key, value)) is not None:
+        return Assignment(text=word, key=key, value=paths)
     try:
         override = OverridesParser.create().parse_override(word)
     except HydraException as error:
-        key, equals, value = word.partition("=")
         if not equals:
             raise BadInput(f"{word} is not a setting; write key=value, for example seed=2") from error
         raise BadInput(
@@ -194,10 +196,8 @@ def parse(word: str, places: Mapping[str, str]) -> Assignment:
     if override.is_delete():
         raise BadInput(f"{word} would remove {key}; every key is needed, set it to another value instead: {key}=...")
     if override.is_sweep_override():
-        values = word.partition("=")[2]
-        raise BadInput(
-            f"{key}={values} is several values, which only mbrl bench takes; give one, or a list: {key}=[{values}]"
-        )
+        list_of = f", or a list in brackets: {key}=[{value}]" if key in SEVERAL else ""
+        raise BadInput(f"{key}={value} is several values, which only mbrl bench takes; give one{list_of}")
     place = override.package
     if place is not None and places.get(place) != key:
         known = ", ".join(f"{group}@{name}" for name, group in places.items() if name != group)
@@ -211,6 +211,16 @@ def parse(word: str, places: Mapping[str, str]) -> Assignment:
     if places.get(key, key) != key:  # `prefill=scripted` is short for `agent@prefill=scripted`
         key, place = places[key], key
     return Assignment(text=word, key=key, value=override.value(), place=place or "")
+
+
+def typed_paths(key: str, text: str) -> str | list[str] | None:
+    """The path, or the list of paths, that a word gives to `key`; None where Hydra's grammar must say what it means."""
+    if key in PATHS:
+        plain = text and text != "null" and text[0] not in "\"'" and "${" not in text and not text.isdigit()
+        return text if plain else None
+    if key in PATH_LISTS and text.startswith("[") and text.endswith("]") and not set("\"'{$") & set(text):
+        return listed(text)
+    return None
 
 
 def is_group(key: str, folders: Sequence[Path]) -> bool:
@@ -227,7 +237,9 @@ def compose_variants(
     root: str, variants: Sequence[Assignment], folders: Sequence[Path], places: Mapping[str, str]
 ) -> tuple[DictConfig, dict[str, str]]:
     """Lets Hydra merge the root file and the chosen variants; struct mode, `hydra` itself left out."""
-    words = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders[1:])}]"] if folders[1:] else []
+    words = (
+        [f"hydra.searchpath=[{','.join(quoted(f'file://{folder}') for folder in folders[1:])}]"] if folders[1:] else []
+    )
     for variant in variants:
         known = choices(variant.key, folders)
         name = variant.value
@@ -254,6 +266,11 @@ def compose_variants(
     cfg = OmegaConf.masked_copy(full_cfg, [str(key) for key in full_cfg if key != "hydra"])
     OmegaConf.set_struct(cfg, True)
     return cfg, picked
+
+
+def quoted(text: str) -> str:
+    """Text of any kind as one value of Hydra's grammar, where a backslash is one unless it stands before a quote."""
+    return '"' + re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + ('\\"' if found[2] else ""), text) + '"'
 
 
 def default_places(path: Path) -> dict[str, str]:

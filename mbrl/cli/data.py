@@ -6,8 +6,9 @@ usage: mbrl data collect|convert|check|preview|mixture ...
       task: names, or all 50; several tasks get a folder each. policy: scripted, noisy (the expert, with noise=0.3 that
       lasts), random, or a run folder. Also seed=0 protocol=default, and --config-dir DIR for worlds of your own.
       Started again it plays what is missing.
-  mbrl data convert from=DIR to=DIR format=published_npz|video|frames|bair|robonet|rlds [image=64] [rate=10] [key=image]
-      [action=action] [crop=centre] [camera=0] [split=train] [limit=N] [damaged=skip]
+  mbrl data convert from=DIR to=DIR format=published_npz|drqv2|video|frames|bair|robonet|rlds [image=64] [rate=10]
+      [key=image] [action=action] [action_row=from|into] [reward=reward] [reward_row=from|into] [crop=centre] [camera=0]
+      [split=train] [limit=N] [damaged=skip]
   mbrl data check DIR ...                        reads every byte and lists all that is wrong (exit code 3)
   mbrl data preview DIR [out=preview.png] [episodes=6] [columns=8]     a contact sheet, or a GIF
   mbrl data mixture [name=oxe] [root=data/oxe]   which data sets of the paper's mixture are on disk
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mbrl.cli.errors import DAMAGED, DONE, BadInput, did_you_mean
-from mbrl.cli.words import Word, path, place, progress, show, whole, words
+from mbrl.cli.words import Word, expanded, path, place, progress, show, whole, words
 
 PREVIEW = {
     "out": place("out", "a path ending in .png or .gif", file=True),
@@ -58,7 +59,7 @@ def run_check(args: list[str]) -> int:
     if not args or any("=" in word for word in args):
         raise BadInput(f"mbrl data check takes folders of data sets (got {' '.join(args) or 'nothing'})")
     rows: list[tuple[str, str]] = []
-    for folder in [inside for word in args for inside in sets_in(Path(word).expanduser())]:
+    for folder in [inside for word in args for inside in sets_in(expanded(word))]:
         report = check(folder, on_progress=progress(f"files of {folder.name}"))
         card = report.card
         kind = f"{card.action_dim} actions, rewards {'known' if card.rewards else 'unknown'}" if card else "no card"
@@ -79,7 +80,7 @@ def run_preview(args: list[str]) -> int:
     from mbrl.data.dataset import DataSet, EpisodeCache, sets_in
     from mbrl.data.preview import preview
 
-    found = [inside for folder in folders for inside in sets_in(Path(folder).expanduser())]
+    found = [inside for folder in folders for inside in sets_in(expanded(folder))]
     out, sets = given["out"] or Path("preview.png"), [DataSet(folder, cache=EpisodeCache(0)) for folder in found]
     drawn = preview(sets, out, episodes=given["episodes"] or (6 if len(found) == 1 else 1), columns=given["columns"])
     print(f"{drawn} episodes drawn into {out}")
@@ -94,7 +95,7 @@ def run_mixture(args: list[str]) -> int:
     from mbrl.rundir.build import make
 
     plain = mixture(given["name"])
-    root = given["root"] or Path(plain["root"]).expanduser()
+    root = given["root"] or expanded(plain["root"])
     found = survey(make(plain["parts"], "data.parts", trusted=False), root)
     total = sum(part.config.weight for part in found)
     for part in found:

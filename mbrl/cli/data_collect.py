@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mbrl.cli.errors import DONE, BadInput, did_you_mean
-from mbrl.cli.words import Word, listed, number, place, progress, whole, words
+from mbrl.cli.words import Word, expanded, listed, number, place, progress, whole, words
 
 COLLECT = {
     "task": Word("one of the tasks of `mbrl tasks`, a list [a,b], or all of them", needed=True),
@@ -64,7 +64,7 @@ def policy_of(given: Mapping[str, Any]) -> dict[str, Any]:
             raise BadInput(f"noise={noise:g} belongs to policy=noisy (got policy={name}); leave it out")
         policy: dict[str, Any] = {"policy": name, "seed": seed}
         return policy | ({"noise": noise or NOISE} if name == "noisy" else {})
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if not (folder / "config.yaml").is_file():
         raise BadInput(f"policy must be scripted, noisy, random or a run folder (got {name})")
     read_config(folder)

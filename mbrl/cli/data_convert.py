@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mbrl.cli.errors import DONE
+from mbrl.cli.errors import DONE, BadInput
 from mbrl.cli.words import Word, choice, number, place, progress, show, there, whole, words
 
 
@@ -17,7 +17,16 @@ def side_of(text: str) -> int | None:
     return None if text == "keep" else int(text)
 
 
-FORMATS = ("published_npz", "video", "frames", "bair", "robonet", "rlds")
+FORMATS: dict[str, tuple[str, ...]] = {
+    "published_npz": ("key", "action", "action_row", "reward", "reward_row"),
+    "drqv2": (),
+    "video": (),
+    "frames": (),
+    "bair": ("key",),
+    "robonet": ("camera",),
+    "rlds": ("key", "action", "action_row", "split"),
+}
+"""Each with the words that say what is read of it; two conversions into one folder agree in them."""
 CONVERT = {
     "from": there("from", "the folder of the archive"),
     "to": place("to", "a folder", needed=True),
@@ -25,8 +34,11 @@ CONVERT = {
     "image": Word("the side of the square frames in pixels, or keep", side_of, example="64"),
     "crop": choice("centre", "none"),
     "rate": number(None, most=1e6, example="10"),
-    "key": Word("the key of the frames (published_npz, rlds), or the view (bair)"),
-    "action": Word("the key of the actions (published_npz, rlds), or none"),
+    "key": Word("the key of the frames, or the view"),
+    "action": Word("the key of the actions, or none"),
+    "action_row": choice("from", "into"),
+    "reward": Word("the key of the rewards"),
+    "reward_row": choice("from", "into"),
     "camera": whole(0, least=0),
     "split": Word("the split to take (rlds)", default="train"),
     "limit": whole(0, least=0),
@@ -37,9 +49,13 @@ CONVERT = {
 def run_convert(args: list[str]) -> int:
     """Makes a data set of a foreign archive; the same words again go on where it was interrupted."""
     given = words("mbrl data convert", args, CONVERT)
-    archive, to = given["from"], given["to"]
+    archive, to, kind = given["from"], given["to"], given["format"]
+    for key in {key for keys in FORMATS.values() for key in keys} - {*FORMATS[kind]}:
+        if given[key] != CONVERT[key].default:
+            raise BadInput(f"{key}={given[key]} has no effect with format={kind}; leave it out")
     known = known_part(archive.name)
-    given["key"] = given["key"] or known.get("image_key", "")
+    if "key" in FORMATS[kind]:
+        given["key"] = given["key"] or known.get("image_key", "")
 
     from mbrl.data.convert.run import Job, check_target, convert
     from mbrl.data.dataset import DamagedSet, check_beside
@@ -47,10 +63,12 @@ def run_convert(args: list[str]) -> int:
 
     items = items_of(given, archive)
     job = Job(
-        source=f"{given['format']} of {archive.resolve()}",
+        source=" ".join(
+            [f"{kind} of {archive.resolve()}", *(f"{key}={given[key]}" for key in FORMATS[kind] if given[key])]
+        ),
         folder=to,
         side=given["image"],
-        crop=(given["crop"] or ("centre" if given["format"] == "robonet" else "none")) == "centre",
+        crop=(given["crop"] or ("centre" if kind == "robonet" else "none")) == "centre",
         rate=given["rate"] or float(known.get("rate", 1.0)),
         skip=given["damaged"] == "skip",
         limit=given["limit"],
@@ -65,7 +83,7 @@ def run_convert(args: list[str]) -> int:
     except DamagedSet as error:
         show(error.rows)
         raise
-    show(outcome.damaged)
+    show([*outcome.notes, *outcome.damaged])
     print(f"{to} holds {outcome.episodes} episodes, {outcome.written} of them new; {len(outcome.damaged)} left out")
     return DONE
 
@@ -86,10 +104,20 @@ def items_of(given: Mapping[str, Any], archive: Path) -> Any:
     """The reader of the format that was asked for."""
     kind, action = given["format"], given["action"]
     if kind == "published_npz":
-        from mbrl.data.convert.arrays import published_npz
+        from mbrl.data.convert.arrays import Keys, published_npz
 
-        key = given["key"] or "image"
-        return published_npz(archive, image_key=key, action_key="" if action == "none" else action or "action")
+        keys = Keys(
+            image=given["key"] or "image",
+            action="" if action == "none" else action,
+            reward=given["reward"] or "",
+            row=given["action_row"],
+            reward_row=given["reward_row"],
+        )
+        return published_npz(archive, keys)
+    if kind == "drqv2":
+        from mbrl.data.convert.arrays import drqv2
+
+        return drqv2(archive)
     if kind == "video":
         from mbrl.data.convert.pictures import videos
 
@@ -109,4 +137,5 @@ def items_of(given: Mapping[str, Any], archive: Path) -> Any:
     from mbrl.data.convert.rlds import TensorFlowDatasets, rlds
 
     reader = TensorFlowDatasets(archive, given["split"])
-    return rlds(reader, image_key=given["key"] or "image", action_key="" if action in (None, "none") else action)
+    action_key = "" if action in (None, "none") else action
+    return rlds(reader, image_key=given["key"] or "image", action_key=action_key, row=given["action_row"] or "from")

@@ -35,7 +35,7 @@ CODES_BY_NAME = {  # classes whose modules are too heavy to import here; they co
     "mbrl.envs.simulator.EnvDataError": DIVERGED,  # an action or a reward that is no number, a world that breaks
     "mbrl.io.tree.Diverged": DIVERGED,  # a checkpoint would hold numbers that are none
     "worldmodel.processes.Lost": BUG,  # another process has said why, or was killed
-    "mbrl.envs.pixels.NoRendering": BAD_INPUT,  # its message is the package to install
+    "mbrl.envs.back_end.NoRendering": BAD_INPUT,  # its message is the package to install
 }
 
 
@@ -58,6 +58,9 @@ def one_line(error: BaseException) -> str:
     """The error as a person reads it: its words on one line, its type only if it has no words."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        places = [str(place) for place in (error.filename, error.filename2) if place is not None]
+        return f"{' to '.join(places)}: {error.strerror}"
     return " ".join(str(getattr(error, "headline", error)).split()) or type(error).__name__
 
 

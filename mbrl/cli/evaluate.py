@@ -1,6 +1,6 @@
 """Score a trained agent, or any policy of yours, on the evaluation episodes.
 
-usage: mbrl eval run=DIR [episodes=20] [device=cpu] [--config-dir DIR]
+usage: mbrl eval run=DIR [episodes=20] [device=cpu] [to=PATH.json] [--config-dir DIR]
        mbrl eval policy=package.module.Name [task.name=...] [protocol=...] [episodes=20] [seeds=0,1] [to=DIR]
 
   mbrl eval run=runs/mine episodes=50            the weights that the run's own final score is of
@@ -11,7 +11,8 @@ Of the newest checkpoint the best weights so far are scored, or with evaluation.
 have the same starts and goals as those of the run's first (random) and last evaluation: episode by episode the
 first ones here are the ones there. Nothing was chosen or trained on them. With more episodes new ones follow.
 
-Writes evaluation.json (the same schema as the run's own result.json) into the run folder and changes nothing else.
+Writes evaluation.json (the same schema as the run's own result.json) into the run folder, or to=, and changes nothing
+else.
 
   mbrl eval policy=mine.Greedy task.name=plate-slide-v3 protocol=ivideogpt episodes=50 seeds=0,1,2 to=results/greedy
 
@@ -22,11 +23,12 @@ run of that seed is scored on. task and protocol are given as for mbrl train. to
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mbrl.cli.errors import DONE
-from mbrl.cli.words import Word, there, whole, words
+from mbrl.cli.errors import DONE, BadInput
+from mbrl.cli.words import Word, place, there, whole, words
 from mbrl.program import program
 
 if TYPE_CHECKING:
@@ -36,11 +38,19 @@ KEYS = {
     "run": there("run", f"the folder of a run, as `{program()} train` printed it"),
     "episodes": whole(20),
     "device": Word("cpu, cuda or cuda:<n>"),
+    "to": place("to", "a file", file=True),
 }
 
 
+def check_writable(path: Path) -> None:
+    """Before any episode is played. Raises: BadInput where nothing can be written."""
+    folder = next(above for above in path.absolute().parents if above.exists())
+    if path.is_dir() or not os.access(folder, os.W_OK):
+        raise BadInput(f"{path} cannot be written; give to=PATH.json, a file in a folder of yours")
+
+
 def run(args: list[str]) -> int:
-    """Prints the score and writes evaluation.json into the run folder."""
+    """Prints the score and writes evaluation.json into the run folder, or elsewhere."""
     from mbrl.cli.compose import own_folder, take_config_dir
 
     typed, own = take_config_dir(args)
@@ -58,6 +68,8 @@ def run(args: list[str]) -> int:
     from mbrl.rundir.result import EVALUATION, result_of
     from mbrl.rundir.schema import write_json
 
+    path: Path = asked["to"] or folder / EVALUATION
+    check_writable(path)
     configs = configs_of(folder, own=own, device=asked["device"])
     trained = read_trained(folder, configs)
     score = trained.eval_setup.evaluator.score(trained.eval_setup.agent, asked["episodes"])
@@ -75,7 +87,7 @@ def run(args: list[str]) -> int:
         random=trained.random,
         wall_s=trained.wall_s,
     )
-    path = folder / EVALUATION
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, result)
     print(f"written to {path}")
     return DONE

@@ -10,11 +10,14 @@ import faulthandler
 import importlib
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from mbrl.cli.errors import DONE, BadInput, did_you_mean, guarded
+from mbrl.envs.back_end import unimportable
+from mbrl.program import packaged_configs
 from mbrl.ranks import current
 
 NAMES = (
@@ -23,6 +26,8 @@ NAMES = (
 )  # fmt: skip
 VERBS = {name: f"mbrl.cli.{'evaluate' if name == 'eval' else name}" for name in NAMES}
 """The module whose `run(args) -> int` does it; its docstring is the help: a summary, a blank line, the usage."""
+COMPOSED = ("train", "pretrain", "predict", "transfer")
+"""Verbs whose words are laid on files under configs/."""
 USAGE = """usage: mbrl VERB [...] [--debug]
 
 Model-based reinforcement learning inside token world models.
@@ -43,6 +48,24 @@ def help_of(verb: str) -> tuple[str, str]:
     text = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8")), clean=False) or ""
     summary, _, usage = text.strip().partition("\n\n")
     return summary.rstrip("."), usage
+
+
+def settings(verb: str) -> str:
+    """The keys and groups of a verb's root file, each with its line, and the variants of every group."""
+    configs = packaged_configs()
+    _, _, root = (configs / f"{verb}.yaml").read_text(encoding="utf-8").partition("defaults:")
+    groups = {
+        found[2]: found[1] for found in re.finditer(r"^  - (?:optional )?/?(?:(\w+)@)?(\w+):", root, re.MULTILINE)
+    }
+    wide = max(map(len, groups))
+    lines = ["Groups and their variants (group=variant; the files under configs/ hold every key and a line about it):"]
+    for place, group in groups.items():
+        folder = configs / (group or place)
+        lines.append(f"  {place.ljust(wide)}  {' '.join(sorted(path.stem for path in folder.glob('*.yaml')))}")
+    keys = re.findall(r"^[a-z]\w*:.*(?:\n  .+)*", root, re.MULTILINE)
+    return "\n".join(
+        [*lines, "", "Keys (key=value; --cfg prints all, as composed from the other words):", *("  " + k for k in keys)]
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,9 +90,20 @@ def dispatch(words: list[str]) -> int:
         raise BadInput(f"unknown verb {name}{hint}")
     if "-h" in rest or "--help" in rest:
         print(help_of(name)[1])
+        if name in COMPOSED:
+            print("\n" + settings(name))
+        return DONE
+    if "--cfg" in rest and name in COMPOSED:
+        from omegaconf import OmegaConf
+
+        from mbrl.cli.compose import compose
+
+        print(OmegaConf.to_yaml(compose(name, joined([word for word in rest if word != "--cfg"]))), end="")
         return DONE
     if current().world > 1 and name not in ("train", "pretrain"):
         raise BadInput(f"torchrun starts several processes, and mbrl {name} is for one: start it without torchrun")
+    for complaint in unimportable():
+        raise BadInput(complaint)
     code: int = importlib.import_module(VERBS[name]).run(joined(rest))
     return code
 

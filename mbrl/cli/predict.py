@@ -23,7 +23,7 @@ from typing import Any
 
 from mbrl.cli.compose import compose, own_folder, take_config_dir
 from mbrl.cli.errors import DONE, BadInput
-from mbrl.cli.words import progress, target
+from mbrl.cli.words import expanded, progress, target
 
 
 def run(args: list[str]) -> int:
@@ -76,7 +76,7 @@ def run(args: list[str]) -> int:
     )
     found = as_json(config, loaded, clips, evaluation, data=composed, missing=missing, seen=seen)
     print("\n".join(table(evaluation, judge.metrics, samples=samples)))
-    folder = Path(config.to).expanduser()
+    folder = expanded(config.to)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "prediction.json", (json.dumps(found, indent=1) + "\n").encode())
     if evaluation.videos:
@@ -106,7 +106,7 @@ def understand(args: list[str]) -> tuple[Any, Any, Mapping[str, Any], Path | Non
     composed = compose("predict", [*typed, *([f"--config-dir={own}"] if own else [])])
     plain: Any = OmegaConf.to_container(composed)
     node = plain.pop("data") if stored is None else (plain.pop("data"), stored)[1]
-    to = str(target("to", plain.pop("to") or f"predictions/{Path(plain['init']).expanduser().resolve().name}"))
+    to = str(target("to", plain.pop("to") or f"predictions/{expanded(plain['init']).resolve().name}"))
     try:
         lists = {name: tuple(value) for name, value in plain.items() if isinstance(value, list)}
         config = PredictConfig(**{**plain, **lists, "to": to})
@@ -124,7 +124,7 @@ def data_words(words: list[str]) -> tuple[list[str], Path | None]:
     typed, episode = [], None
     for word in words:
         key, _, value = word.partition("=")
-        path = Path(value).expanduser()
+        path = expanded(value)
         if key != "data" or (not path.exists() and "/" not in value and path.suffix != ".npz"):
             typed.append(word)  # a variant of the group, such as data=oxe
             continue
@@ -140,7 +140,7 @@ def own_data(words: list[str]) -> Mapping[str, Any] | None:
     from mbrl.rundir.folder import holds_run, read_config
 
     init = next((word.partition("=")[2] for word in words if word.startswith("init=")), "")
-    folder = Path(init).expanduser()
+    folder = expanded(init)
     if not init or not holds_run(folder):
         return None
     found = read_config(folder, verb="pretrain", marks=("seed",)).get("data")
@@ -172,7 +172,7 @@ def judge_of(config: Any) -> tuple[Any, dict[str, str]]:
 
 def path_of(text: str | None) -> Path | None:
     """The file that a user named."""
-    return None if text is None else Path(text).expanduser()
+    return None if text is None else expanded(text)
 
 
 def ways_of(baselines: Any, *, actions: bool, clips: int) -> list[Any]:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import datetime
 import logging
-import shlex
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,11 +25,12 @@ from typing import Any
 
 from mbrl.cli.compose import chosen, compose, compose_onto, take_config_dir, typed
 from mbrl.cli.compose import own_folder as own_folder_of
+from mbrl.cli.console import setup_logging
 from mbrl.cli.errors import DONE
 from mbrl.cli.ranked import broadcast_decision, device_of
-from mbrl.cli.train import as_plain, compose_new, refuse_idle, setup_logging
-from mbrl.cli.words import target
-from mbrl.program import program
+from mbrl.cli.train import as_plain, compose_new, refuse_idle
+from mbrl.cli.words import expanded, target
+from mbrl.program import command
 from mbrl.ranks import Ranks, current
 
 log = logging.getLogger("mbrl")
@@ -78,12 +78,8 @@ def run(args: list[str]) -> int:
                 log.info("%s", line)
         pretrain(state)
         if state.stopped:
-            log.info(
-                "stopped and saved at update %d; continue with: %s pretrain run_dir=%s",
-                state.updates,
-                program(),
-                shlex.quote(str(folder)),
-            )
+            again = command("pretrain", take_config_dir(args)[1], run_dir=folder)
+            log.info("stopped and saved at update %d; continue with: %s", state.updates, again)
             return SAVED_PLEASE_REQUEUE
         log.info("weights, ready for mbrl train init=... and mbrl predict: %s", folder)
     return DONE
@@ -112,7 +108,7 @@ def check_sources(configs: Any) -> None:
     from worldmodel.seeds import Seeds
 
     if configs.init is not None:
-        check_origin(Path(configs.init).expanduser())
+        check_origin(expanded(configs.init))
     if configs.worldmodel.losses.lpips and "tokenizer" in configs.stage.parts:
         located("lpips-vgg", None)
     configs.data.drawn_from(seeds=Seeds(configs.seed), split="train")

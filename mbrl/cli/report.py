@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mbrl.cli.errors import DONE, BadInput
-from mbrl.cli.words import Word, place, words
+from mbrl.cli.words import Word, expanded, place, words
 from mbrl.program import program
 
 KEYS = {
@@ -45,10 +45,10 @@ def run(args: list[str]) -> int:
 
 def found(value: str) -> Iterator[Path]:
     """The folders that `run=` names, in its order. Raises: BadInput for one that is none, or is named twice."""
-    whole = Path(value).expanduser()
+    whole = expanded(value)
     seen: set[Path] = set()
     for name in [value] if whole.is_dir() else value.split(","):
-        folder = Path(name).expanduser()
+        folder = expanded(name)
         if not name or not folder.is_dir():
             raise BadInput(f"run={name} is not a folder; give the folder of a run, as `{program()} train` printed it")
         if folder.resolve() in seen:

@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
@@ -28,10 +26,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from mbrl.cli.compose import chosen, compose, compose_onto, decided, merged, own_folder, take_config_dir, typed
+from mbrl.cli.console import setup_logging
 from mbrl.cli.errors import DONE, BadInput
 from mbrl.cli.ranked import broadcast_decision, device_of
-from mbrl.cli.words import target
-from mbrl.program import program
+from mbrl.cli.words import expanded, target
+from mbrl.program import command
 from mbrl.ranks import Ranks, current
 
 log = logging.getLogger("mbrl")
@@ -88,14 +87,35 @@ def run(args: list[str]) -> int:
         return begin(resolved, configs, args, processes) if processes.first else join(resolved, configs, processes)
 
 
+def spelled_out(args: Sequence[str]) -> list[str]:
+    """`demos=DIR` as `demos_from=DIR demos=<all of its episodes>`. Raises: BadInput for what is no data set."""
+    words: list[str] = []
+    for word in args:
+        key, _, value = word.partition("=")
+        if key.lstrip("+") != "demos" or not value or value.lstrip("-").isdigit():
+            words.append(word)
+            continue
+        from mbrl.data.dataset import DataSet, EpisodeCache
+
+        folder = expanded(value)
+        try:
+            count = len(DataSet(folder, cache=EpisodeCache(0)))
+        except (ValueError, OSError) as error:
+            raise BadInput(f"demos must be a whole number (got {value}), or a data set: {error}") from error
+        words += [f"demos_from={folder}", f"demos={count}"]
+    return words
+
+
 def possible(args: list[str], ranks: Ranks) -> dict[str, Any]:
     """What `args` mean, once it is known to be possible; plain JSON. Raises: ValueError."""
-    from mbrl.run.assemble import Configs
+    from mbrl.run.assemble import Configs, recorded
     from mbrl.run.rehearsal import rehearsed
 
     resolved = resolve_run(args)
     configs = Configs.of(resolved.plain, trusted=resolved.trusted, world=ranks.world)
     rehearsed(configs.rehearsal, configs.protocol)  # before there is a folder
+    if configs.demos_from is not None and resolved.stored is None:
+        recorded(configs)
     return resolved.plain_json()
 
 
@@ -116,7 +136,7 @@ def join(resolved: ResolvedRun, configs: Any, processes: Any) -> int:
 
 def begin(resolved: ResolvedRun, configs: Any, args: list[str], processes: Any) -> int:
     """Trains in the first process, which writes all that is written."""
-    folder = resolved.folder
+    folder, own = resolved.folder, take_config_dir(args)[1]
 
     from mbrl.envs.simulator import EnvDataError
     from mbrl.files import clear_temporaries
@@ -149,7 +169,9 @@ def begin(resolved: ResolvedRun, configs: Any, args: list[str], processes: Any) 
             log.info("%s", line)
         with state.logger:
             resumed = state.checkpoints.load(state.parts())
-            check_recorded(state.replay.store.stored, state.collector.env.widths)
+            foreign = configs.demos if configs.demos_from is not None else 0  # they know what their recorder told
+            ours = [one for one in state.replay.store.stored if one.episode.number >= foreign]
+            check_recorded(ours, state.collector.env.widths)
             if resolved.stored is not None:
                 if resumed is not None and skip_backlog(state, resolved.stored, resolved.plain):
                     state.save(
@@ -163,23 +185,24 @@ def begin(resolved: ResolvedRun, configs: Any, args: list[str], processes: Any) 
             try:
                 train(state)
             except EnvDataError as error:
-                raise EnvDataError(f"{error}; {saved(folder)}") from error
+                raise EnvDataError(f"{error}; {saved(folder, own)}") from error
     processes.any(False)  # the others wait here
     if state.stopped:
-        again = f"{program()} train run_dir={shlex.quote(str(folder))}"
+        again = command("train", own, run_dir=folder)
         log.info("stopped and saved at env step %d; continue with: %s", state.clock.env_steps, again)
         return SAVED_PLEASE_REQUEUE
-    log.info("%s", summary(state.result(), folder))
+    log.info("%s", summary(state.result(), folder, own))
     return DONE
 
 
-def resolve_run(args: list[str]) -> ResolvedRun:
+def resolve_run(args: Sequence[str]) -> ResolvedRun:
     """Which run `args` mean: a new one as composed, or the one in run_dir, which keeps its own configuration.
 
     Every word that was typed is laid on the stored configuration; only a few keys may thereby change.
     """
     from mbrl.rundir.folder import allowed_classes, check_resumed, default_folder, holds_run, is_free, read_config
 
+    args = spelled_out(args)
     named = typed("train", args, "run_dir")
     if named is None or "${" in str(named):  # chosen by a file, by a reference, or by us
         plain = as_plain(compose("train", args))
@@ -199,7 +222,7 @@ def resolve_run(args: list[str]) -> ResolvedRun:
     return ResolvedRun(plain={**plain, "run_dir": str(folder)}, folder=folder, trusted=True, stored=None, sizes=sizes)
 
 
-def fitted_to_model(plain: dict[str, Any], args: list[str], *, trusted: bool) -> dict[str, Any]:
+def fitted_to_model(plain: dict[str, Any], args: Sequence[str], *, trusted: bool) -> dict[str, Any]:
     """`plain` with nothing owed to what its world model does without. Raises: BadInput for a word about just that."""
     from mbrl.run.lacking import spared
 
@@ -207,7 +230,7 @@ def fitted_to_model(plain: dict[str, Any], args: list[str], *, trusted: bool) ->
     return spared(plain, typed=[word.key for word in merged("train", args, None).values], trusted=trusted)
 
 
-def refuse_idle(root: str, plain: Mapping[str, Any], args: list[str], *, trusted: bool) -> None:
+def refuse_idle(root: str, plain: Mapping[str, Any], args: Sequence[str], *, trusted: bool) -> None:
     """Raises: BadInput for a word about what `plain` does without."""
     from mbrl.run.lacking import idle
 
@@ -285,24 +308,14 @@ def as_plain(cfg: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(cfg)
     assert isinstance(plain, dict)
     if isinstance(plain.get("init"), str):
-        plain["init"] = str(Path(plain["init"]).expanduser().resolve())
+        plain["init"] = str(expanded(plain["init"]).resolve())
     if isinstance(plain.get("agent"), dict) and isinstance(plain["agent"].get("goal"), str):
-        plain["agent"]["goal"] = str(Path(plain["agent"]["goal"]).expanduser().resolve())
+        plain["agent"]["goal"] = str(expanded(plain["agent"]["goal"]).resolve())
+    if isinstance(plain.get("demos_from"), str):
+        plain["demos_from"] = str(expanded(plain["demos_from"]).resolve())
     if isinstance(plain.get("rehearsal"), list):
-        plain["rehearsal"] = [str(Path(str(folder)).expanduser().resolve()) for folder in plain["rehearsal"]]
+        plain["rehearsal"] = [str(expanded(str(folder)).resolve()) for folder in plain["rehearsal"]]
     return {str(key): value for key, value in plain.items()}
-
-
-def setup_logging(path: Path) -> None:
-    """Sends what the run says to the screen and to console.log."""
-    root = logging.getLogger("mbrl")
-    root.setLevel(logging.INFO)
-    root.propagate = False
-    for handler in list(root.handlers):
-        root.removeHandler(handler)
-    for handler in (logging.StreamHandler(sys.stdout), logging.FileHandler(path, encoding="utf-8")):
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        root.addHandler(handler)
 
 
 def describe(state: Any, info: Mapping[str, Any], resumed: int | None) -> str:
@@ -340,17 +353,17 @@ def privileged(obs_keys: Sequence[str]) -> str:
     )
 
 
-def saved(folder: Path) -> str:
+def saved(folder: Path, own: Path | None) -> str:
     """What a run has on disk when its world fails, and how to go on."""
     from mbrl.io.checkpoint import checkpoint_paths
 
     paths = checkpoint_paths(folder / "checkpoints")
     if not paths:
         return f"no checkpoint was saved yet in {folder}"
-    return f"saved up to {paths[0].name}; `{program()} train run_dir={shlex.quote(str(folder))}` goes on from there"
+    return f"saved up to {paths[0].name}; `{command('train', own, run_dir=folder)}` goes on from there"
 
 
-def summary(result: Mapping[str, Any], folder: Path) -> str:
+def summary(result: Mapping[str, Any], folder: Path, own: Path | None) -> str:
     """What was learned and where to look."""
     from mbrl.rundir.result import RESULT, Episodes
 
@@ -364,6 +377,6 @@ def summary(result: Mapping[str, Any], folder: Path) -> str:
         f"  result   {folder / RESULT}",
         f"  curves   {folder / 'eval.csv'}  {folder / 'metrics.csv'}",
         f"  videos   {folder / 'videos'} (eval-*: the agent; openloop-*: truth | imagined | difference)",
-        f"  again    {program()} eval run={shlex.quote(str(folder))} episodes=20",
+        f"  again    {command('eval', own, run=folder, episodes=20)}",
     ]
     return "\n".join(lines)

@@ -14,8 +14,9 @@ from __future__ import annotations
 import datetime
 import logging
 
+from mbrl.cli.console import setup_logging
 from mbrl.cli.errors import DONE
-from mbrl.cli.train import compose_new, setup_logging
+from mbrl.cli.train import compose_new
 from mbrl.cli.words import target
 
 log = logging.getLogger("mbrl")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mbrl.cli.errors import DONE, BadInput, did_you_mean
-from mbrl.cli.words import Word, choice, path, target, whole, words
+from mbrl.cli.words import Word, choice, expanded, path, target, whole, words
 
 
 def new_folder(text: str) -> Path:
@@ -72,7 +72,7 @@ def look(args: list[str]) -> None:
     if places:
         if len(args) > 1:
             raise BadInput(f"inspect takes one folder or file, or presets (got {' '.join(args)})")
-        for title, shapes, more in _on_disk(Path(places[0]).expanduser()):
+        for title, shapes, more in _on_disk(expanded(places[0])):
             _show(title, shapes, more)
         return
     for title, shapes, more in _presets(words("mbrl weights inspect", args, INSPECT)):

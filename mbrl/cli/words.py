@@ -92,16 +92,24 @@ def choice(*names: str, default: str | None = None, needed: bool = False) -> Wor
     return Word(said, read, default, needed)
 
 
+def expanded(text: str | Path) -> Path:
+    """A path as it was typed, with `~` for a home. Raises: BadInput where nobody has that name."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise BadInput(f"{text} names the home of nobody here; write ./{text} if a folder is called so") from error
+
+
 def path(what: str, *, needed: bool = False) -> Word:
     """A path, there or not."""
-    return Word(what, lambda text: Path(text).expanduser(), needed=needed)
+    return Word(what, expanded, needed=needed)
 
 
 def there(key: str, what: str, *, needed: bool = True) -> Word:
     """A folder that is there; where it is not needed a file will do."""
 
     def read(text: str) -> Path:
-        found = Path(text).expanduser()
+        found = expanded(text)
         if not (found.is_dir() or (found.exists() and not needed)):
             raise BadInput(f"{key}={text} is not {'a folder' if needed else 'there'}; give {what}")
         return found
@@ -113,7 +121,7 @@ def place(key: str, what: str, *, needed: bool = False, file: bool = False) -> W
     """A folder, or a file, that will be written, there or not."""
 
     def read(text: str) -> Path:
-        found = Path(text).expanduser()
+        found = expanded(text)
         target(key, found.parent if file else found)
         return found
 
@@ -122,7 +130,7 @@ def place(key: str, what: str, *, needed: bool = False, file: bool = False) -> W
 
 def target(key: str, value: str | Path) -> Path:
     """The folder that something will be written into, there or not. Raises: BadInput if a file is in the way."""
-    folder = Path(value).expanduser()
+    folder = expanded(value)
     found = next(above for above in (folder, *folder.absolute().parents) if above.exists())
     if not found.is_dir():
         raise BadInput(f"{key}={value} cannot be made: {found} is no folder; give a new or an empty folder")

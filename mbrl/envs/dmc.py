@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mbrl.envs.back_end import unfit_variables
 from mbrl.envs.protocol import FreeCamera, NumberedCamera, ProtocolConfig
 from mbrl.envs.simulator import SimStep, UnknownTask, WorldFacts, symlog
 
@@ -84,7 +85,8 @@ class DMCTask:
         )
 
     def complaints(self, protocol: ProtocolConfig) -> Iterator[str]:
-        """About the package, the camera, the length of an episode and its beginning."""
+        """About what draws, the package, the camera, the length of an episode and its beginning."""
+        yield from unfit_variables()
         if importlib.util.find_spec("dm_control") is None:
             yield f"{self.name} needs the package dm-control, which is not installed; type: {INSTALL}"
         if protocol.camera is None or isinstance(protocol.camera, FreeCamera):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import mujoco
 import numpy as np
 
-from mbrl.envs.pixels import Painter, back_end
+from mbrl.envs.back_end import back_end
+from mbrl.envs.pixels import Painter
 from mbrl.envs.protocol import FreeCamera, ProtocolConfig
 
 SOFTWARE = ("llvmpipe", "softpipe", "swrast", "swr", "software")

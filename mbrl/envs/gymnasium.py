@@ -92,7 +92,7 @@ def made(name: str) -> Any:
     """An environment that can be drawn. Raises: ValueError, one line, with Gymnasium's own word on what is missing."""
     os.environ.update({key: value for key, value in SDL.items() if key not in os.environ})
     if "mujoco" in str(gymnasium.spec(name).entry_point) and "MUJOCO_GL" not in os.environ:
-        from mbrl.envs.pixels import back_end
+        from mbrl.envs.back_end import back_end
 
         if (chosen := back_end()) != "native":  # left alone, Gymnasium tries windows first, and cannot go on
             os.environ["MUJOCO_GL"] = chosen

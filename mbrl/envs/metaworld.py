@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mbrl.envs.back_end import unfit_variables
 from mbrl.envs.protocol import NamedCamera, NumberedCamera, ProtocolConfig
 from mbrl.envs.simulator import SimStep, UnknownTask, WorldFacts
 
@@ -66,7 +67,8 @@ class MetaWorldTask:
         )
 
     def complaints(self, protocol: ProtocolConfig) -> Iterator[str]:
-        """About the camera and the length of an episode."""
+        """About what draws, the camera and the length of an episode."""
+        yield from unfit_variables()
         camera = protocol.camera
         if camera is None:
             yield (

@@ -1,4 +1,4 @@
-"""Pictures of MuJoCo worlds: finds a GL back end, keeps one GL context per process, draws uint8 frames.
+"""Pictures of MuJoCo worlds: keeps one GL context per process, draws uint8 frames.
 
 Knows nothing of tasks or rewards. The context belongs to the thread that drew first.
 """
@@ -6,10 +6,8 @@ Knows nothing of tasks or rewards. The context belongs to the thread that drew f
 from __future__ import annotations
 
 import atexit
-import ctypes
-import ctypes.util
 import os
-import platform
+import re
 import weakref
 from typing import Any
 
@@ -17,77 +15,12 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from mbrl.envs.back_end import NoRendering, back_end
 from mbrl.envs.protocol import Camera, FreeCamera, NamedCamera, NumberedCamera, ProtocolConfig
 
-_EGL_PLATFORM_DEVICE = 0x313F
 _MAX_GEOMS = 2000
-
-NO_GL = (
-    "no GL back end to draw MuJoCo frames with: install Mesa's EGL (Debian: apt-get install libegl1 libgl1-mesa-dri) "
-    "or OSMesa (apt-get install libosmesa6); a choice can be forced with MUJOCO_GL=egl or MUJOCO_GL=osmesa"
-)
-
-
-class NoRendering(RuntimeError):
-    """This machine cannot draw frames; the message says what to install."""
-
-
-def _egl_answers() -> bool:
-    """Whether libEGL lists a device that can be initialised.
-
-    Asked through ctypes, because the first import of PyOpenGL fixes its platform for the whole process: a failed
-    attempt with EGL would shut the door to OSMesa.
-    """
-    try:
-        egl = ctypes.CDLL("libEGL.so.1")
-    except OSError:
-        return False
-    egl.eglGetProcAddress.restype = ctypes.c_void_p
-    addresses = [egl.eglGetProcAddress(name) for name in (b"eglQueryDevicesEXT", b"eglGetPlatformDisplayEXT")]
-    if not all(addresses):
-        return False
-    query = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(addresses[0])
-    display_of = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(addresses[1])
-    devices, found = (ctypes.c_void_p * 16)(), ctypes.c_int()
-    if not query(16, devices, ctypes.byref(found)):
-        return False
-    for device in devices[: found.value]:
-        display = display_of(_EGL_PLATFORM_DEVICE, device, None)
-        if display and egl.eglInitialize(ctypes.c_void_p(display), None, None):
-            return True
-    return False
-
-
-def _osmesa_answers() -> bool:
-    name = ctypes.util.find_library("OSMesa")
-    if name is None:
-        return False
-    try:
-        ctypes.CDLL(name)
-    except OSError:
-        return False
-    return True
-
-
-def back_end() -> str:
-    """`egl`, `osmesa` or what MUJOCO_GL says (which is never overruled); `native` where the system has its own.
-
-    Raises: NoRendering with the packages to install.
-    """
-    asked = os.environ.get("MUJOCO_GL", "").lower().strip()
-    if asked in ("disable", "disabled", "off", "false", "0"):
-        raise NoRendering(f"MUJOCO_GL={asked} forbids drawing; unset it, or set it to egl or osmesa")
-    if asked in ("egl", "osmesa"):
-        if not (_egl_answers() if asked == "egl" else _osmesa_answers()):
-            raise NoRendering(f"MUJOCO_GL={asked} does not work here: {NO_GL}")
-        return asked
-    if asked or platform.system() != "Linux":
-        return "native"
-    if _egl_answers():
-        return "egl"
-    if _osmesa_answers():
-        return "osmesa"
-    raise NoRendering(NO_GL)
+OBEYED = re.compile(r"MUJOCO_(GL|EGL)|PYOPENGL|LIBGL|MESA|EGL_|__EGL|__GLX|GALLIUM|DISPLAY$")
+"""Variables that OpenGL's libraries obey."""
 
 
 class _Display:
@@ -99,14 +32,7 @@ class _Display:
 
     def make_current(self) -> None:
         if self.context is None:
-            chosen = back_end()
-            if chosen == "egl":
-                from mujoco.egl import GLContext
-            elif chosen == "osmesa":
-                from mujoco.osmesa import GLContext
-            else:
-                from mujoco.gl_context import GLContext
-            self.context = GLContext(256, 256)
+            self.context = _opened(back_end())
             atexit.register(self.close)  # runs before the eglTerminate that mujoco.egl registered just now
         self.context.make_current()
 
@@ -116,6 +42,23 @@ class _Display:
         if self.context is not None:
             self.context.free()
             self.context = None
+
+
+def _opened(chosen: str) -> Any:
+    """A GL context of this back end. Raises: NoRendering with what it says, and the variables that it obeys."""
+    try:
+        if chosen == "egl":
+            from mujoco.egl import GLContext
+        elif chosen == "osmesa":
+            from mujoco.osmesa import GLContext
+        else:
+            from mujoco.gl_context import GLContext
+        return GLContext(256, 256)
+    except Exception as error:  # OpenGL's libraries raise anything
+        said = " ".join(str(error).split()) or type(error).__name__
+        named = [f"{key}={value}" for key, value in sorted(os.environ.items()) if OBEYED.match(key)]
+        unset = f"; unset {' '.join(named)}" if named else ""
+        raise NoRendering(f"{chosen} cannot be opened ({said}){unset}") from error
 
 
 _display = _Display()

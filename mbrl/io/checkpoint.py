@@ -134,6 +134,26 @@ def read_newest(folder: Path) -> Checkpoint:
     raise ValueError(f"{folder} holds no checkpoint (no folder step-*)")
 
 
+def newest_json(folder: Path, part: str) -> tuple[Path, Any] | None:
+    """The newest checkpoint whose JSON verifies, and what it holds of `part` without tensors; None where there is none.
+
+    For those who only look; moves nothing.
+    """
+    for path in checkpoint_paths(folder):
+        try:
+            return path, _json_of(path)[part]
+        except (DamagedCheckpoint, KeyError) as error:
+            log.warning("%s; using an older one", error)
+    return None
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    """The JSON of every part. Raises: DamagedCheckpoint."""
+    entry = _read_manifest(path)["files"]["state.json"]
+    state: dict[str, Any] = json.loads(_read_verified(path / "state.json", entry))
+    return state
+
+
 class Checkpoints:
     """The checkpoints of one run. Only the process that holds the run's lock may make one: it tidies up at once.
 
@@ -159,17 +179,17 @@ class Checkpoints:
     def save(self, step: int, parts: Mapping[str, Stateful]) -> Path:
         """Writes the checkpoint of `step` and forgets the oldest; it is on disk when this returns.
 
-        A step that is there already is never written again: its folder is returned.
+        What is saved last has the highest number, so that it is what `load` finds: where `step` or more is there
+        already, with less in it, the number behind the newest is taken.
 
         Raises: Diverged if a number is not finite, ValueError if a state cannot be stored, NotSaved where the disk
         refuses; then nothing has changed.
         """
         if step < 0 or not parts or not all(PART.fullmatch(part) for part in parts):
             raise ValueError(f"step must be >= 0 and parts be named like {PART.pattern} (got {step}, {list(parts)})")
+        newest = max((int(path.name[5:]) for path in checkpoint_paths(self.folder)), default=-1)
+        step = max(step, newest + 1)
         path = self.folder / f"step-{step:09d}"
-        if path.exists():
-            log.warning("%s is saved already and stays as it is", path)
-            return path
         states = {part: split(stateful.state_dict(), name=part) for part, stateful in parts.items()}
         temporary = self.folder / f"{TEMPORARY}{path.name}-{os.getpid()}"
         try:
@@ -177,11 +197,12 @@ class Checkpoints:
             temporary.rename(path)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            needed = sum(tensor.nbytes for _, tensors in states.values() for tensor in tensors.values())
+            needed = sum(tensor.nbytes for _, tensors in states.values() for tensor in tensors.values()) / 1e6
+            free = shutil.disk_usage(self.folder).free / 1e6
+            words = os.strerror(error.errno) if error.errno else str(error)
             raise NotSaved(
-                f"checkpoint of step {step} not written ({error.strerror or error}): it needs about "
-                f"{needed / 1e6:.1f} MB, {shutil.disk_usage(self.folder).free / 1e6:.1f} MB are free at {self.folder}; "
-                "earlier ones are intact"
+                f"checkpoint of step {step} not written ({words}): it needs about {needed:.1f} MB, {free:.1f} MB are "
+                f"free at {self.folder}; earlier ones are intact"
             ) from error
         fsync_folder(self.folder)
         log.info("saved %s", path)
@@ -226,8 +247,7 @@ class Checkpoints:
         states = []
         for path in checkpoint_paths(self.folder):
             try:
-                manifest = _read_manifest(path)
-                states.append(json.loads(_read_verified(path / "state.json", manifest["files"]["state.json"]))[part])
+                states.append(_json_of(path)[part])
             except DamagedCheckpoint as error:
                 log.warning("%s; moved to %s", error, set_aside(path, self.folder / "quarantine"))
         return states

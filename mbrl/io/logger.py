@@ -6,6 +6,8 @@ A resumed run goes on where its checkpoint was: no row twice, none missing. Know
 from __future__ import annotations
 
 import csv
+import errno
+import hashlib
 import io
 import logging
 import os
@@ -19,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mbrl.files import MOST_ROWS, read_plain, set_aside, write_atomically
+from mbrl.files import MOST_ROWS, DamagedFile, fsync, named, read_plain, set_aside, sha256, write_atomically
 from mbrl.io.backends import Background, Sink, TensorBoardSink, WandbSink
 
 log = logging.getLogger(__name__)
@@ -156,6 +158,8 @@ class Table:
         self.path = path
         self.columns: list[str] = []
         self.rows = 0
+        self._written = hashlib.sha256()
+        """Of the file's bytes, as far as it is ours."""
 
     def append(self, row: Mapping[str, float | int]) -> None:
         """Adds a row; a column that it lacks stays empty.
@@ -169,8 +173,20 @@ class Table:
         if new:
             kept = self._read()[1] if self.columns else []
             self._rewrite([*self.columns, *new], kept)
-        self._append_bytes(_line([row.get(name, "") for name in self.columns]))
+        line = _line([row.get(name, "") for name in self.columns])
+        self._append_bytes(line)
+        self._written.update(line)
         self.rows += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON: how far the file had come, and the hash by which its rows are known again."""
+        return {"rows": self.rows, "columns": list(self.columns), "sha256": self._written.hexdigest()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Makes the file what it was; says so if rows are missing. Raises: DamagedFile for other rows than saved."""
+        header, found = self._read() if self.path.exists() else ([], [])
+        check_rows(self.path, header, found, state)
+        self.cut(state["rows"], state["columns"])
 
     def cut(self, rows: int, columns: Sequence[str]) -> None:
         """Makes the file what it was when it had `rows` rows and `columns`; says so if there are fewer."""
@@ -191,7 +207,7 @@ class Table:
         if self.path.exists():
             handle = os.open(self.path, os.O_RDONLY)
             try:
-                os.fsync(handle)
+                fsync(handle, self.path)
             finally:
                 os.close(handle)
 
@@ -206,18 +222,37 @@ class Table:
 
     def _rewrite(self, columns: list[str], rows: Sequence[Sequence[str]]) -> None:
         padded = [[*row, *[""] * (len(columns) - len(row))] for row in rows]
-        write_atomically(self.path, b"".join([_line(columns), *map(_line, padded)]))
-        self.columns = columns
+        content = b"".join([_line(columns), *map(_line, padded)])
+        write_atomically(self.path, content)
+        self.columns, self._written = columns, hashlib.sha256(content)
 
     def _append_bytes(self, content: bytes) -> None:
         handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             size = os.fstat(handle).st_size
-            if os.write(handle, content) < len(content):
-                os.ftruncate(handle, size)  # half a row would spoil the next one
-                raise OSError(28, "No space left on device", str(self.path))
+            with named(self.path, needed=len(content)):
+                if os.write(handle, content) < len(content):
+                    os.ftruncate(handle, size)  # half a row would spoil the next one
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(handle)
+
+
+def check_rows(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]], state: Mapping[str, Any]) -> None:
+    """Compares a table's rows with those that a checkpoint was saved with (`Table.state_dict`), if all are still there.
+
+    Raises: DamagedFile.
+    """
+    count, columns = state["rows"], state["columns"]
+    if len(rows) < count or not count or "sha256" not in state:  # an older checkpoint knows no hash
+        return
+    cells = [dict(zip(header, row, strict=True)) for row in rows[:count]]
+    lines = [_line(columns), *(_line([row.get(name, "") for name in columns]) for row in cells)]
+    if sha256(b"".join(lines)) != state["sha256"]:
+        raise DamagedFile(
+            f"{path}: its first {count} rows are not those that the run saved; bring them back (or move the file away: "
+            "the run goes on without these rows)"
+        )
 
 
 class Logger:
@@ -282,7 +317,7 @@ class Logger:
         for table in self._tables.values():
             table.sync()
         return {
-            "tables": {name: {"rows": t.rows, "columns": list(t.columns)} for name, t in self._tables.items()},
+            "tables": {name: table.state_dict() for name, table in self._tables.items()},
             "wall_s": self.wall_s,
             "env_step": self._env_step,
             "backends": {backend.name: backend.state_dict() for backend in self._backends},
@@ -291,7 +326,7 @@ class Logger:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Cuts the files back to what they were, and goes on from there; services may be others than before."""
         for name, table in self._tables.items():
-            table.cut(state["tables"][name]["rows"], state["tables"][name]["columns"])
+            table.load_state_dict(state["tables"][name])
         self._wall_s, self._since = float(state["wall_s"]), time.monotonic()
         self._env_step = int(state["env_step"])
         for backend in self._backends:

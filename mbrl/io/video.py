@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from mbrl.files import write_atomically
+from mbrl.files import clear_temporaries, write_atomically
 
 SCALE = 4
 """64-pixel frames are unreadable on a screen; enlarged by repeating pixels, so that nothing is invented."""
@@ -113,6 +113,8 @@ class Videos:
             raise ValueError(f"keep must be >= 1 (got {keep})")
         self.folder = folder
         self.keep = keep
+        if folder.is_dir():
+            clear_temporaries(folder)  # of a film that a kill cut off
 
     def gif(self, kind: str, env_step: int, pictures: NDArray[np.uint8], *, fps: float) -> Path:
         """Writes pictures u8 [T, H, W, 3], for example of `strip`, as a GIF that repeats."""

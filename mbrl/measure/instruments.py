@@ -230,6 +230,7 @@ class Instruments:
         if not (isinstance(self.model, Tokenizing) and self.parts):
             return {}
         stored = self.replay.store.stored
+        known = stored[-1].episode.state.shape[1] if stored else 0
         anew = self.model.spec.context == "sliding"
         frames = sum(len(one.episode) for one in stored)
         stride = max(1, math.ceil(frames / (PROBED_ANEW if anew else PROBED)))
@@ -237,7 +238,7 @@ class Instruments:
         for index, one in enumerate(stored):
             first = self.model.spec.context_frames if anew else 0
             at_F = np.arange(first + index % stride, len(one.episode) + 1, stride)
-            if len(at_F):
+            if len(at_F) and one.episode.state.shape == (len(one.episode) + 1, known):  # not of another's recorder
                 context_FC, codes_FE = self._features(index, at_F)
                 contexts.append(context_FC.cpu())
                 codes.append(codes_FE.cpu())

@@ -166,7 +166,8 @@ class EpisodeStore:
     def restore(self, listing: Iterable[Sequence[str]]) -> None:
         """Makes memory and folder what they were when `listing` was taken.
 
-        Files that the listing does not name move to `orphans/`, damaged ones to `quarantine/`.
+        Files that the listing does not name move to `orphans/`, and come back where an older listing names them;
+        damaged ones move to `quarantine/`.
 
         Raises: DamagedEpisode naming every damaged or missing file, unless `on_damage` is `skip`.
         """
@@ -200,6 +201,8 @@ class EpisodeStore:
         read, damage = [], []
         for name, digest in listing:
             path = self.folder / name
+            if (there := self._file(name)) != path:
+                there.rename(path)
             try:
                 read.append(Stored(name=name, digest=digest, episode=read_episode(path, digest=digest)))
             except DamagedEpisode as error:
@@ -207,6 +210,11 @@ class EpisodeStore:
                 if path.exists():
                     set_aside(path, self.folder / "quarantine")
         return read, damage
+
+    def _file(self, name: str) -> Path:
+        """Where an episode lies: a restart from a newer checkpoint, which is damaged by now, may have moved it."""
+        path, aside = self.folder / name, self.folder / "orphans" / name
+        return aside if aside.exists() and not path.exists() else path
 
     def adopt(self, listing: Sequence[Sequence[str]]) -> None:
         """Holds in memory what another process holds, which alone drops and writes; the folder stays as it is.
@@ -218,7 +226,7 @@ class EpisodeStore:
         held = {(stored.name, stored.digest): stored for stored in self.stored}
         self.stored = [
             held.get((name, digest))
-            or Stored(name=name, digest=digest, episode=read_episode(self.folder / name, digest=digest))
+            or Stored(name=name, digest=digest, episode=read_episode(self._file(name), digest=digest))
             for name, digest in listing
         ]
         self._decisions = sum(len(stored.episode) for stored in self.stored)

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mbrl.files import MOST_ROWS, DamagedFile, read_plain
+from mbrl.io.checkpoint import newest_json
+from mbrl.io.logger import check_rows
 from mbrl.rundir.folder import leaves, read_config, read_info, world_model
 from mbrl.rundir.result import Episodes, read_result
 
@@ -111,11 +113,14 @@ class Record:
 def read_record(folder: Path) -> Record:
     """Reads a run folder.
 
-    Raises: ValueError where it is none or has no rows yet; DamagedFile for a file that is not what a run writes.
+    Raises: ValueError where it is none or has no rows yet; DamagedFile for a file that is not what a run writes, and
+    for rows that are not those that the newest checkpoint was saved with.
     """
     config = read_config(folder)
+    checkpoint = newest_json(folder / "checkpoints", "logger")
+    saved = checkpoint[1]["tables"] if checkpoint else {}
     metrics = folder / "metrics.csv"
-    training = read_table(metrics) if metrics.is_file() else []
+    training = read_table(metrics, saved.get("metrics")) if metrics.is_file() else []
     if not training:
         what = "holds no row" if metrics.is_file() else "is missing"
         raise ValueError(f"{metrics} {what}: the run has not come as far as its first row (schedule.log says when)")
@@ -125,15 +130,17 @@ def read_record(folder: Path) -> Record:
         config=config,
         info=read_info(folder),
         training=training,
-        scores=read_table(scores) if scores.is_file() else [],
+        scores=read_table(scores, saved.get("eval")) if scores.is_file() else [],
         result=read_result(folder),
     )
 
 
-def read_table(path: Path) -> list[Row]:
+def read_table(path: Path, saved: Mapping[str, Any] | None = None) -> list[Row]:
     """The rows of a CSV of numbers; empty cells, and a last line that is still being written, are left out.
 
-    Raises: DamagedFile for a cell that is no number, and without the column env_step.
+    Args:
+        saved: what a checkpoint knows of the table.
+    Raises: DamagedFile for a cell that is no number, without the column env_step, and for other rows than were saved.
     """
     try:
         text = read_plain(path, most=MOST_ROWS).decode()
@@ -148,6 +155,8 @@ def read_table(path: Path) -> list[Row]:
         if "env_step" not in row:
             raise DamagedFile(f"{path}, line {number} has no env_step: a run did not write this file")
         rows.append(row)
+    if saved:
+        check_rows(path, header, lines, saved)
     return rows
 
 

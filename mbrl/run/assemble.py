@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from agents.api import Agent, asked, build
+from mbrl.data.dataset import DataSet
 from mbrl.envs.make import make_envs
 from mbrl.envs.rows import RowsEnv
 from mbrl.io.checkpoint import Checkpoints
@@ -20,7 +21,7 @@ from mbrl.replay.store import Stored
 from mbrl.run.best import Best
 from mbrl.run.clock import Clock
 from mbrl.run.collect import Collector
-from mbrl.run.demos import Demos, check_demos
+from mbrl.run.demos import Demos, Played, Recorded, Teacher, check_demos
 from mbrl.run.evaluate import Evaluator
 from mbrl.run.learning import Learning
 from mbrl.run.progress import Progress
@@ -80,6 +81,7 @@ class Configs:
     seed: int
     keep: int
     demos: int
+    demos_from: str | None
     rehearsal: tuple[str, ...]
     groups: Mapping[str, Any]
 
@@ -88,7 +90,8 @@ class Configs:
         """From plain containers, for `world` processes. Raises: ValueError naming the key."""
         groups = {name: make(plain[name], name, trusted=trusted) for name in GROUPS}
         demos = check_demos(plain["demos"])
-        check_together(groups, demos=demos)
+        demos_from = plain.get("demos_from")
+        check_together(groups, demos=demos, recorded=demos_from is not None)
         for complaint in shared(groups, world):
             raise ValueError(complaint)
         if not 0 <= plain["seed"] < 2**31:
@@ -96,7 +99,14 @@ class Configs:
         if plain["keep"] < 2:
             raise ValueError(f"keep must be >= 2: the newest checkpoint may be the damaged one (got {plain['keep']})")
         rehearsal = check_rehearsal(plain["rehearsal"])
-        return cls(seed=plain["seed"], keep=plain["keep"], demos=demos, rehearsal=rehearsal, groups=groups)
+        return cls(
+            seed=plain["seed"],
+            keep=plain["keep"],
+            demos=demos,
+            demos_from=demos_from,
+            rehearsal=rehearsal,
+            groups=groups,
+        )
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -179,7 +189,6 @@ def assemble(
     learning = learning_of(configs, folder, eval_setup, old, stop=stop, processes=processes)
     clock, gate, replay, model = learning["clock"], learning["gate"], learning["replay"], eval_setup.model
     progress = Progress()
-    teaching = worlds_of(configs, stream="demos", rows=1) if configs.demos else None
     collector = Collector(
         envs,
         replay,
@@ -195,7 +204,7 @@ def assemble(
         folder=folder,
         evaluation=configs.evaluation,
         collector=collector,
-        demos=Demos(configs.demos, teaching, replay=replay, clock=clock) if teaching is not None else None,
+        demos=Demos(configs.demos, teacher_of(configs, envs), replay=replay, clock=clock) if configs.demos else None,
         prefiller=eval_setup.prefiller,
         evaluator=eval_setup.evaluator,
         best=Best({"model": model, "agent": eval_setup.agent}),
@@ -213,6 +222,25 @@ def assemble(
         checkpoints=Checkpoints(folder / "checkpoints", keep=configs.keep, info=info),
         info=info,
     )
+
+
+def teacher_of(configs: Configs, env: RowsEnv) -> Teacher:
+    """Who demonstrates: the data set that is named, or the expert of the world."""
+    if configs.demos_from is None:
+        return Played(worlds_of(configs, stream="demos", rows=1))
+    return Recorded(lambda: recorded(configs), env, configs.worldmodel.obs_keys)
+
+
+def recorded(configs: Configs) -> DataSet:
+    """The data set of the demonstrations. Raises: ValueError where it does not fit, or holds too few."""
+    found = rehearsed([configs.demos_from], configs.protocol, key="demos_from")
+    if len(found) != 1 or len(found[0]) < configs.demos:
+        episodes = sum(map(len, found))
+        raise ValueError(
+            f"demos_from={configs.demos_from} holds {episodes} episodes in {len(found)} data sets, "
+            f"demos={configs.demos}; give one data set with enough of them"
+        )
+    return found[0]
 
 
 def assemble_other(configs: Configs, folder: Path, *, stop: Stop, processes: Processes) -> Learning:

@@ -35,18 +35,20 @@ def check_rehearsal(folders: Any) -> tuple[str, ...]:
     return tuple(folders)
 
 
-def rehearsed(folders: Sequence[str], protocol: ProtocolConfig) -> list[DataSet]:
+def rehearsed(folders: Sequence[str], protocol: ProtocolConfig, *, key: str = "rehearsal") -> list[DataSet]:
     """The data sets of these folders, seen as `protocol` says; no episode is read, no world is made.
 
+    Args:
+        key: what named them, for messages.
     Raises: ValueError in one line where one does not fit, or is none; DamagedSet.
     """
     try:
         sets = folders_of(folders, (), EpisodeCache(0)) if folders else []
     except ValueError as error:
-        raise ValueError(f"rehearsal: {error}") from error
+        raise ValueError(f"{key}: {error}") from error
     for data in sets:
         if wrong := _strange(data, protocol):
-            raise ValueError(f"rehearsal={data.folder} does not fit this run: {wrong}; choose another data set")
+            raise ValueError(f"{key}={data.folder} does not fit this run: {wrong}; choose another data set")
     return sets
 
 
@@ -76,9 +78,7 @@ def lent(sets: Sequence[DataSet], env: RowsEnv, obs_keys: Sequence[str]) -> list
     stored = []
     for data in sets:
         for index, name in enumerate(data.names):
-            path, episode = data.folder / name, data.episode(index)
-            if wrong := _unfit(episode, env, obs_keys):
-                raise ValueError(f"rehearsal={path} does not fit this run: {wrong}; choose another data set")
+            path, episode = data.folder / name, fitting(data, index, env, obs_keys, key="rehearsal")
             stored.append(Stored(name=str(path), digest=sha256(path.read_bytes()), episode=episode))
         if data.card.protocol is None:
             log.warning("WARNING: how %s was recorded is not known; it must look and pay like this run", data.folder)
@@ -86,6 +86,15 @@ def lent(sets: Sequence[DataSet], env: RowsEnv, obs_keys: Sequence[str]) -> list
         decisions = sum(len(one.episode) for one in stored)
         log.info("rehearsal: %d episodes (%d decisions) of %d data sets", len(stored), decisions, len(sets))
     return stored
+
+
+def fitting(data: DataSet, index: int, env: RowsEnv, obs_keys: Sequence[str], *, key: str) -> Episode:
+    """Episode `index` of a data set, for a run in `env`. Raises: ValueError where it does not fit; DamagedEpisode."""
+    episode = data.episode(index)
+    if wrong := _unfit(episode, env, obs_keys):
+        path = data.folder / data.names[index]
+        raise ValueError(f"{key}={path} does not fit this run: {wrong}; choose another data set")
+    return episode
 
 
 def _unfit(episode: Episode, env: RowsEnv, obs_keys: Sequence[str]) -> str:

@@ -209,14 +209,10 @@ class Run(Learning):
     def save(self, *, owed: bool = True) -> None:
         """Writes a checkpoint; nothing in it can be lost from then on.
 
-        `owed`: the schedule asked for it, so it counts there. Otherwise (a stop, the end) one of the same env step may
-        be there already with less in it; the newer one takes the next free number.
+        `owed`: the schedule asked for it, so it counts there; a stop, the end and a continued run save unasked.
         """
-        step = self.clock.env_steps
-        while not owed and (self.checkpoints.folder / f"step-{step:09d}").exists():
-            step += 1
         try:
-            self.checkpoints.save(step, self.parts(counting_save=int(owed)))
+            self.checkpoints.save(self.clock.env_steps, self.parts(counting_save=int(owed)))
         except NotSaved as error:
             self.unsaved += 1
             if self.unsaved >= PATIENCE or not owed:

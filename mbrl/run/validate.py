@@ -13,18 +13,19 @@ from mbrl.replay.store import Footprint, Stored, available_ram, expected_bytes
 from worldmodel.none import NullModelConfig
 
 
-def check_together(groups: Mapping[str, Any], *, demos: int = 0) -> None:
-    """`demos`: demonstrations that the replay holds beside its capacity.
+def check_together(groups: Mapping[str, Any], *, demos: int = 0, recorded: bool = False) -> None:
+    """`demos`: demonstrations that the replay holds beside its capacity; `recorded`: nobody has to play them.
 
     Raises: ValueError with the first disagreement: the key, its value, what it is up against, and a mend.
     """
-    for complaint in complaints(groups, demos=demos):
+    for complaint in complaints(groups, demos=demos, recorded=recorded):
         raise ValueError(complaint)
 
 
-def complaints(groups: Mapping[str, Any], *, demos: int = 0) -> Iterator[str]:
+def complaints(groups: Mapping[str, Any], *, demos: int = 0, recorded: bool = False) -> Iterator[str]:
     """Every disagreement, most basic first."""
-    yield from worlds(groups, demos)
+    yield from worlds(groups, 0 if recorded else demos)
+    yield from weights(groups)
     yield from owed_to(groups)
     yield from dreams(groups)
     if "tokenizer" in asked(groups["worldmodel"]):
@@ -61,7 +62,7 @@ def imitations(groups: Mapping[str, Any], demos: int) -> Iterator[str]:
     for key, agent in agents.items():
         if getattr(agent, "imitates", False) and not demos:
             without = f"; or set {key}.bc_coef=0 (got {agent.bc_coef})" if hasattr(agent, "bc_coef") else ""
-            yield f"{key} ({type(agent).__name__}) needs demonstrations to imitate: set demos=5{without}"
+            yield f"{key} ({type(agent).__name__}) needs demonstrations to imitate: set demos=5 or demos=DIR{without}"
 
 
 def worlds(groups: Mapping[str, Any], demos: int) -> Iterator[str]:
@@ -77,7 +78,7 @@ def worlds(groups: Mapping[str, Any], demos: int) -> Iterator[str]:
     if facts.expert:
         return
     if demos:
-        yield f"demos={demos} needs a scripted expert, and {task.name} has none; leave demos out"
+        yield f"demos={demos} needs a scripted expert, and {task.name} has none; leave demos out or give demos=DIR"
     for name in ("agent", "prefill"):
         if "expert" in asked(groups[name]):
             yield f"{name} asks a scripted expert, and {task.name} has none; choose another, for example {name}=random"
@@ -240,6 +241,32 @@ def clips(groups: Mapping[str, Any]) -> Iterator[str]:
             f"fit.{last}.length={length} must be > worldmodel.burn_in={model.burn_in}, "
             f"or no frame is left to predict; for example {model.max_frames}"
         )
+
+
+def weights(groups: Mapping[str, Any]) -> Iterator[str]:
+    """The largest matrices of the networks fit into memory: a lower bound, before anything is built."""
+    free, cpu = available_ram(), groups["compute"].device == "cpu"
+    for key, value, numbers in matrices(groups):
+        needed = numbers * 4 * (4 if cpu else 1)  # beside the weights their gradients and Adam's two moments
+        if needed > free:
+            yield (
+                f"{key}={value} needs at least {needed / 1e9:.0f} GB of memory for its weights, "
+                f"{free / 1e9:.2f} GB are free; lower it"
+            )
+
+
+def matrices(groups: Mapping[str, Any]) -> Iterator[tuple[str, Any, int]]:
+    """(key, value, how many numbers it makes at least) of the sizes that grow with their square."""
+    if "tokenizer" in asked(groups["worldmodel"]):
+        net, frames = groups["transformer"], groups["tokenizer"]
+        yield "transformer.hidden", net.hidden, net.layers * net.hidden * (4 * net.hidden + 3 * net.mlp)
+        blocks = [str(width) for width in frames.block_out_channels]
+        widest = max(frames.block_out_channels)
+        yield "tokenizer.block_out_channels", f"[{','.join(blocks)}]", 2 * frames.layers_per_block * (3 * widest) ** 2
+    agent = groups["agent"]
+    for key, holder in (("agent", agent), ("agent.nets", getattr(agent, "nets", None))):
+        if units := getattr(holder, "units", 0):
+            yield f"{key}.units", units, 2 * units**2  # an actor's and a critic's
 
 
 def amounts(groups: Mapping[str, Any], demos: int) -> Iterator[str]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from typing import Any
 import yaml
 
 from mbrl.files import TEMPORARY, DamagedFile, check_plain, read_plain, sha256, write_atomically
-from mbrl.program import program
+from mbrl.program import command
 from mbrl.rundir.build import OURS
 from mbrl.rundir.machine import machine_info
 
@@ -58,7 +57,7 @@ def default_folder(plain: Mapping[str, Any], variants: Mapping[str, str]) -> Pat
     model = variants["transformer" if world_model(plain) == "ivideogpt" else "worldmodel"]
     method = f"{variants['agent']}-{model}"
     if plain["demos"]:  # never averaged with runs that had none
-        method += f"-demos{plain['demos']}"
+        method += f"-{'recorded' if plain.get('demos_from') else 'demos'}{plain['demos']}"
     if plain["rehearsal"]:
         method += "-rehearsal"
     return Path("runs") / plain["task"]["name"] / method / f"seed-{plain['seed']}" / stamp
@@ -115,10 +114,8 @@ def read_config(folder: Path, *, verb: str = "train", marks: tuple[str, ...] = (
     """
     path = folder / "config.yaml"
     if not path.is_file():
-        raise ValueError(
-            f"{folder} is not a run folder: it has no config.yaml; "
-            f"`{program()} {verb} run_dir={shlex.quote(str(folder))}` makes one"
-        )
+        made = f"`{command(verb, run_dir=folder)}` makes one" if is_free(folder) else "give the folder of a run"
+        raise ValueError(f"{folder} is not a run folder: it has no config.yaml; {made}")
     check_plain(folder)
     try:
         plain = PlainLoader(read_plain(path)).get_single_data()

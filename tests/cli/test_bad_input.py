@@ -95,6 +95,11 @@ worldmodel.decoding.passes=2 | worldmodel.decoding.passes must be null with kind
 worldmodel.decoding={kind:masked,passes:1} | worldmodel.decoding.passes must be >= 2 with kind=masked (got 1) | parallel
 worldmodel.decoding={kind:masked,passes:5} | worldmodel.decoding.passes=5 must be <= 4, the codes of a frame
 worldmodel.decoding={kind:masked,passes:two} | worldmodel.decoding.passes must be >= 2 with kind=masked (got two)
+transformer.hidden=64000 transformer.heads=4     | transformer.hidden=64000 needs at least | GB are free; lower it
+transformer.mlp=900000000                        | transformer.hidden=64 needs at least
+tokenizer.block_out_channels=[32,600000]         | tokenizer.block_out_channels=[32,600000] needs at least | lower it
+agent.units=2000000                              | agent.units=2000000 needs at least | GB are free; lower it
+agent=drqv2 worldmodel=none agent.nets.units=2000000 | agent.nets.units=2000000 needs at least
 transformer.heads=7                              | transformer.hidden must be a multiple of 2 * heads = 14
 transformer.dropout=1                            | transformer.dropout must be in [0, 1) (got 1.0)
 transformer.positions=16                         | worldmodel.max_frames= | transformer.positions=16 | raise
@@ -124,7 +129,7 @@ seed=1,2                                         | seed=1,2 is several values
 seed                                             | seed is not a setting | key=value
 --seed=3                                         | unknown option --seed=3
 -m seed=1                                        | -m is not known here | mbrl bench | for each of several values
-run_dir=~x/runs=3                                | cannot read run_dir=~x/runs=3 | quotes
+run_dir=~no_such_user/x=3                           | ~no_such_user/x=3 names the home of nobody here
 --config-dir=/nowhere                            | --config-dir /nowhere is not a folder
 schedule.total=9000000000 replay.capacity=9000000000 | replay.capacity=9000000000 needs | free | lower
 task=metaworld protocol=mwm protocol.decisions=600 | protocol.decisions=600 | 500 | lower protocol.decisions to

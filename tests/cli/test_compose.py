@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError
 
 import mbrl.cli.compose as module
-from mbrl.cli.compose import chosen, compose
+from mbrl.cli.compose import chosen, compose, parse
 from mbrl.cli.errors import BadInput
 
 FILES = {
@@ -131,7 +131,7 @@ def test_nothing_is_written_and_the_working_folder_stays(tmp_path: Path, monkeyp
         ("~seed", "~seed would remove seed"),
         ("seed", "seed is not a setting|key=value"),
         ("=3", "=3 has no key"),
-        ("run_dir=~/x", "cannot read run_dir=~/x|'run_dir=\"~/x\"'"),
+        ("task.name=a(", "cannot read task.name=a(|'task.name=\"a(\"'"),
         ("agent._target_=os.system", "agent._target_=os.system|--config-dir"),
         ("hydra.run.dir=x", "hydra.run.dir=x|run_dir=DIR"),
         ("-m", "-m is not known here|mbrl bench"),
@@ -167,3 +167,28 @@ def test_a_variant_inside_a_variant_is_chosen_by_its_place_and_can_be_of_ones_ow
         compose("train", ["agent=holder", "agent.inner=othr"], tmp_path)
     with pytest.raises(BadInput, match=r"agent\.inner=other: the files do not compose"):
         compose("train", ["agent.inner=other"], tmp_path)
+
+
+NAMES = (
+    "plain", "with space", "a@b", "100%", "Müller", "run (1)", "lr=0.1", "a,b", "a#b", "it's", 'a"b', "[x]", "世界",
+    "Müller (2) = neu, ok", "back\\slash", "{brace}", "-dash", "tilde~", "a:b", "$HOME", "*",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_may_have_any_name(name: str, tmp_path: Path) -> None:
+    own = write(tmp_path / name, {"agent/mine": "_target_: my_pkg.Mine\nw: 3\n"})
+    run = tmp_path / name / "run"
+    cfg = compose("train", ["agent=mine", f"--config-dir={own}", f"run_dir={run}"])
+    assert (cfg.agent.w, cfg.run_dir) == (3, str(run))
+    assert compose("train", [f"run_dir={name}"]).run_dir == name
+    if not set(name) & set(",\"'{$"):  # those want quotes in a list
+        assert parse(f"rehearsal=[{run}]", {}).value == [str(run)]
+
+
+def test_a_quoted_path_and_a_list_of_paths_are_read_as_before() -> None:
+    assert compose("train", ['run_dir="/a b/c"']).run_dir == "/a b/c"
+    assert compose("train", ["run_dir=null"]).run_dir is None
+    assert parse("data.folders=[a b,c/ü (1)]", {}).value == ["a b", "c/ü (1)"]
+    assert parse('data.folders=["a,b",c]', {}).value == ["a,b", "c"]
+    assert parse("rehearsal=[]", {}).value == []

@@ -138,7 +138,7 @@ def test_a_verb_gets_the_rest_of_the_line_and_gives_the_exit_code(monkeypatch: p
 
 
 def test_errors_of_heavy_modules_have_their_codes_by_name() -> None:
-    from mbrl.envs.pixels import NoRendering
+    from mbrl.envs.back_end import NoRendering
     from mbrl.envs.simulator import EnvDataError, UnknownTask
     from mbrl.io.tree import Diverged
 

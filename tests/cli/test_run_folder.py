@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,19 @@ def test_a_run_is_scored_on_another_device_and_with_less_memory_than_its_replay_
     )
     assert "cuda:99" in refused(["eval", f"run={folder}"], capsys)
     assert main(["eval", f"run={folder}", "episodes=1", "device=cpu"]) == 0
+
+
+def test_a_run_that_cannot_be_written_to_is_scored_elsewhere(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder.resolve() and real(path, mode))
+    said = refused(["eval", f"run={folder}", "episodes=1000000"], capsys)
+    assert "evaluation.json cannot be written; give to=PATH.json" in said
+    to = tmp_path / "scores" / "mine.json"
+    assert main(["eval", f"run={folder}", "episodes=1", f"to={to}"]) == 0
+    assert json.loads(to.read_text())["seed"] == 0 and not (folder / "evaluation.json").exists()
+    assert "cannot be written" in refused(["eval", f"run={folder}", f"to={tmp_path}"], capsys)
 
 
 def test_the_newest_checkpoint_is_scored_and_where_it_is_damaged_it_is_named_and_the_older_one_is_scored(

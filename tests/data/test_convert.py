@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mbrl.data.convert.arrays import published_npz
+from mbrl.data.convert.arrays import Keys, published_npz
 from mbrl.data.convert.clip import Clip, Item, Unreadable, frames_of
 from mbrl.data.convert.pictures import frame_folders, videos
 from mbrl.data.convert.rlds import rlds
@@ -44,7 +44,7 @@ def published(folder: Path, count: int = 4) -> Path:
 
 
 def test_a_published_episode_comes_over_frame_by_frame_and_action_by_action(tmp_path: Path) -> None:
-    items = published_npz(published(tmp_path / "in"), image_key="image", action_key="action")
+    items = published_npz(published(tmp_path / "in"), Keys(image="image"))
     outcome = converted(items, tmp_path / "out")
     assert (outcome.episodes, outcome.written, outcome.damaged) == (4, 4, [])
     data = opened(tmp_path / "out")
@@ -60,21 +60,21 @@ def test_an_action_too_many_is_dropped_and_wide_numbers_become_bytes(tmp_path: P
     (tmp_path / "in").mkdir()
     np.savez(tmp_path / "in" / "a.npz", image=FRAMES.astype(np.int64), action=np.ones((7, 4)))
     np.savez(tmp_path / "in" / "b.npz", image=FRAMES / 255.0, action=np.ones((6, 4)))
-    converted(published_npz(tmp_path / "in", image_key="image", action_key="action"), tmp_path / "out")
+    converted(published_npz(tmp_path / "in", Keys(image="image")), tmp_path / "out")
     data = opened(tmp_path / "out")
     assert (data.episode(0).pixels == data.episode(1).pixels).all()
     assert data.episode(0).action.shape == data.episode(1).action.shape == (6, 4)
 
 
 def test_an_archive_without_actions_gives_videos(tmp_path: Path) -> None:
-    items = published_npz(published(tmp_path / "in"), image_key="image", action_key="")
+    items = published_npz(published(tmp_path / "in"), Keys(image="image", action=""))
     converted(items, tmp_path / "out", side=8, crop=True)
     episode = opened(tmp_path / "out").episode(0)
     assert episode.pixels.shape == (7, 3, 8, 8) and episode.action.shape == (6, 0)
 
 
 def test_an_interrupted_conversion_goes_on_and_ends_as_one_that_was_not(tmp_path: Path) -> None:
-    items = list(published_npz(published(tmp_path / "in"), image_key="image", action_key="action"))
+    items = list(published_npz(published(tmp_path / "in"), Keys(image="image")))
 
     def broken() -> Clip:
         raise KeyboardInterrupt
@@ -102,7 +102,7 @@ def test_damage_is_refused_with_a_table_or_skipped_if_asked(tmp_path: Path) -> N
     np.savez(folder / names[2], rgb=FRAMES)
     np.savez(folder / names[3], image=FRAMES, action=np.full((6, 5), np.nan))
     np.savez(folder / names[4], image=FRAMES[:1], action=ACTIONS[:0])
-    items = published_npz(folder, image_key="image", action_key="action")
+    items = published_npz(folder, Keys(image="image"))
     with pytest.raises(DamagedSet, match="5 of 6 items cannot be converted") as error:
         converted(items, tmp_path / "out")
     told = dict(error.value.rows)
@@ -119,15 +119,14 @@ def test_episodes_that_do_not_go_together_are_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "in" / "a.npz", image=FRAMES)
     np.savez(tmp_path / "in" / "b.npz", image=FRAMES[:, :8])
     np.savez(tmp_path / "in" / "c.npz", image=FRAMES, action=ACTIONS)
-    items = published_npz(tmp_path / "in", image_key="image", action_key="action")
+    items = published_npz(tmp_path / "in", Keys(image="image"))
     with pytest.raises(DamagedSet) as error:
         converted(items, tmp_path / "out")
     told = dict(error.value.rows)
     assert told["b.npz"] == "frame size 8x14, but a.npz has 10x14; image=64 makes them one size"
     assert told["c.npz"] == "actions 5, but a.npz has 0"
     assert (
-        converted(published_npz(tmp_path / "in", image_key="image", action_key=""), tmp_path / "b", side=8).episodes
-        == 3
+        converted(published_npz(tmp_path / "in", Keys(image="image", action="")), tmp_path / "b", side=8).episodes == 3
     )
 
 

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -5,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from mbrl.envs import pixels
+from mbrl.envs import back_end as choice
+from mbrl.envs.back_end import NoRendering, back_end, unfit_variables
 from mbrl.envs.make import frames_per_second
-from mbrl.envs.pixels import NoRendering, back_end
 from mbrl.envs.protocol import NamedCamera
 from tests.envs.worlds import CONFIGS, config, metaworld, simulator_of
 
 
 def test_a_machine_without_gl_is_told_what_to_install(monkeypatch):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
-    monkeypatch.setattr(pixels, "_egl_answers", lambda: False)
-    monkeypatch.setattr(pixels, "_osmesa_answers", lambda: False)
+    monkeypatch.setattr(choice, "_egl_answers", lambda: False)
+    monkeypatch.setattr(choice, "_osmesa_answers", lambda: False)
     with pytest.raises(NoRendering, match=r"libegl1 libgl1-mesa-dri.*libosmesa6") as raised:
         back_end()
     assert "\n" not in str(raised.value)
@@ -24,14 +25,14 @@ def test_a_machine_without_gl_is_told_what_to_install(monkeypatch):
 @pytest.mark.parametrize(("egl", "osmesa", "chosen"), [(True, True, "egl"), (False, True, "osmesa")])
 def test_egl_is_taken_before_osmesa(monkeypatch, egl, osmesa, chosen):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
-    monkeypatch.setattr(pixels, "_egl_answers", lambda: egl)
-    monkeypatch.setattr(pixels, "_osmesa_answers", lambda: osmesa)
+    monkeypatch.setattr(choice, "_egl_answers", lambda: egl)
+    monkeypatch.setattr(choice, "_osmesa_answers", lambda: osmesa)
     assert back_end() == chosen
 
 
 def test_a_back_end_that_was_asked_for_is_never_overruled(monkeypatch):
-    monkeypatch.setattr(pixels, "_egl_answers", lambda: True)
-    monkeypatch.setattr(pixels, "_osmesa_answers", lambda: False)
+    monkeypatch.setattr(choice, "_egl_answers", lambda: True)
+    monkeypatch.setattr(choice, "_osmesa_answers", lambda: False)
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
     with pytest.raises(NoRendering, match="MUJOCO_GL=osmesa does not work here"):
         back_end()
@@ -39,7 +40,62 @@ def test_a_back_end_that_was_asked_for_is_never_overruled(monkeypatch):
     with pytest.raises(NoRendering, match="MUJOCO_GL=disabled forbids drawing"):
         back_end()
     monkeypatch.setenv("MUJOCO_GL", "glfw")
+    monkeypatch.setenv("DISPLAY", ":0")
     assert back_end() == "native"
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        (
+            "MUJOCO_GL=glfw",
+            "MUJOCO_GL=glfw draws on a screen, and there is none (DISPLAY is not set): unset it, egl ans",
+        ),
+        ("MUJOCO_GL=elg", "MUJOCO_GL=elg is no back end: unset it, egl answers here"),
+        ("MUJOCO_GL=OSMesa", "MUJOCO_GL=OSMesa does not work here: unset it, egl answers here"),
+        ("PYOPENGL_PLATFORM=glx", "PYOPENGL_PLATFORM=glx shuts out egl, which answers here: unset it"),
+        ("MUJOCO_GL=egl PYOPENGL_PLATFORM=osmesa", "PYOPENGL_PLATFORM=osmesa shuts out egl"),
+        ("MUJOCO_GL=EGL", ""),
+        ("MUJOCO_GL=on", ""),
+        ("MUJOCO_GL=", ""),
+    ],
+)
+def test_a_variable_that_does_not_work_is_named_with_the_mend(monkeypatch, variables, said):
+    for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM", "DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(choice, "_egl_answers", lambda: True)
+    monkeypatch.setattr(choice, "_osmesa_answers", lambda: False)
+    for word in variables.split():
+        monkeypatch.setenv(*word.split("="))
+    told = list(unfit_variables())
+    assert len(told) == bool(said) and all(line.startswith(said) for line in told)
+    assert list(config("task", "metaworld").complaints(config("protocol", "default"))) == told
+    assert list(config("task", "dmc").complaints(config("protocol", "dmc_vision"))) == told
+
+
+@pytest.mark.metaworld
+@pytest.mark.parametrize("word", ["MUJOCO_EGL_DEVICE_ID=99", "MUJOCO_EGL_DEVICE_ID=first", "MUJOCO_GL=elg"])
+def test_a_run_under_a_variable_that_does_not_work_ends_in_one_line(word, tmp_path):
+    line = [
+        "train",
+        "experiment=debug",
+        "task=metaworld",
+        "protocol=default",
+        "protocol.image=32",
+        f"run_dir={tmp_path}/x",
+    ]
+    line += ["protocol.decisions=25", "task.name=reach-v3"]
+    name, _, value = word.partition("=")
+    ran = subprocess.run(
+        [sys.executable, "-m", "mbrl", *line],
+        capture_output=True,
+        text=True,
+        cwd=CONFIGS.parent,
+        env=os.environ | {name: value},
+        check=False,
+    )
+    assert ran.returncode == 2, ran.stderr
+    assert [said for said in ran.stderr.splitlines() if said.startswith("error: ") and word in said], ran.stderr
 
 
 def finger_row(frame_CHW) -> float:

@@ -126,13 +126,16 @@ def test_what_must_not_be_saved_is_refused_by_name_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_newest_are_kept_by_number_and_a_step_is_never_overwritten(tmp_path: Path) -> None:
+def test_the_newest_are_kept_by_number_and_what_is_saved_last_is_the_newest(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=3)
-    for step in (5, 1_000_000_000, 20, 999_999_999, 7):
-        checkpoints.save(step, {"part": Part({"count": step})})
+    for count, step in enumerate((5, 7, 20, 999_999_999, 1_000_000_000)):
+        checkpoints.save(step, {"part": Part({"count": count})})
     assert [path.name for path in checkpoint_paths(tmp_path)] == ["step-1000000000", "step-999999999", "step-000000020"]
-    checkpoints.save(20, {"part": Part({"count": -1})})
-    assert checkpoints.kept("part") == [{"count": 1_000_000_000}, {"count": 999_999_999}, {"count": 20}]
+    assert checkpoints.kept("part") == [{"count": 4}, {"count": 3}, {"count": 2}]
+    for count, step in ((5, 1_000_000_000), (6, 1_000_000_000), (7, 20)):  # nothing is overwritten, nothing is lost
+        checkpoints.save(step, {"part": Part({"count": count})})
+        assert checkpoints.kept("part")[0] == {"count": count}
+    assert [path.name[5:] for path in checkpoint_paths(tmp_path)] == ["1000000003", "1000000002", "1000000001"]
 
 
 def test_fewer_than_two_checkpoints_are_refused(tmp_path: Path) -> None:

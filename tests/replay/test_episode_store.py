@@ -79,6 +79,29 @@ def test_restore_gives_back_exactly_the_listed_episodes_in_order(tmp_path: Path,
     assert len(_files(tmp_path / "orphans")) == 1, "orphans do not pile up"
 
 
+def test_orphans_come_back_when_only_an_older_listing_is_left(tmp_path: Path, make_episode) -> None:
+    run = EpisodeStore(tmp_path, capacity=12)
+    for number in range(2):
+        run.append(make_episode(number, 6))
+    older = json.loads(json.dumps(run.state_dict()))
+    for number in range(2, 4):
+        run.append(make_episode(number, 6))
+    newer = json.loads(json.dumps(run.state_dict()))
+    run.prune([older, newer])
+    resumed = EpisodeStore(tmp_path, capacity=12)
+    resumed.load_state_dict(newer)
+    assert len(_files(tmp_path / "orphans")) == 2, "what only the older checkpoint needs"
+    looking = EpisodeStore(tmp_path, capacity=12)
+    looking.adopt(older["episodes"])
+    assert _numbers(looking) == [0, 1] and len(_files(tmp_path / "orphans")) == 2, "who only looks moves nothing"
+    again = EpisodeStore(tmp_path, capacity=12)
+    again.load_state_dict(older)
+    assert [stored.episode for stored in again.stored] == [make_episode(number, 6) for number in range(2)]
+    back = EpisodeStore(tmp_path, capacity=12)
+    back.load_state_dict(newer)
+    assert _numbers(back) == [2, 3]
+
+
 def test_a_run_that_starts_afresh_takes_nothing_from_its_folder(tmp_path: Path, make_episode) -> None:
     EpisodeStore(tmp_path, capacity=100).append(make_episode(0, 4))
     fresh = EpisodeStore(tmp_path, capacity=100)

@@ -169,14 +169,14 @@ def test_a_stop_inside_a_demonstration_forgets_that_one_and_the_next_start_makes
     whole.demonstrate()
     made = run("demos=4")
     assert made.demos is not None
-    asked, expert = [], made.demos.env.expert_actions
+    asked, expert = [], made.demos.teacher.env.expert_actions
 
     def counted() -> torch.Tensor:
         asked.append(1)
         made.stop.requested = len(asked) == 25 + 25 + 7
         return expert()
 
-    monkeypatch.setattr(made.demos.env, "expert_actions", counted)
+    monkeypatch.setattr(made.demos.teacher.env, "expert_actions", counted)
     made.demonstrate()
     assert (made.clock.done, made.clock.episodes) == ({"demos": 2}, 2)
     made.measure_random_policy()
@@ -262,7 +262,10 @@ def test_the_memory_estimate_counts_them(tmp_path: Path, monkeypatch: pytest.Mon
         ("demo=5", "unknown key demo (in demo=5); did you mean demos?"),
         ("demos=100000000", "demos=100000000 needs"),
         ("agent.bc_coef=-1", "agent.bc_coef must be >= 0 (got -1.0)"),
-        ("agent.bc_coef=1", "needs demonstrations to imitate: set demos=5; or set agent.bc_coef=0 (got 1.0)"),
+        (
+            "agent.bc_coef=1",
+            "needs demonstrations to imitate: set demos=5 or demos=DIR; or set agent.bc_coef=0 (got 1.0)",
+        ),
     ],
 )
 def test_a_bad_number_is_one_line_before_anything_starts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from mbrl.io.checkpoint import read_newest
+from mbrl.io.checkpoint import checkpoint_paths, read_newest
+from mbrl.run.run import Run
 from tests.children import lines_said, moments
+from worldmodel.training.updater import Updater
 
 Train = Callable[..., int]
 
@@ -81,3 +84,44 @@ def test_evaluating_and_logging_more_often_does_not_change_what_is_learned(
     assert train(folder, "schedule.evaluate.every=50", "schedule.log.every=25", "evaluation.interim=1") == 0
     ours, theirs = (read_newest(run / "checkpoints").states["model"] for run in (uninterrupted, folder))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_what_was_learned_between_a_stop_and_the_save_of_the_same_step_survives_a_kill(
+    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop among the first fits saves at the step whose own save is owed behind them."""
+    folder = tmp_path / "run"
+    first = partial_fit(folder, train, monkeypatch)
+    assert first < FITS
+    before = [path.name for path in checkpoint_paths(folder / "checkpoints")]
+
+    def killed(run: Run, *, owed: bool = True) -> None:
+        whole_save(run, owed=owed)
+        os._exit(9)
+
+    whole_save = Run.save
+    monkeypatch.setattr(Run, "save", killed)
+    assert train(folder) == 9
+    newest = read_newest(folder / "checkpoints")
+    assert newest.states["run"]["clock"]["done"]["dynamics"] >= FITS > first
+    assert checkpoint_paths(folder / "checkpoints")[0].name not in before
+    monkeypatch.undo()
+    assert train(folder) == 0
+
+
+FITS = 3
+
+
+def partial_fit(folder: Path, train: Train, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Stops a new run behind its first update of the dynamics; how many there were."""
+    whole = Updater.update
+
+    def stopping(updater: Updater, part: str, update: int) -> Any:
+        if part == "dynamics":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return whole(updater, part, update)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Updater, "update", stopping)
+        assert train(folder) == 75
+    return int(read_newest(folder / "checkpoints").states["run"]["clock"]["done"]["dynamics"])

@@ -1,45 +1,140 @@
-"""The published per-episode files: one npz each, frames under a key of the data set, perhaps actions."""
+"""Episodes in npz files, one each: frames under a key of the data set, perhaps actions and rewards; and DrQ-v2's."""
 
 from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mbrl.data.convert.clip import Clip, Item, Items, Unreadable, frames_of, rows_of
+from mbrl.data.convert.clip import Clip, Item, Items, UnclearRow, Unreadable, check_row, frames_of, rows_of
+from mbrl.data.convert.files import listed
 from mbrl.replay.episode import MAX_BYTES
 
+Arrays = Mapping[str, Any]
+"""The arrays of an npz by name, each read when it is asked for."""
 
-def published_npz(folder: Path, *, image_key: str, action_key: str) -> Items:
-    """Every npz of `folder`, by name. `action_key`: empty for no actions, or a key that is taken where it is there.
 
-    Raises: ValueError if there is no npz.
+@dataclass(frozen=True, kw_only=True)
+class Keys:
+    """Under which names an episode's arrays lie.
+
+    Attributes:
+        image: its frames.
+        action: its actions; empty for none; None: `action` where there is such a key.
+        reward: its rewards; empty for none.
+        row: with as many rows as frames, whether row i was taken `from` frame i or led `into` it; None: as nothing
+            speaks against `from`.
+        reward_row: whether reward i followed `from` frame i or came with it (`into`); None: as actions that led `into`.
     """
-    paths = sorted(folder.glob("*.npz"))
+
+    image: str
+    action: str | None = None
+    reward: str = ""
+    row: str | None = None
+    reward_row: str | None = None
+
+
+def published_npz(folder: Path, keys: Keys) -> Items:
+    """Every npz of `folder`, by name. Raises: ValueError if there is none."""
+    return _items(folder, lambda arrays: clip_of(arrays, keys))
+
+
+def drqv2(folder: Path) -> Items:
+    """Every npz of `folder`, by name, as DrQ-v2 stores episodes. Raises: ValueError if there is none."""
+    return _items(folder, unstacked)
+
+
+def _items(folder: Path, clip: Callable[[Arrays], Clip]) -> Items:
+    paths = listed(folder, lambda path: path.suffix == ".npz")
     if not paths:
         raise ValueError(f"from={folder} holds no .npz file")
-    return [Item(path.name, lambda path=path: read(path, image_key=image_key, action_key=action_key)) for path in paths]  # type: ignore[misc]
+    return [Item(path.name, lambda path=path: read(path, clip)) for path in paths]  # type: ignore[misc]
 
 
-def read(path: Path, *, image_key: str, action_key: str) -> Clip:
-    """One episode. Raises: Unreadable."""
+def read(path: Path, clip: Callable[[Arrays], Clip]) -> Clip:
+    """What `clip` makes of the arrays in a file. Raises: Unreadable."""
     try:
         with zipfile.ZipFile(path) as archive:  # before numpy allocates anything
             size = sum(member.file_size for member in archive.infolist())
         if size > MAX_BYTES * 8:  # int64 frames take 8 bytes a number
             raise Unreadable(f"it unpacks to more than {MAX_BYTES * 8} bytes")
         with np.load(path, allow_pickle=False) as file:
-            if image_key not in file.files:
-                raise Unreadable(f"it has no key {image_key}; it has {', '.join(sorted(file.files)) or 'none'}")
-            frames = frames_of(file[image_key], what=image_key)
-            has = bool(action_key) and action_key in file.files
-            action = rows_of(file[action_key], len(frames), what=action_key) if has else None
-    except Unreadable:
+            return clip(file)
+    except (Unreadable, UnclearRow):
         raise
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise Unreadable(f"it cannot be read ({error})") from error
+
+
+def held(arrays: Arrays, key: str) -> NDArray[Any]:
+    """The array of this name. Raises: Unreadable naming those that there are."""
+    if key not in arrays:
+        raise Unreadable(f"it has no key {key}; it has {', '.join(sorted(arrays)) or 'none'}")
+    return np.asarray(arrays[key])
+
+
+def clip_of(arrays: Arrays, keys: Keys) -> Clip:
+    """An episode as `keys` say. Raises: Unreadable; UnclearRow."""
+    frames = frames_of(held(arrays, keys.image), what=keys.image)
+    action_key = keys.action if keys.action is not None else "action" if "action" in arrays else ""
+    rows = {key: held(arrays, key) for key in (action_key, keys.reward) if key}
+    alignment = {action_key: keys.row, keys.reward: keys.reward_row or ("into" if keys.row == "into" else None)}
+    if action_key and keys.row is None:
+        check_row(rows[action_key], len(frames), what=action_key, is_first="is_first" in arrays)
+    if keys.reward and alignment[keys.reward] is None and len(rows[keys.reward]) == len(frames):
+        raise UnclearRow(
+            f"reward_row= is missing: {keys.reward} has as many rows as there are frames; write reward_row=into if "
+            "reward i came with frame i, reward_row=from if it followed the action taken there"
+        )
+    numbers = {key: rows_of(rows[key], len(frames), what=key, row=alignment[key] or "from") for key in rows}
+    action = numbers.get(action_key)
     if action is not None and action.ndim != 2:
         raise Unreadable(f"{action_key} must be [L, A] (got {list(action.shape)})")
-    return Clip(frames=frames, action=action)
+    unread = sorted(set(arrays) - {keys.image, *rows})
+    return Clip(
+        frames=frames,
+        action=action,
+        reward=one_a_step(numbers[keys.reward], what=keys.reward) if keys.reward else None,
+        terminated=bool(keys.reward) and ends(arrays),
+        note=f"not read: {', '.join(unread)}" if unread else "",
+    )
+
+
+def unstacked(arrays: Arrays) -> Clip:
+    """An episode as DrQ-v2's replay stores it, of which the paper's demonstrations are.
+
+    `observation` u8 [L, 3 n, H, W]: the n newest frames, oldest first, at the beginning the first one repeated. Row i
+    of `action` [L, A], `reward` and `discount` came with observation i, so the first is a filler
+    (facebookresearch/drqv2, `ExtendedTimeStepWrapper` and `FrameStackWrapper` in dmc.py).
+    Raises: Unreadable.
+    """
+    stacked = held(arrays, "observation")
+    if stacked.dtype != np.uint8 or stacked.ndim != 4 or stacked.shape[1] % 3 or not stacked.shape[1]:
+        raise Unreadable(f"observation must be uint8 [L, 3 n, H, W] (got {stacked.dtype} {list(stacked.shape)})")
+    if (stacked[1:, :-3] != stacked[:-1, 3:]).any():
+        raise Unreadable("observation is no stack of frames, oldest first: what follows does not repeat what was")
+    frames = frames_of(stacked[:, -3:].transpose(0, 2, 3, 1), what="observation")
+    action, reward = (rows_of(held(arrays, key), len(frames), what=key, row="into") for key in ("action", "reward"))
+    if action.ndim != 2:
+        raise Unreadable(f"action must be [L, A] (got {list(action.shape)})")
+    return Clip(frames=frames, action=action, reward=one_a_step(reward, what="reward"), terminated=ends(arrays))
+
+
+def one_a_step(numbers: NDArray[np.float32], *, what: str) -> NDArray[np.float32]:
+    """[L] or [L, 1] as [L]. Raises: Unreadable."""
+    if numbers.shape != (len(numbers),) and numbers.shape != (len(numbers), 1):
+        raise Unreadable(f"{what} must have one number a row (got {list(numbers.shape)})")
+    return numbers.reshape(-1)
+
+
+def ends(arrays: Arrays) -> bool:
+    """Whether an episode says that its task ended with it: by `is_terminal`, or by a last `discount` of 0."""
+    if "is_terminal" in arrays:
+        return bool(np.asarray(arrays["is_terminal"]).reshape(-1)[-1:].any())
+    return "discount" in arrays and bool((np.asarray(arrays["discount"]).reshape(-1)[-1:] == 0).any())

@@ -21,6 +21,10 @@ class Unreadable(ValueError):
     """An item of a foreign archive that must not be used; the message says why."""
 
 
+class UnclearRow(ValueError):
+    """Whether an action was taken from its frame or led into it cannot be told: who converts must say."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Clip:
     """A foreign episode.
@@ -29,11 +33,15 @@ class Clip:
         frames: u8 [L, H, W, 3].
         action: f32 [L - 1, A], row i leads from frame i to the next; None where there are none.
         reward: f32 [L - 1]; None where they are unknown.
+        terminated: whether the task ended with the last frame; otherwise the episode was cut there.
+        note: what a person should know of how it was read; empty for nothing.
     """
 
     frames: NDArray[np.uint8]
     action: NDArray[np.float32] | None = None
     reward: NDArray[np.float32] | None = None
+    terminated: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,8 +57,10 @@ Items = Iterable[Item]
 
 
 def frames_of(array: Any, *, what: str) -> NDArray[np.uint8]:
-    """Frames u8 [L, H, W, 3] from numbers of any kind that mean the same (0..255, or real numbers in [0, 1]).
+    """Frames u8 [L, H, W, 3] from numbers of any kind that mean the same: 0..255, or real ones in [0, 1].
 
+    Bytes are taken as they are. Real numbers of which none is above 1 are in [0, 1]; whole numbers of another type of
+    which none is could be either, and are refused.
     Raises: Unreadable.
     """
     frames = np.asarray(array)
@@ -61,29 +71,59 @@ def frames_of(array: Any, *, what: str) -> NDArray[np.uint8]:
                          f"(got {list(frames.shape)})")  # fmt: skip
     if frames.dtype == np.uint8:
         return frames
-    low, high = float(frames.min()), float(frames.max())
+    low, high, real = float(frames.min()), float(frames.max()), frames.dtype.kind == "f"
     if not (np.isfinite(low) and np.isfinite(high) and low >= 0 and high <= 255):
         raise Unreadable(f"{what} must be within 0..255 (got {low} to {high})")
-    if frames.dtype.kind == "f" and high <= 1 and (frames != np.round(frames)).any():
-        frames = frames * 255
-    elif frames.dtype.kind == "f" and (frames != np.round(frames)).any():
+    if high == 1 and not real:
+        raise Unreadable(f"{what} holds 0 and 1 only as {frames.dtype}: store it as 0 and 255, or as real numbers")
+    if real and high <= 1:
+        frames = frames.astype(np.float64) * 255
+    elif real and (frames != np.round(frames)).any():
         raise Unreadable(f"{what} must be whole numbers 0..255 or real ones in [0, 1] (got {low} to {high})")
     return np.round(frames).astype(np.uint8)
 
 
-def rows_of(array: Any, frames: int, *, what: str) -> NDArray[np.float32]:
-    """Numbers that belong to steps, f32 [L - 1, ...]; the last of L rows leads nowhere and is dropped.
+def rows_of(array: Any, frames: int, *, what: str, row: str = "from") -> NDArray[np.float32]:
+    """Numbers that belong to steps, f32 [L - 1, ...].
 
+    Args:
+        row: with as many rows as frames, row i was taken `from` frame i, and the last led nowhere; or it led `into`
+            frame i, and the first is a filler.
     Raises: Unreadable.
     """
     rows = np.asarray(array)
     if rows.dtype.kind not in "uifb" or rows.ndim < 1 or len(rows) not in (frames, frames - 1):
         raise Unreadable(f"{what} must have {frames - 1} or {frames} rows of numbers, as there are {frames} frames "
                          f"(got {list(rows.shape)} of {rows.dtype})")  # fmt: skip
-    numbers = rows[: frames - 1].astype(np.float32)
+    first = int(row == "into" and len(rows) == frames)
+    with np.errstate(over="ignore"):
+        numbers = rows[first : first + frames - 1].astype(np.float32)
     if not np.isfinite(numbers).all():
         raise Unreadable(f"{what} must be finite")
     return numbers
+
+
+def check_row(array: Any, frames: int, *, what: str, is_first: bool = False) -> None:
+    """Raises: UnclearRow where as many rows as frames look as if the first were a filler: `row` must be said.
+
+    Args:
+        is_first: the episode marks its first frame, as archives do in which a row came with its frame.
+    """
+    rows = np.asarray(array)
+    if rows.ndim < 1 or len(rows) != frames or rows.dtype.kind not in "uif":
+        return
+    first, others = rows[:1].astype(np.float64), rows[1:]
+    signs = {
+        "the first row is NaN": bool(np.isnan(first).all()),
+        "the first row is zero": not first.any() and bool(others.any()),
+        "is_first marks the first frame": is_first,
+    }
+    if said := [sign for sign, shown in signs.items() if shown]:
+        raise UnclearRow(
+            f"action_row= is missing: {what} has as many rows as there are frames, and {said[0]}; write "
+            "action_row=into if row i led into frame i (files of Dreamer, DrQ-v2, TD-MPC2), action_row=from if it was "
+            "taken in frame i"
+        )
 
 
 def collected(frames: Iterator[NDArray[np.uint8]], *, what: str) -> NDArray[np.uint8]:
@@ -128,8 +168,8 @@ def episode_of(clip: Clip, *, number: int, side: int | None, crop: bool) -> Epis
             snapshot=np.zeros((decisions + 1, 0)),
             action=np.zeros((decisions, 0), np.float32) if clip.action is None else clip.action,
             reward=np.full(decisions, np.nan, np.float32) if clip.reward is None else clip.reward,
-            terminated=last & False,
-            truncated=last,
+            terminated=last & clip.terminated,
+            truncated=last & (not clip.terminated),
             success=last & False,
             env=0,
             number=number,

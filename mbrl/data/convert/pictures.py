@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import io
-import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from mbrl.data.convert.clip import Clip, Item, Items, Unreadable, collected
+from mbrl.data.convert.files import listed
 
 VIDEOS = (".gif", ".mp4", ".webm", ".avi", ".mov", ".mkv")
 FRAMES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
-def natural(path: Path) -> list[Any]:
-    """A key that puts frame 10 behind frame 9."""
-    return [
-        (0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in re.split(r"(\d+)", path.name) if piece
-    ]
-
-
 def videos(folder: Path) -> Items:
     """Every video directly in `folder`, by name. Raises: ValueError if there is none."""
-    paths = sorted((path for path in folder.iterdir() if path.suffix.lower() in VIDEOS), key=natural)
+    paths = listed(folder, lambda path: path.suffix.lower() in VIDEOS)
     if not paths:
         raise ValueError(f"from={folder} holds no video ({', '.join(VIDEOS)})")
     return [Item(path.name, lambda path=path: video(path)) for path in paths]  # type: ignore[misc]
@@ -36,11 +28,15 @@ def videos(folder: Path) -> Items:
 
 def frame_folders(folder: Path) -> Items:
     """Every folder with frames directly in `folder`, by name. Raises: ValueError if there is none."""
-    clips = []
-    for inside in sorted((path for path in folder.iterdir() if path.is_dir()), key=natural):
-        paths = sorted((path for path in inside.iterdir() if path.suffix.lower() in FRAMES), key=natural)
-        if paths:
-            clips.append(Item(inside.name, lambda paths=paths: Clip(frames=collected(pictures(paths), what="frames"))))  # type: ignore[misc]
+    held = {
+        inside.name: listed(inside, lambda path: path.suffix.lower() in FRAMES)
+        for inside in listed(folder, Path.is_dir)
+    }
+    clips = [
+        Item(name, lambda paths=paths: Clip(frames=collected(pictures(paths), what="frames")))  # type: ignore[misc]
+        for name, paths in held.items()
+        if paths
+    ]
     if not clips:
         raise ValueError(f"from={folder} holds no folder with frames ({', '.join(FRAMES)}): one folder for each clip")
     return clips
@@ -66,11 +62,23 @@ def picture(content: bytes) -> NDArray[np.uint8]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return rgb(Image.open(io.BytesIO(content)))
+    except UnidentifiedImageError as error:
+        raise Unreadable("it is no picture, or only a part of one") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise Unreadable(f"it is no picture ({error})") from error
     except Image.DecompressionBombWarning as error:
         raise Unreadable(str(error)) from error
+
+
+def rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """A picture's numbers u8 [H, W, 3]. Raises: Unreadable for a range that cannot be told."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # 16 bits of gray
+        gray = np.asarray(image).astype(np.float64) / 257
+        return np.round(gray).astype(np.uint8)[..., None].repeat(3, axis=-1)
+    if image.mode in ("I", "F"):
+        raise Unreadable(f"it holds numbers of mode {image.mode}, whose range is not known; store it with 8 bits")
+    return np.asarray(image.convert("RGB"))
 
 
 def gif(path: Path) -> Iterator[NDArray[np.uint8]]:
@@ -80,15 +88,17 @@ def gif(path: Path) -> Iterator[NDArray[np.uint8]]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 for frame in ImageSequence.Iterator(image):
-                    yield np.asarray(frame.convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
+                    yield rgb(frame)
+    except UnidentifiedImageError as error:
+        raise Unreadable("it is no GIF, or only a part of one") from error
+    except (OSError, ValueError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
         raise Unreadable(f"it is no GIF ({error})") from error
     except Image.DecompressionBombWarning as error:
         raise Unreadable(str(error)) from error
 
 
 def decoded(source: Path | bytes) -> Iterator[NDArray[np.uint8]]:
-    """Frames of a video in any other format, through imageio's ffmpeg plugin.
+    """Frames of a video in any other format, through imageio's ffmpeg plugin: each picture once, however long it stays.
 
     Raises: ValueError if that is not installed; Unreadable.
     """
@@ -100,6 +110,7 @@ def decoded(source: Path | bytes) -> Iterator[NDArray[np.uint8]]:
         raise ValueError("videos other than GIF need ffmpeg: pip install imageio-ffmpeg, or extract frames") from error
     try:
         named = {} if isinstance(source, Path) else {"extension": ".mp4"}
-        yield from imageio.imiter(source, plugin="FFMPEG", **named)
+        yield from imageio.imiter(source, plugin="FFMPEG", output_params=["-fps_mode", "passthrough"], **named)
     except (OSError, ValueError, IndexError, RuntimeError, StopIteration) as error:
-        raise Unreadable(f"it is no video that ffmpeg reads ({error})") from error
+        words = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise Unreadable(f"it is no video that ffmpeg reads ({words[-1]})") from error  # without ffmpeg's banner

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mbrl.data.convert.clip import Clip, Item, Unreadable, collected, frames_of, rows_of
+from mbrl.data.convert.clip import Clip, Item, Unreadable, collected, rows_of
 
 Step = Mapping[str, Any]
 
@@ -49,16 +49,21 @@ class TensorFlowDatasets:
         yield from self._dataset
 
 
-def rlds(reader: Reader, *, image_key: str, action_key: str) -> Iterator[Item]:
-    """Every episode of a reader. `action_key`: empty for no actions (as in the paper), usually `action`."""
+def rlds(reader: Reader, *, image_key: str, action_key: str, row: str = "from") -> Iterator[Item]:
+    """Every episode of a reader.
+
+    Args:
+        action_key: empty for no actions (as in the paper), usually `action`.
+        row: RLDS has the action that was taken `from` an observation beside it; `into` for who packed it otherwise.
+    """
     for place, episode in enumerate(reader.episodes()):
         yield Item(
             f"episode {place}",
-            lambda episode=episode: clip_of(episode, image_key=image_key, action_key=action_key),  # type: ignore[misc]
+            lambda episode=episode: clip_of(episode, image_key=image_key, action_key=action_key, row=row),  # type: ignore[misc]
         )
 
 
-def clip_of(episode: Mapping[str, Any], *, image_key: str, action_key: str) -> Clip:
+def clip_of(episode: Mapping[str, Any], *, image_key: str, action_key: str, row: str) -> Clip:
     """One episode. Raises: Unreadable."""
     if "steps" not in episode:
         raise Unreadable("it has no steps: it is no episode of RLDS")
@@ -75,8 +80,8 @@ def clip_of(episode: Mapping[str, Any], *, image_key: str, action_key: str) -> C
                 actions.append(np.asarray(step[action_key]).reshape(-1))
             yield np.asarray(observation[image_key])
 
-    found = frames_of(collected(frames(), what=image_key), what=image_key)
+    found = collected(frames(), what=image_key)
     if len({len(action) for action in actions}) > 1:
         raise Unreadable(f"{action_key} changes its size")
-    action = rows_of(np.stack(actions), len(found), what=action_key) if action_key else None
+    action = rows_of(np.stack(actions), len(found), what=action_key, row=row) if action_key else None
     return Clip(frames=found, action=action)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbrl.data.convert.clip import Clip, Item, Items, Unreadable, collected, frames_of, rows_of
+from mbrl.data.convert.files import listed
 from mbrl.data.convert.pictures import decoded, picture
 
 WIDTH = 5
@@ -26,7 +27,7 @@ def robonet(folder: Path, *, camera: int) -> Items:
         import h5py  # noqa: F401 - asked for before anything is written
     except ImportError as error:
         raise ValueError("RoboNet archives need h5py: pip install h5py") from error
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".hdf5", ".h5"))
+    paths = listed(folder, lambda path: path.suffix.lower() in (".hdf5", ".h5"), deep=True)
     if not paths:
         raise ValueError(f"from={folder} holds no .hdf5 file")
     return [Item(path.name, lambda path=path: opened(path, camera=camera)) for path in paths]  # type: ignore[misc]
@@ -48,13 +49,34 @@ def trajectory(file: Any, *, camera: int) -> Clip:
     name = f"cam{camera}_video"
     if "env" not in file or name not in file["env"]:
         raise Unreadable(f"it has no env/{name}")
-    frames = video(file["env"][name])
+    metadata = dict(file["metadata"].attrs) if "metadata" in file else {}
+    frames = in_rgb(video(file["env"][name]), metadata)
     if "policy" not in file or "actions" not in file["policy"]:
         return Clip(frames=frames)
     actions = np.asarray(file["policy"]["actions"])
-    metadata = dict(file["metadata"].attrs) if "metadata" in file else {}
     state = np.asarray(file["env"]["state"]) if "state" in file["env"] else None
-    return Clip(frames=frames, action=rows_of(five(actions, state, metadata), len(frames), what="policy/actions"))
+    lengths = {"frames": len(frames), "policy/actions": len(actions) + 1}
+    lengths |= {} if state is None else {"env/state": len(state)}
+    length = min(lengths.values())
+    frames, actions = frames_of(frames[:length], what="frames"), actions[: length - 1]
+    longer = [name for name, found in lengths.items() if found > length + (name == "policy/actions")]
+    return Clip(
+        frames=frames,
+        action=rows_of(five(actions, state, metadata), length, what="policy/actions"),
+        note=f"cut to {length} frames, its shortest part; {' and '.join(longer)} went on" if longer else "",
+    )
+
+
+def in_rgb(frames: NDArray[np.uint8], metadata: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """Frames whose `image_format` may be BGR, whatever they are packed in (as RoboNet's own hdf5_loader reads them).
+
+    Raises: Unreadable for another format.
+    """
+    said = np.asarray(metadata.get("image_format", "RGB")).reshape(-1)[0]
+    order = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
+    if order not in ("RGB", "BGR"):
+        raise Unreadable(f"image_format must be RGB or BGR (got {order})")
+    return frames if order == "RGB" else np.ascontiguousarray(frames[..., ::-1])
 
 
 def video(group: Any) -> NDArray[np.uint8]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from mbrl.data.convert.clip import Items, Unreadable, episode_of
 from mbrl.data.dataset import CARD, Card, DamagedSet, read_card, write_card
-from mbrl.files import clear_temporaries, write_atomically
+from mbrl.files import clear_temporaries, read_plain, write_atomically
 from mbrl.replay.episode import NAME, Episode, read_episode, write_episode
 
 MARK = "converting.json"
@@ -45,11 +45,19 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How many episodes there are now, how many of them are new, and (item, why) of what was left out."""
+    """What a conversion did.
+
+    Attributes:
+        episodes: how many there are now.
+        written: how many of them are new.
+        damaged: (item, why) of what was left out.
+        notes: (items, what) that one should know of how the new ones were read.
+    """
 
     episodes: int
     written: int
     damaged: list[tuple[str, str]]
+    notes: list[tuple[str, str]]
 
 
 def convert(items: Items, job: Job, *, on_progress: Callable[[int], None] = lambda done: None) -> Outcome:
@@ -57,15 +65,28 @@ def convert(items: Items, job: Job, *, on_progress: Callable[[int], None] = lamb
 
     Args:
         on_progress: called with the number of items that are done.
-    Raises: ValueError if the folder holds something else; DamagedSet with a table of what cannot be read, unless
-        `job.skip`; what was readable is kept for the next start.
+    A start that fails bars no other: without an episode nothing stays, and another conversion may take its place.
+    Raises: ValueError if the folder holds something else; UnclearRow; DamagedSet with a table of what cannot be read,
+        unless `job.skip`; what was readable is kept for the next start.
     """
     begin(job)
+    try:
+        return _converted(items, job, on_progress)
+    except BaseException as error:
+        if not any(job.folder.glob("ep-*.npz")):
+            (job.folder / MARK).unlink()
+        elif isinstance(error, Exception):
+            _mark(job, failed=True)
+        raise
+
+
+def _converted(items: Items, job: Job, on_progress: Callable[[int], None]) -> Outcome:
     there = {
         int(match[1]): path for path in job.folder.glob("ep-*.npz") if (match := NAME.fullmatch(path.name)) is not None
     }
     kinds: dict[tuple[Any, ...], str] = {}
     damaged: list[tuple[str, str]] = []
+    notes: dict[str, list[str]] = {}
     written = done = 0
     for number, item in enumerate(items):
         if job.limit and number >= job.limit:
@@ -76,10 +97,13 @@ def convert(items: Items, job: Job, *, on_progress: Callable[[int], None] = lamb
             elif number in there:
                 episode = read_episode(there[number])
             else:
-                episode = episode_of(item.read(), number=number, side=job.side, crop=job.crop)
+                clip = item.read()
+                episode = episode_of(clip, number=number, side=job.side, crop=job.crop)
                 same(kinds, kind_of(episode), item.name)
                 write_episode(job.folder, episode)
                 written += 1
+                if clip.note:
+                    notes.setdefault(clip.note, []).append(item.name)
             if episode is not None:
                 kinds.setdefault(kind_of(episode), item.name)
             done += 1
@@ -95,7 +119,12 @@ def convert(items: Items, job: Job, *, on_progress: Callable[[int], None] = lamb
     if not kinds:
         raise DamagedSet(f"nothing of {job.source} could be converted", rows=damaged)
     finish(job, next(iter(kinds)))
-    return Outcome(episodes=done, written=written, damaged=damaged)
+    return Outcome(
+        episodes=done,
+        written=written,
+        damaged=damaged,
+        notes=[(names[0] if len(names) == 1 else f"{len(names)} items", note) for note, names in notes.items()],
+    )
 
 
 def kind_of(episode: Episode) -> tuple[Any, ...]:
@@ -123,7 +152,11 @@ def begin(job: Job) -> None:
     """Marks the folder as this conversion's. Raises: ValueError if it holds something else."""
     check_target(job)
     job.folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(job.folder / MARK, json.dumps(asked_of(job)).encode())
+    if not (job.folder / CARD).exists() and _other(job):  # a start that failed
+        for path in job.folder.glob("ep-*.npz"):
+            if NAME.fullmatch(path.name):
+                path.unlink()
+    _mark(job, failed=False)
     clear_temporaries(job.folder)
 
 
@@ -132,18 +165,34 @@ def asked_of(job: Job) -> dict[str, Any]:
     return {"source": job.source, "side": job.side, "crop": job.crop}
 
 
+def _mark(job: Job, *, failed: bool) -> None:
+    write_atomically(job.folder / MARK, json.dumps({**asked_of(job), "failed": failed}).encode())
+
+
+def _other(job: Job) -> str:
+    """Whether another conversion is unfinished in the folder: `failed` or `interrupted`; else empty.
+
+    Raises: ValueError for a mark that is none.
+    """
+    path = job.folder / MARK
+    if not path.exists():
+        return ""
+    try:
+        said = json.loads(read_plain(path))
+        failed = said.pop("failed", False)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is not the mark of a conversion ({error}); delete {job.folder}") from error
+    return "" if said == asked_of(job) else "failed" if failed else "interrupted"
+
+
 def check_target(job: Job) -> None:
     """Raises: ValueError if the folder holds something else."""
-    mark = job.folder / MARK
     if (job.folder / CARD).exists():
         if read_card(job.folder).source != job.source:
             raise ValueError(f"to={job.folder} is a data set of another source; give a new or an empty folder")
-    elif mark.exists():
-        if json.loads(mark.read_text()) != asked_of(job):
-            raise ValueError(
-                f"to={job.folder} holds another conversion ({MARK}); give a new folder, or delete that one"
-            )
-    elif any(job.folder.glob("*.npz")):
+    elif _other(job) == "interrupted":
+        raise ValueError(f"to={job.folder} holds another conversion ({MARK}); give a new folder, or delete that one")
+    elif not (job.folder / MARK).exists() and any(job.folder.glob("*.npz")):
         raise ValueError(f"to={job.folder} holds .npz files of its own; give a new or an empty folder")
 
 

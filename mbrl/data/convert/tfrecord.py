@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbrl.data.convert.clip import Clip, Item, Items, Unreadable, rows_of
+from mbrl.data.convert.files import listed
 from mbrl.data.convert.pictures import picture
 
 MAX_RECORD = 2**28
@@ -174,7 +175,7 @@ def bair(folder: Path, *, view: str) -> Items:
     Frame i lies under `i/<view>/encoded` as raw 64x64x3 bytes or as a picture, its action under `i/action`.
     Raises: ValueError if there is no such file.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and "tfrecord" in path.name)
+    paths = listed(folder, lambda path: path.is_file() and "tfrecord" in path.name, deep=True)
     if not paths:
         raise ValueError(f"from={folder} holds no file with tfrecord in its name")
     return _records(paths, view)

@@ -1,0 +1,96 @@
+"""What a disk may refuse: every error names its path, and a file system without fsync is gone on with."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mbrl import files
+from mbrl.cli.errors import one_line
+from mbrl.files import fsync_folder, named, write_atomically
+from mbrl.io.logger import Table
+from mbrl.io.video import Videos
+
+ROOT = Path(__file__).parents[1]
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, call: str, number: int) -> None:
+    def refused(*given: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.os, call, refused)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_fsync_is_gone_on_with_after_one_warning(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(files, "_warned", set())
+    monkeypatch.setattr(logging.getLogger("mbrl"), "propagate", True)
+    refusing(monkeypatch, "fsync", number)
+    for content in (b"one", b"two"):
+        write_atomically(tmp_path / "file", content)
+        fsync_folder(tmp_path)
+    assert (tmp_path / "file").read_bytes() == b"two"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert str(tmp_path) in caplog.text
+
+
+@pytest.mark.parametrize(("call", "number"), [("fsync", errno.EIO), ("write", errno.ENOSPC), ("write", errno.EDQUOT)])
+def test_an_error_of_a_disk_names_the_path_and_what_was_to_be_written(
+    call: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing(monkeypatch, call, number)
+    with pytest.raises(OSError) as error:
+        write_atomically(tmp_path / "file", b"12345")
+    assert error.value.errno == number
+    said = one_line(error.value)
+    assert said.startswith(str(tmp_path)) and "file" in said and os.strerror(number) in said and "Errno" not in said
+    assert ("5 bytes were to be written" in said) is (call == "write")
+    table = Table(tmp_path / "rows.csv")
+    table.columns = ["env_step"]
+    if call == "write":
+        with pytest.raises(OSError, match=r"rows\.csv"):
+            table.append({"env_step": 1})
+
+
+def test_a_path_that_is_named_already_stays_and_two_are_both_said(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as error, named(Path("other")):
+        os.open(tmp_path / "missing", os.O_RDONLY)
+    assert one_line(error.value) == f"{tmp_path / 'missing'}: No such file or directory"
+    with pytest.raises(OSError) as error:
+        (tmp_path / "a").rename(tmp_path / "b")
+    assert one_line(error.value) == f"{tmp_path / 'a'} to {tmp_path / 'b'}: No such file or directory"
+
+
+def test_what_a_kill_left_of_a_film_is_swept(tmp_path: Path) -> None:
+    left = tmp_path / ".tmp-eval-000000100.gif-77"
+    left.write_bytes(b"GIF")
+    Videos(tmp_path, keep=2)
+    assert not left.exists()
+
+
+def test_a_run_goes_on_quietly_when_nobody_reads(tmp_path: Path) -> None:
+    line = [
+        sys.executable,
+        "-m",
+        "mbrl",
+        "train",
+        "experiment=debug",
+        "schedule.total=200",
+        f"run_dir={tmp_path / 'run'}",
+    ]
+    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        assert run.stdout is not None and run.stderr is not None
+        assert run.stdout.readline()
+        run.stdout.close()
+        said = run.stderr.read().decode()
+    assert run.returncode == 0 and (tmp_path / "run" / "result.json").exists()
+    assert "Logging error" not in said and "Traceback" not in said and "BrokenPipe" not in said
+    assert "where to look" in (tmp_path / "run" / "console.log").read_text()
