@@ -29,7 +29,7 @@ TAIL = 8192
 
 def train_command(cell: Cell) -> list[str]:
     """The process of a cell."""
-    return [sys.executable, "-m", "mbrl", "train", *cell.words, f'run_dir="{cell.run.absolute()}"']
+    return [sys.executable, "-m", "mbrl", "train", *cell.words, f"run_dir={cell.run.absolute()}"]
 
 
 def environment(cell: Cell, gpu: int | None) -> dict[str, str]:

@@ -28,7 +28,7 @@ def script(to: Path, places: Sequence[int], *, slots: int, options: Sequence[str
     array = f"--array={','.join(map(str, places))}%{slots}"
     own = ["--job-name=mbrl", array, "--requeue", f"--signal=B:USR2@{NOTICE_S}", "--open-mode=append"]
     lines = [f"#SBATCH {option}" for option in (*own, *options)]
-    words = [sys.executable, "-m", "mbrl", "bench", f'to="{to.absolute()}"']
+    words = [sys.executable, "-m", "mbrl", "bench", f"to={to.absolute()}"]
     command = f"exec {' '.join(map(shlex.quote, words))} only=$SLURM_ARRAY_TASK_ID"  # exec: the signal reaches Python
     return "\n".join(["#!/bin/sh", *lines, command, ""])
 

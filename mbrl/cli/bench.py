@@ -182,7 +182,7 @@ def check(cells: Sequence[Cell]) -> None:
     first: dict[str, Any] = {}
     for cell in cells:
         if cell.method not in first:
-            line = [*cell.words, f'run_dir="{cell.run.absolute()}"']
+            line = [*cell.words, f"run_dir={cell.run.absolute()}"]
             first[cell.method] = possible(line, current())["plain"]["task"]
         make({**first[cell.method], "name": cell.task}, "task", trusted=True)
 

@@ -82,7 +82,7 @@ def at_equal_compute(cells: Sequence[Cell]) -> list[Cell]:
     for cell in cells:
         if cell.method in totals:
             continue
-        plain = possible([*cell.words, f'run_dir="{cell.run.absolute()}"'], current())["plain"]
+        plain = possible([*cell.words, f"run_dir={cell.run.absolute()}"], current())["plain"]
         groups = Configs.of(plain, trusted=True).groups
         cost, protocol = cost_of(groups), groups["protocol"]
         episode, total = protocol.decisions * protocol.action_repeat * groups["compute"].rows, groups["schedule"].total

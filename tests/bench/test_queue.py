@@ -170,7 +170,7 @@ def test_a_cell_in_use_is_left_alone_and_seen_as_running(tmp_path: Path) -> None
 
 def test_the_process_of_a_cell_is_mbrl_train_with_its_threads_and_gpu(tmp_path: Path) -> None:
     (cell,) = cells(tmp_path, ["compute.threads=3"])
-    assert train_command(cell) == [sys.executable, "-m", "mbrl", "train", "compute.threads=3", f'run_dir="{cell.run}"']
+    assert train_command(cell) == [sys.executable, "-m", "mbrl", "train", "compute.threads=3", f"run_dir={cell.run}"]
     seen = environment(cell, 1)
     assert (seen["OMP_NUM_THREADS"], seen["CUDA_VISIBLE_DEVICES"]) == ("3", "1")
     assert environment(cell, None).get("CUDA_VISIBLE_DEVICES") == os.environ.get("CUDA_VISIBLE_DEVICES")
