@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from mbrl.cli.bench import check
 from mbrl.cli.compose import compose
 from mbrl.cli.main import main
+from mbrl.cli.scale import read_sizes
 from mbrl.cli.train import as_plain, fitted_to_model
 from mbrl.run.assemble import Configs
 
@@ -57,8 +59,15 @@ def test_a_command_of_the_examples_is_accepted(words: list[str], monkeypatch: py
 
 BENCH = [
     shlex.split(line.partition("#")[0])[2:]
-    for line in (ROOT / "docs" / "benchmarks.md").read_text().splitlines()
+    for path in (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+    for line in path.read_text().splitlines()
     if line.startswith("mbrl bench suite=")
+]
+SCALE = [
+    shlex.split(line.partition("#")[0])[2:]
+    for path in (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+    for line in path.read_text().splitlines()
+    if line.startswith("mbrl scale ")
 ]
 
 
@@ -69,6 +78,14 @@ def test_a_command_of_the_benchmarks_is_accepted(
     monkeypatch.chdir(tmp_path)
     assert main(["bench", *words, *([] if "--dry-run" in words else ["--dry-run"])]) == 0
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", SCALE, ids=" ".join)
+def test_a_command_about_sizes_is_accepted(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked, _ = read_sizes(words)
+    check(asked.cells)
+    assert len({cell.method for cell in asked.cells}) > 1 and not list(tmp_path.iterdir())
 
 
 def test_every_experiment_is_accepted() -> None:

@@ -84,7 +84,7 @@ def run(args: list[str]) -> int:
     from mbrl.bench.plan import extend_plan, joined, read_plan
 
     new = joined(read_plan(asked.to), asked.cells)
-    check(new[len(read_plan(asked.to)) :])
+    check(new[len(read_plan(asked.to)) :], elsewhere=asked.launcher == "slurm")
     if dry:
         return show_plan(new, asked.slots)
     cells = extend_plan(asked.to, asked.cells) if asked.cells else planned(asked.to)
@@ -170,9 +170,11 @@ def axis(word: str) -> tuple[str, list[str]]:
     return key, values
 
 
-def check(cells: Sequence[Cell]) -> None:
+def check(cells: Sequence[Cell], *, elsewhere: bool = False) -> None:
     """That `mbrl train` will take the words: each method's with its first task, and every task's name.
 
+    Args:
+        elsewhere: the runs' machines are others than this one, which may have no GPU.
     Raises: ValueError, one line, before anything is written.
     """
     from mbrl.cli.train import possible
@@ -183,6 +185,8 @@ def check(cells: Sequence[Cell]) -> None:
     for cell in cells:
         if cell.method not in first:
             line = [*cell.words, f"run_dir={cell.run.absolute()}"]
+            if elsewhere:
+                line = [*(word for word in line if not word.startswith("compute.device=")), "compute.device=cpu"]
             first[cell.method] = possible(line, current())["plain"]["task"]
         make({**first[cell.method], "name": cell.task}, "task", trusted=True)
 
