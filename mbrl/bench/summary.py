@@ -9,6 +9,7 @@ import numpy as np
 
 from mbrl.bench.results import Run, check_same_method, check_terms
 from mbrl.bench.statistics import AGGREGATES, aggregate, paired, probability_of_improvement, steps_to_threshold
+from mbrl.rundir.result import success_interval
 
 Row = dict[str, str]
 THRESHOLDS = (0.5, 0.8)
@@ -28,7 +29,7 @@ def by_task(runs: Sequence[Run], score: str) -> list[Row]:
         random = [value for run in own if (value := run.value(score, "random")) is not None]
         row = {"task": task, "method": method, **given(own), "seeds": str(len(own))}
         row["random"] = f"{np.mean(random):.2f}" if random else ""
-        row[score] = str(aggregate([values], "mean"))
+        row[score] = str(aggregate([values], "mean")) if len(own) > 1 else of_one(own[0], score)
         row["lowest"], row["highest"] = f"{values.min():.2f}", f"{values.max():.2f}"
         if score != "reward":
             curves = [run.curve(score) for run in own]
@@ -80,6 +81,16 @@ def pairs(runs: Sequence[Run], score: str) -> list[Row]:
             row |= {"p": f"{test.p:.3g}", "wins/ties/losses": f"{test.wins}/{test.ties}/{test.losses}"}
         rows.append(row)
     return rows
+
+
+def of_one(run: Run, score: str) -> str:
+    """The final score of a lone run; a success rate with Wilson's interval, which is over its episodes, not seeds."""
+    final = next(point for point in run.points if point.kind == "final")
+    value = getattr(final, score)
+    if score == "reward" or not final.episodes:
+        return f"{value:.2f}"
+    low, high = success_interval(round(value * final.episodes), round(final.episodes))
+    return f"{value:.2f} [{low:.2f}, {high:.2f}] of {final.episodes:.0f} episodes"
 
 
 def groups(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:

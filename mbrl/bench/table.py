@@ -94,7 +94,7 @@ class Screen:
         self._states, self._slots, self._stream = states_of(cells), slots, stream
         self._live = stream.isatty()
         self._drawn, self._next = 0, 0.0
-        self.say(f"{counted(self._states)}; {slots} at once")
+        self.say("; ".join(filter(None, (counted(self._states), f"{slots} at once", left(self._states, slots)))))
 
     def moved(self, cell: Cell, state: State, line: str) -> None:
         """Takes note; without a terminal writes a line."""

@@ -167,7 +167,7 @@ def test_a_terminal_gets_a_table_over_itself_and_a_file_a_line_per_change(tmp_pa
         assert "1 done, 1 failed of 2 runs" in said
         if name == "plain":
             first, second, *_ = said.splitlines()
-            assert first == "2 queued of 2 runs; 1 at once"
+            assert first == "2 queued of 2 runs; 1 at once; time left unknown until a run has ended"
             assert second == "running: reach/toy/seed-0; 1 running, 1 queued of 2 runs"
             assert len(said.splitlines()) == 5
 
