@@ -128,9 +128,14 @@ def given(runs: Sequence[Run]) -> Row:
     return {"obs": terms.obs, "demos": f"{terms.demos}{'+rehearsal' if terms.rehearsal else ''}"}
 
 
+def columns(rows: Sequence[Row]) -> list[str]:
+    """The columns of a table, but those that are empty everywhere."""
+    return [name for name in dict.fromkeys(name for row in rows for name in row) if any(row.get(name) for row in rows)]
+
+
 def text(rows: Sequence[Row]) -> Iterator[str]:
-    """A table for a screen: columns that are empty everywhere are left out."""
-    names = [name for name in dict.fromkeys(name for row in rows for name in row) if any(row.get(name) for row in rows)]
+    """A table for a screen."""
+    names = columns(rows)
     wide = {name: max(len(name), *(len(row.get(name, "")) for row in rows)) for name in names}
     for row in ({name: name for name in names}, *rows):
         yield "  ".join(row.get(name, "").ljust(wide[name]) for name in names).rstrip()
