@@ -11,7 +11,7 @@ from mbrl.bench.figures import curves, efficiency, profiles
 from mbrl.bench.plan import Cell, State, failure_of
 from mbrl.bench.published import Published
 from mbrl.bench.results import Run
-from mbrl.bench.summary import Row, by_method, by_task, pairs
+from mbrl.bench.summary import Row, by_method, by_task, columns, pairs
 from mbrl.bench.table import counted, progress_of, states_of
 
 MOST_FILM = 2**20
@@ -80,8 +80,8 @@ def section(title: str, content: str) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A table; columns that are empty everywhere are left out."""
-    names = [name for name in dict.fromkeys(name for row in rows for name in row) if any(row.get(name) for row in rows)]
+    """A table."""
+    names = columns(rows)
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
     lines = []
     for row in rows:
@@ -146,12 +146,6 @@ def card(runs: Sequence[Run]) -> Iterator[str]:
 def reported(published: Sequence[Published], tasks: set[str]) -> Iterator[str]:
     """What papers report on these tasks."""
     for one in published:
-        rows = [
-            {"task": s.task, "method": s.method, "env steps": str(s.env_steps), "success": f"{s.success:.2f}"}
-            for s in one.scores()
-            if s.task in tasks
-        ]
-        if rows:
-            told = f"{one.protocol}; {one.obs}; success at {one.success_rule} decision; demonstrations: {one.demos}"
+        if rows := one.table(tasks):
             title = f"Reported by others, under another protocol: {one.source}"
-            yield section(title, f"<p>{escape(told)}; seeds: {one.seeds}</p>{table(rows)}")
+            yield section(title, f"<p>{escape(one.terms())}</p>{table(rows)}")

@@ -202,12 +202,18 @@ def cleaned(cell: Cell) -> bool:
 class Pace:
     """How long a run takes, by those that have ended: of the same task and method, else of the same method."""
 
-    def __init__(self, cells: Iterable[Cell]) -> None:
+    def __init__(self) -> None:
         self._seconds: dict[tuple[str, ...], list[float]] = {}
-        for cell in cells:
-            if result := read_result(cell.run):
+        self._read: set[Cell] = set()
+
+    def learn(self, done: Iterable[Cell]) -> Pace:
+        """Takes in the results of cells that are done, each once; returns itself. Raises: DamagedFile."""
+        for cell in done:
+            if cell not in self._read and (result := read_result(cell.run)):
+                self._read.add(cell)
                 for kind in ((cell.task, cell.method), (cell.method,)):
                     self._seconds.setdefault(kind, []).append(result["wall_s"])
+        return self
 
     def seconds(self, cell: Cell) -> float | None:
         """Expected seconds of work of a whole run; None where no such run has ended."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,19 +42,32 @@ class Published:
 
     def __post_init__(self) -> None:
         for row in self.rows:
-            for method, values in methods(row):
+            for method, values in methods_of(row):
                 if not 0 < len(values) <= len(row["steps"]) or not all(0 <= value <= 1 for value in values):
                     raise ValueError(f"rows: {method} on {row['task']} must have a success in [0, 1] for its steps")
 
     def scores(self) -> Iterator[Score]:
         """Every number."""
         for row in self.rows:
-            for method, values in methods(row):
+            for method, values in methods_of(row):
                 for env_steps, value in zip(row["steps"], values, strict=False):
                     yield Score(task=row["task"], method=method, env_steps=env_steps, success=float(value))
 
+    def terms(self) -> str:
+        """What one must know before comparing, in words."""
+        rule = f"success at {self.success_rule} decision"
+        return f"{self.protocol}; {self.obs}; {rule}; demonstrations: {self.demos}; seeds: {self.seeds}"
 
-def methods(row: Mapping[str, Any]) -> Iterator[tuple[str, tuple[float, ...]]]:
+    def table(self, tasks: Container[str] | None = None, methods: Container[str] | None = None) -> list[dict[str, str]]:
+        """The numbers on these tasks (named without version) by these methods, for a reader; None: all."""
+        return [
+            {"task": s.task, "method": s.method, "env steps": str(s.env_steps), "success": f"{s.success:.2f}"}
+            for s in self.scores()
+            if (tasks is None or s.task in tasks) and (methods is None or s.method in methods)
+        ]
+
+
+def methods_of(row: Mapping[str, Any]) -> Iterator[tuple[str, tuple[float, ...]]]:
     """The methods of a row with their values."""
     yield from ((name, values) for name, values in row.items() if name not in ("task", "steps"))
 

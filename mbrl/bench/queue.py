@@ -54,12 +54,13 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Child:
-    """A running cell."""
+    """A running cell; `since`: where what this process printed begins in the cell's output."""
 
     cell: Cell
     lock: RunLock
     process: subprocess.Popen[bytes]
     slot: int
+    since: int
 
 
 class Queue:
@@ -125,13 +126,14 @@ class Queue:
                 self._watcher.moved(cell, state, failure_of(cell) if state is State.FAILED else "")
                 continue
             slot = self._free.pop(0)
-            self._children.append(Child(cell, lock, self._begin(cell, lock, slot), slot))
+            self._children.append(self._begin(cell, lock, slot))
             self._watcher.moved(cell, State.RUNNING, "")
 
-    def _begin(self, cell: Cell, lock: RunLock, slot: int) -> subprocess.Popen[bytes]:
+    def _begin(self, cell: Cell, lock: RunLock, slot: int) -> Child:
         """Starts the process: in a session of its own, so that Ctrl-C reaches it once only, through us."""
         with (cell.folder / OUTPUT).open("ab") as output:
-            return subprocess.Popen(
+            since = output.tell()
+            process = subprocess.Popen(
                 self._command(cell),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -140,6 +142,7 @@ class Queue:
                 pass_fds=(lock.fileno(),),
                 start_new_session=True,
             )
+            return Child(cell, lock, process, slot, since)
 
     def _take_leave(self) -> None:
         """Takes down how each ended child ended, and only then lets its cell go."""
@@ -151,7 +154,7 @@ class Queue:
             again = code == SAVED_PLEASE_REQUEUE or (self._asked_to_stop and code == -signal.SIGTERM)
             if state is not State.DONE and not again:
                 state = State.FAILED
-                write_failure(cell, code, why(cell, code))
+                write_failure(cell, code, why(child, code))
                 line = failure_of(cell)
             child.lock.close()
             if state not in (State.DONE, State.FAILED):
@@ -168,14 +171,14 @@ class Queue:
                 child.process.terminate()
 
 
-def why(cell: Cell, code: int) -> str:
-    """The last line that says why a run ended so."""
+def why(child: Child, code: int) -> str:
+    """The last line of a child that says why it ended so."""
     if code == 0:
         return "ended without a result"
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
-    with (cell.folder / OUTPUT).open("rb") as output:
-        output.seek(max(0, output.seek(0, os.SEEK_END) - TAIL))
+    with (child.cell.folder / OUTPUT).open("rb") as output:
+        output.seek(max(child.since, output.seek(0, os.SEEK_END) - TAIL))
         lines = [line for line in output.read().decode(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     return (errors or lines or ["without a word"])[-1].strip()

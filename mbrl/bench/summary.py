@@ -9,6 +9,7 @@ import numpy as np
 
 from mbrl.bench.results import Run, check_same_method, check_terms
 from mbrl.bench.statistics import AGGREGATES, aggregate, paired, probability_of_improvement, steps_to_threshold
+from mbrl.rundir.result import success_interval
 
 Row = dict[str, str]
 THRESHOLDS = (0.5, 0.8)
@@ -28,7 +29,7 @@ def by_task(runs: Sequence[Run], score: str) -> list[Row]:
         random = [value for run in own if (value := run.value(score, "random")) is not None]
         row = {"task": task, "method": method, **given(own), "seeds": str(len(own))}
         row["random"] = f"{np.mean(random):.2f}" if random else ""
-        row[score] = str(aggregate([values], "mean"))
+        row[score] = str(aggregate([values], "mean")) if len(own) > 1 else of_one(own[0], score)
         row["lowest"], row["highest"] = f"{values.min():.2f}", f"{values.max():.2f}"
         if score != "reward":
             curves = [run.curve(score) for run in own]
@@ -82,6 +83,16 @@ def pairs(runs: Sequence[Run], score: str) -> list[Row]:
     return rows
 
 
+def of_one(run: Run, score: str) -> str:
+    """The final score of a lone run; a success rate with Wilson's interval, which is over its episodes, not seeds."""
+    final = next(point for point in run.points if point.kind == "final")
+    value = getattr(final, score)
+    if score == "reward" or not final.episodes:
+        return f"{value:.2f}"
+    low, high = success_interval(round(value * final.episodes), round(final.episodes))
+    return f"{value:.2f} [{low:.2f}, {high:.2f}] of {final.episodes:.0f} episodes"
+
+
 def groups(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
     """The runs of every task and method, in the order of their seeds."""
     found: dict[tuple[str, str], list[Run]] = {}
@@ -117,9 +128,14 @@ def given(runs: Sequence[Run]) -> Row:
     return {"obs": terms.obs, "demos": f"{terms.demos}{'+rehearsal' if terms.rehearsal else ''}"}
 
 
+def columns(rows: Sequence[Row]) -> list[str]:
+    """The columns of a table, but those that are empty everywhere."""
+    return [name for name in dict.fromkeys(name for row in rows for name in row) if any(row.get(name) for row in rows)]
+
+
 def text(rows: Sequence[Row]) -> Iterator[str]:
-    """A table for a screen: columns that are empty everywhere are left out."""
-    names = [name for name in dict.fromkeys(name for row in rows for name in row) if any(row.get(name) for row in rows)]
+    """A table for a screen."""
+    names = columns(rows)
     wide = {name: max(len(name), *(len(row.get(name, "")) for row in rows)) for name in names}
     for row in ({name: name for name in names}, *rows):
         yield "  ".join(row.get(name, "").ljust(wide[name]) for name in names).rstrip()

@@ -57,12 +57,12 @@ def counted(states: Mapping[Cell, State]) -> str:
     return f"{', '.join(parts)} of {len(states)} run{'s' * (len(states) > 1)}"
 
 
-def left(states: Mapping[Cell, State], slots: int) -> str:
+def left(states: Mapping[Cell, State], slots: int, pace: Pace) -> str:
     """How long the rest takes on so many slots, as far as ended runs of the same kind tell."""
     todo = [cell for cell, state in states.items() if state not in (State.DONE, State.FAILED)]
     if not todo:
         return ""
-    pace = Pace(cell for cell, state in states.items() if state is State.DONE)
+    pace.learn(cell for cell, state in states.items() if state is State.DONE)
     expected = [pace.seconds(cell) for cell in todo]
     known = [seconds for seconds in expected if seconds is not None]
     if not known:
@@ -93,8 +93,10 @@ class Screen:
     def __init__(self, cells: Sequence[Cell], *, slots: int, stream: TextIO) -> None:
         self._states, self._slots, self._stream = states_of(cells), slots, stream
         self._live = stream.isatty()
-        self._drawn, self._next = 0, 0.0
-        self.say(f"{counted(self._states)}; {slots} at once")
+        self._drawn, self._next, self._pace = 0, 0.0, Pace()
+        self.say(
+            "; ".join(filter(None, (counted(self._states), f"{slots} at once", left(self._states, slots, self._pace))))
+        )
 
     def moved(self, cell: Cell, state: State, line: str) -> None:
         """Takes note; without a terminal writes a line."""
@@ -130,7 +132,7 @@ class Screen:
         failed = [cell for cell, state in self._states.items() if state is State.FAILED][-MOST_FAILURES:]
         running = [cell for cell, state in self._states.items() if state is State.RUNNING]
         shown = {cell: self._states[cell] for cell in (*running, *failed)}
-        heading = "; ".join(filter(None, (counted(self._states), left(self._states, self._slots))))
+        heading = "; ".join(filter(None, (counted(self._states), left(self._states, self._slots, self._pace))))
         columns = shutil.get_terminal_size().columns - 1
         text = [line[:columns] for line in (heading, *lines(shown))]
         self._stream.write(f"\x1b[{self._drawn}F\x1b[J" if self._drawn else "")

@@ -251,13 +251,13 @@ def show_plan(cells: Sequence[Cell], slots: int) -> int:
     from mbrl.bench.table import counted, left, states_of
 
     states = states_of(cells)
-    pace = Pace(cell for cell, state in states.items() if state is State.DONE)
+    pace = Pace().learn(cell for cell, state in states.items() if state is State.DONE)
     wide = max(len(cell.name) for cell in cells)
     for cell, state in states.items():
         seconds = pace.seconds(cell)
         hours = "unknown" if seconds is None else f"{seconds / 3600:.2f} h"
         print(f"  {state:8}{cell.name.ljust(wide)}  {hours:>9}  {' '.join(cell.words)}")
-    print("; ".join(filter(None, (counted(states), left(states, slots)))))
+    print("; ".join(filter(None, (counted(states), left(states, slots, pace)))))
     return DONE
 
 

@@ -207,15 +207,7 @@ def show_published(filters: Filters) -> int:
 
     tasks = None if filters.task is None else {name.removesuffix("-v3").removesuffix("-v2") for name in filters.task}
     for name, one in read_published(packaged_configs() / "published").items():
-        rows = [
-            {"task": s.task, "method": s.method, "env steps": str(s.env_steps), "success": f"{s.success:.2f}"}
-            for s in one.scores()
-            if (tasks is None or s.task in tasks) and (filters.method is None or s.method in filters.method)
-        ]
-        if rows:
-            print(
-                f"{name}: {one.source}\n  protocol {one.protocol}; success at {one.success_rule} decision; {one.obs};"
-            )
-            print(f"  demonstrations: {one.demos}; seeds: {one.seeds}")
+        if rows := one.table(tasks, filters.method):
+            print(f"{name}: {one.source}\n  {one.terms()}")
             print("\n".join(f"  {line}" for line in text(rows)))
     return DONE

@@ -15,6 +15,7 @@ run=$1; folder=$2; kind=$3
 mkdir -p "$run"; touch "$run/config.yaml"; echo begun >> "$folder/begun"
 case $kind in
   bad) echo "error: agent.gamma must be < 1"; echo "a last word"; exit 2;;
+  silent) exit 3;;
   killed) kill -KILL $$;;
   empty) exit 0;;
   again) [ -e "$folder/asked" ] || { touch "$folder/asked"; exit 75; };;
@@ -26,7 +27,7 @@ printf '%s' "$4" > "$run/.tmp-result"; mv "$run/.tmp-result" "$run/result.json"
 
 
 def cells(to: Path, kinds: Sequence[str]) -> list[Cell]:
-    """A cell of each kind: good, bad, killed, empty, again or slow; the kind is its only word."""
+    """A cell of each kind: good, bad, silent, killed, empty, again or slow; the kind is its only word."""
     return [cell_in(to, task="reach", method="toy", seed=seed, words=[kind]) for seed, kind in enumerate(kinds)]
 
 

@@ -139,12 +139,12 @@ def test_a_plan_grows_and_is_never_turned_into_another(tmp_path: Path) -> None:
 
 def test_time_left_is_told_by_ended_runs_of_the_same_kind(tmp_path: Path) -> None:
     todo = cells(tmp_path, ["good"] * 4)
-    assert left(states_of(todo), 2) == "time left unknown until a run has ended"
+    assert left(states_of(todo), 2, Pace()) == "time left unknown until a run has ended"
     todo[0].run.mkdir(parents=True)
     write_json(todo[0].run / "result.json", GOOD | {"wall_s": 100.0})
-    assert Pace(todo).seconds(todo[1]) == 100.0
-    assert Pace([]).seconds(todo[1]) is None
-    assert left(states_of(todo), 2) == "at most 2m30s left"
+    assert Pace().learn(todo).seconds(todo[1]) == 100.0
+    assert Pace().seconds(todo[1]) is None
+    assert left(states_of(todo), 2, Pace()) == "at most 2m30s left"
     todo[1].folder.mkdir()
     write_failure(todo[1], 2, "error: no")
     assert counted(states_of(todo)) == "1 done, 1 failed, 2 queued of 4 runs"
@@ -167,7 +167,7 @@ def test_a_terminal_gets_a_table_over_itself_and_a_file_a_line_per_change(tmp_pa
         assert "1 done, 1 failed of 2 runs" in said
         if name == "plain":
             first, second, *_ = said.splitlines()
-            assert first == "2 queued of 2 runs; 1 at once"
+            assert first == "2 queued of 2 runs; 1 at once; time left unknown until a run has ended"
             assert second == "running: reach/toy/seed-0; 1 running, 1 queued of 2 runs"
             assert len(said.splitlines()) == 5
 

@@ -74,6 +74,9 @@ def test_why_a_cell_failed_is_its_last_error_or_its_last_line(tmp_path: Path) ->
     assert failure_of(killed) == "exit code -9: killed by SIGKILL"
     assert failure_of(empty) == "exit code 0: ended without a result"
     assert (bad.folder / OUTPUT).read_text().endswith("a last word\n")
+    assert retried(bad)
+    assert queue([replace(bad, words=("silent",))]).work()
+    assert failure_of(bad) == "exit code 3: without a word"  # what an earlier process said is not its reason
 
 
 def test_a_failed_cell_goes_on_after_retry_and_begins_anew_after_clean(tmp_path: Path) -> None:

@@ -119,6 +119,8 @@ def test_the_tables(make: Make) -> None:
     assert (rows[0]["lowest"], rows[0]["highest"], rows[0]["random"]) == ("0.20", "0.90", "0.05")
     assert rows[0]["env steps to 0.5"] == "3 of 3, 2000 in the median"
     assert rows[1]["env steps to 0.5"] == "0 of 3, more than were run"
+    assert rows[-1]["success"] == "1.00 [0.84, 1.00] of 20 episodes"  # Wilson's: there is one seed
+    assert by_task(runs, "reward")[-1]["reward"] == "140.00"
     methods = by_method(runs, "success")
     assert [(row["method"], row["tasks"], row["runs"]) for row in methods] == [
         ("dreamer", "2", "6"),

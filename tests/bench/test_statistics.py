@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,6 +44,23 @@ def test_the_interval_is_that_of_a_stratified_bootstrap_of_a_few_lines() -> None
     assert found == aggregate(scores, "iqm")  # seeded
     unstratified = np.concatenate(scores)[rng.integers(30, size=(20_000, 30))]
     assert found.high - found.low < np.ptp(np.quantile(stats.trim_mean(unstratified, 0.25, axis=1), [0.025, 0.975]))
+
+
+def test_the_numbers_are_those_of_rliable() -> None:
+    """Its outputs, made once (rliable.json says by what); scores there are runs x tasks."""
+    theirs = json.loads((Path(__file__).parent / "rliable.json").read_text())
+    scores = {name: list(np.array(matrix).T) for name, matrix in theirs["scores"].items()}
+    for name in ("iqm", "mean", "median"):
+        for method, (value, low, high) in theirs[name].items():
+            found = aggregate(scores[method], name)
+            assert found.value == pytest.approx(value, abs=1e-6)
+            assert (found.low, found.high) == pytest.approx((low, high), abs=0.011)  # two draws of resamples
+    value, low, high = theirs["probability_of_improvement"]
+    better = probability_of_improvement(scores["ours"], scores["theirs"])
+    assert better.value == pytest.approx(value, abs=1e-6)
+    assert (better.low, better.high) == pytest.approx((low, high), abs=0.02)
+    profile = performance_profile(scores["ours"], theirs["thresholds"])
+    assert profile.tolist() == pytest.approx(theirs["profile"], abs=1e-6)
 
 
 def test_equal_runs_have_an_interval_of_no_width_and_a_lone_run_none() -> None:
