@@ -92,6 +92,7 @@ worldmodel.decoding.passes=2 | worldmodel.decoding.passes must be null with kind
 worldmodel.decoding={kind:masked,passes:1} | worldmodel.decoding.passes must be >= 2 with kind=masked (got 1) | parallel
 worldmodel.decoding={kind:masked,passes:5} | worldmodel.decoding.passes=5 must be <= 4, the codes of a frame
 worldmodel.decoding={kind:masked,passes:two} | worldmodel.decoding.passes must be >= 2 with kind=masked (got two)
+worldmodel.rollout_precision=float16 | worldmodel.rollout_precision must be float32 or bfloat16 (got float16)
 transformer.heads=7                              | transformer.hidden must be a multiple of 2 * heads = 14
 transformer.dropout=1                            | transformer.dropout must be in [0, 1) (got 1.0)
 transformer.positions=16                         | worldmodel.max_frames= | transformer.positions=16 | raise
