@@ -18,7 +18,7 @@ from worldmodel import proprio
 from worldmodel.losses.tokenizer import eval_mode, to_float01
 from worldmodel.microbatch import Source
 from worldmodel.rollout.engine import Frame, TokenEngine
-from worldmodel.rollout.fused import stamp, version_of
+from worldmodel.rollout.fused import Precision, stamp, version_of
 from worldmodel.rollout.pool import EnginePool
 from worldmodel.rollout.sampling import SamplingConfig
 from worldmodel.spec import ModelSpec, Part, StateKey
@@ -45,17 +45,19 @@ class Imagination(nn.Module):
         spec: ModelSpec,
         pooled: int,
         sampling: SamplingConfig,
+        precision: Precision = "float32",
     ) -> None:
         """Args:
         spec: all of it but `state`.
         pooled: side of the grid to which the context's code vectors are averaged.
         sampling: how an imagined frame is drawn.
+        precision: of the products that it takes.
         """
         super().__init__()
         self.tokenizer, self.layout, self.tokens, self.pooled = tokenizer, tokenizer.layout, tokens, pooled
         self.spec = replace(spec, state=self._shapes(spec))
         self.version = self.tokenizer_version = 0
-        self._pool = EnginePool(tokens, frames=spec.max_frames, sampling=sampling)
+        self._pool = EnginePool(tokens, frames=spec.max_frames, sampling=sampling, precision=precision)
         self._decoded: list[tuple[Tensor, float, DecodedContext]] = []  # of a start and of its forks
         self._drawn_with: object = None
 

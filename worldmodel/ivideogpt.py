@@ -18,6 +18,7 @@ from worldmodel.layout import TokenLayout
 from worldmodel.losses.parts import AuxiliaryHeads, LossConfig, reward_targets
 from worldmodel.losses.tokenizer import TokenizerObjective
 from worldmodel.microbatch import MicroBatch, uniform
+from worldmodel.rollout.fused import Precision
 from worldmodel.rollout.sampling import SamplingConfig
 from worldmodel.seeds import Seeds, generator_on, seeded_globally
 from worldmodel.spec import CodeSpec, ContextMode, EnvSpec, ModelSpec, ObsKey, Part
@@ -44,6 +45,8 @@ class ModelConfig:
             code's levels, so that neighbouring codes share what is learned of them (of use with FSQ).
         latent: what an agent reads, any of `context` (pooled code vectors of the context), `codes` (code vectors of the
             newest frame), `hidden` (the transformer's state at the newest frame's last code).
+        rollout_precision: of the matrix products that read and imagine frames, training apart; `bfloat16` halves the
+            bytes that a pass reads (`worldmodel.rollout.fused`), and rounds.
         proprio: whether the model is robot what the robot knows of itself and predicts it (`worldmodel.proprio`).
     """
 
@@ -56,6 +59,7 @@ class ModelConfig:
     losses: LossConfig
     decoding: DecodingConfig
     sampling: SamplingConfig
+    rollout_precision: Precision
     proprio: bool
     parts: ClassVar[tuple[Part, ...]] = ("tokenizer", "dynamics")
 
@@ -74,6 +78,8 @@ class ModelConfig:
             raise ValueError(
                 f"burn_in must be >= 1 with proprio=true, which is known of real frames (got {self.burn_in})"
             )
+        if self.rollout_precision not in ("float32", "bfloat16"):
+            raise ValueError(f"rollout_precision must be float32 or bfloat16 (got {self.rollout_precision})")
         if self.embedding not in ("table", "levels"):
             raise ValueError(f"embedding must be table or levels (got {self.embedding})")
         unknown = [part for part in self.latent if part not in LATENT_PARTS]
@@ -112,17 +118,8 @@ class IVideoGPT(Imagination):
         generator: torch.Generator,
     ) -> None:
         layout, pooled = tokenizer.layout, min(CONTEXT_POOL, tokenizer.config.side)
-        if layout.length(config.max_frames) > transformer.positions:
-            raise ValueError(
-                f"max_frames={config.max_frames} needs {layout.length(config.max_frames)} positions, "
-                f"the transformer has {transformer.positions}: lower worldmodel.max_frames or raise its positions"
-            )
-        widths = {
-            "context": tokenizer.vector_dim * pooled**2,
-            "codes": tokenizer.vector_dim * layout.codes_future,
-            "hidden": transformer.hidden,
-            "proprio": proprio_dim,
-        }
+        require_positions(layout, config.max_frames, transformer)
+        widths = latent_widths(tokenizer, pooled, transformer, proprio_dim)
         tokens = TokenModel(
             transformer,
             layout,
@@ -148,7 +145,14 @@ class IVideoGPT(Imagination):
             codes=codes_of(layout),
             rewards=config.heads.reward != "none",
         )
-        super().__init__(tokenizer=tokenizer, tokens=tokens, spec=spec, pooled=pooled, sampling=config.sampling)
+        super().__init__(
+            tokenizer=tokenizer,
+            tokens=tokens,
+            spec=spec,
+            pooled=pooled,
+            sampling=config.sampling,
+            precision=config.rollout_precision,
+        )
         self.config, self.auxiliary = config, None
         if config.losses.aux_coef > 0:
             self.auxiliary = AuxiliaryHeads(
@@ -242,6 +246,27 @@ class IVideoGPT(Imagination):
         pooled_BC, vectors_BFE = self.code_features(context_BN, codes_BFK)
         robot = [] if proprio_BFQ is None else [proprio_BFQ]
         return torch.cat([pooled_BC[:, None].expand(-1, vectors_BFE.shape[1], -1), vectors_BFE, *robot], -1)
+
+
+def latent_widths(
+    tokenizer: CompressiveTokenizer, pooled: int, transformer: TransformerConfig, proprio_dim: int
+) -> dict[str, int]:
+    """Numbers in each part of what an agent may read."""
+    return {
+        "context": tokenizer.vector_dim * pooled**2,
+        "codes": tokenizer.vector_dim * tokenizer.layout.codes_future,
+        "hidden": transformer.hidden,
+        "proprio": proprio_dim,
+    }
+
+
+def require_positions(layout: TokenLayout, frames: int, transformer: TransformerConfig) -> None:
+    """Raises: ValueError if the transformer has too few positions for that many future frames."""
+    if layout.length(frames) > transformer.positions:
+        raise ValueError(
+            f"max_frames={frames} needs {layout.length(frames)} positions, "
+            f"the transformer has {transformer.positions}: lower worldmodel.max_frames or raise its positions"
+        )
 
 
 def codes_of(layout: TokenLayout) -> CodeSpec:

@@ -67,7 +67,9 @@ def pointers(pool: EnginePool) -> list[int]:
 @pytest.mark.parametrize("composed", [False, True])
 def test_all_sizes_share_one_set_of_weights_that_is_refreshed_in_place(monkeypatch, composed):
     laid: list[object] = []
-    monkeypatch.setattr(fused, "fuse", lambda block, fuse=fused.fuse: (laid.append(block), fuse(block))[1])
+    monkeypatch.setattr(
+        fused, "fuse", lambda block, dtype, fuse=fused.fuse: (laid.append(block), fuse(block, dtype))[1]
+    )
     features = torch.rand(LAYOUT.vocab, 6, generator=torch.Generator().manual_seed(1)) if composed else None
     model, generator = make_model(torch.float64, features=features), torch.Generator().manual_seed(6)
     pool = EnginePool(model, frames=FRAMES, sampling=SAMPLED)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worldmodel.microbatch import RowNoise, Source
-from worldmodel.rollout.fused import FusedTransformer, version_of
+from worldmodel.rollout.fused import FusedTransformer, Precision, version_of
 from worldmodel.rollout.kv_cache import KVCache
 from worldmodel.rollout.passes import draw_in_passes, numbers_for
 from worldmodel.rollout.sampling import SamplingConfig, draw
@@ -316,8 +316,8 @@ class TokenEngine:
         return tickets_B1
 
 
-def laid_out(model: TokenModel, sampling: SamplingConfig) -> FusedTransformer:
+def laid_out(model: TokenModel, sampling: SamplingConfig, precision: Precision = "float32") -> FusedTransformer:
     """The weights for engines of this sampling: logits of the ids only that it can draw."""
     layout = model.layout
     codes = range(layout.vocab_context, layout.scf)
-    return FusedTransformer(model, ids=codes if sampling.codes_only else range(layout.vocab))
+    return FusedTransformer(model, ids=codes if sampling.codes_only else range(layout.vocab), precision=precision)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from worldmodel.rollout.kv_cache import KVCache
 from worldmodel.transformer.llama import Block, causal, rotate
 from worldmodel.transformer.token_model import TokenModel
 
+Precision = Literal["float32", "bfloat16"]
+"""Of the products of a rollout, see `FusedTransformer`."""
+
 
 def pack(weight_OI: Tensor) -> Tensor:
     """A weight in the form that `product` reads fastest.
@@ -27,16 +30,23 @@ def pack(weight_OI: Tensor) -> Tensor:
     On a CPU that is oneDNN's own blocked form, one for any number of rows: F.linear goes to MKL, which was measured 2
     to 4 times slower on an AMD processor with AVX-512 and never faster.
     """
-    if weight_OI.device.type == "cpu" and weight_OI.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+    if weight_OI.device.type == "cpu" and _has_packed_form(weight_OI.dtype):
         return torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous())
     return weight_OI
 
 
+def _has_packed_form(dtype: torch.dtype) -> bool:
+    if dtype == torch.bfloat16:
+        return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32 and torch.backends.mkldnn.is_available()
+
+
 def product(x: Tensor, packed: Tensor) -> Tensor:
-    """F.linear with a weight from `pack`."""
+    """F.linear with a weight from `pack`, in the weight's type; the result has the type of x."""
+    read = x.to(packed.dtype)
     if packed.is_mkldnn:
-        return torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
-    return F.linear(x, packed)
+        return torch.ops.mkldnn._linear_pointwise(read, packed, None, "none", [], "").to(x.dtype)
+    return F.linear(read, packed).to(x.dtype)
 
 
 def version_of(tensor: Tensor) -> float:
@@ -60,30 +70,33 @@ class FusedBlock(NamedTuple):
     down: Tensor  # [D, M]
 
 
-def fuse(block: Block) -> FusedBlock:
-    """A block's weights, packed."""
+def fuse(block: Block, dtype: torch.dtype) -> FusedBlock:
+    """A block's weights, packed in this type."""
     attention, mlp = block.self_attn, block.mlp
     scale = (attention.q_proj.out_features // attention.heads) ** -0.5
     qkv = torch.cat([attention.q_proj.weight * scale, attention.k_proj.weight, attention.v_proj.weight])
     gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
     return FusedBlock(
-        pack(qkv * block.input_layernorm.weight),
-        pack(attention.o_proj.weight),
-        pack(gate_up * block.post_attention_layernorm.weight),
-        pack(mlp.down_proj.weight),
+        pack((qkv * block.input_layernorm.weight).to(dtype)),
+        pack(attention.o_proj.weight.to(dtype)),
+        pack((gate_up * block.post_attention_layernorm.weight).to(dtype)),
+        pack(mlp.down_proj.weight.to(dtype)),
     )
 
 
 class FusedTransformer:
     """A model's weights for the rollout. One copy serves all engines; it is refreshed in place, so pointers stay."""
 
-    def __init__(self, model: TokenModel, *, ids: range) -> None:
+    def __init__(self, model: TokenModel, *, ids: range, precision: Precision = "float32") -> None:
         """Nothing is laid out before the first `refresh`.
 
         Args:
             ids: those that can be drawn.
+            precision: `bfloat16` keeps the blocks' matrices, and multiplies by them, in two bytes a weight: passes of
+                few positions wait for weights. The residual stream, attention, norms and logits stay as they are:
+                logits in bfloat16 would tie. `float32`: all as the model's weights are.
         """
-        self._model, self.ids = model, ids
+        self._model, self.ids, self.precision = model, ids, precision
         self._stamp: tuple[tuple[int, int], ...] | None = None
         self.version = 0
         """+1 with every change of the weights that was noticed; keys and values of another version are stale."""
@@ -114,6 +127,7 @@ class FusedTransformer:
 
     def _lay(self) -> None:
         llm = self._model.llm
+        dtype = torch.bfloat16 if self.precision == "bfloat16" else llm.lm_head.weight.dtype
         lent = {weight.untyped_storage()._cdata for weight in self._model.parameters()}
 
         def renewed(held: Tensor, new: Tensor) -> Tensor:
@@ -124,7 +138,7 @@ class FusedTransformer:
             return held.copy_(new) if fits else new
 
         for layer, block in enumerate(llm.model.layers):  # one after the other: what is new exists twice
-            new = fuse(cast(Block, block))
+            new = fuse(cast(Block, block), dtype)
             if layer < len(self.blocks):
                 self.blocks[layer] = FusedBlock(*map(renewed, self.blocks[layer], new))
             else:

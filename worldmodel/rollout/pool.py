@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from worldmodel.rollout.engine import TokenEngine, laid_out
+from worldmodel.rollout.fused import Precision
 from worldmodel.rollout.sampling import SamplingConfig
 from worldmodel.transformer.token_model import TokenModel
 
@@ -23,10 +24,12 @@ def bucket(rows: int) -> int:
 class EnginePool:
     """Makes engines as they are asked for; the one that was not used for longest goes. What it held is rebuilt."""
 
-    def __init__(self, model: TokenModel, *, frames: int, sampling: SamplingConfig) -> None:
+    def __init__(
+        self, model: TokenModel, *, frames: int, sampling: SamplingConfig, precision: Precision = "float32"
+    ) -> None:
         """`frames`: most future frames; as for `TokenEngine`, nothing is allocated yet."""
         self._model, self._frames, self._sampling = model, frames, sampling
-        self._weights = laid_out(model, sampling)
+        self._weights = laid_out(model, sampling, precision)
         self._engines: dict[int, TokenEngine] = {}  # the newest is the last
 
     def engine(self, rows: int) -> TokenEngine:
