@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 
-class Screen(logging.StreamHandler):  # type: ignore[type-arg]
+class Screen(logging.StreamHandler):
     """Says what a run says for as long as somebody reads it (`mbrl train | head`); the run goes on."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name

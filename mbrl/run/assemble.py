@@ -233,7 +233,7 @@ def teacher_of(configs: Configs, env: RowsEnv) -> Teacher:
 
 def recorded(configs: Configs) -> DataSet:
     """The data set of the demonstrations. Raises: ValueError where it does not fit, or holds too few."""
-    found = rehearsed([configs.demos_from], configs.protocol, key="demos_from")
+    found = rehearsed([str(configs.demos_from)], configs.protocol, key="demos_from")
     if len(found) != 1 or len(found[0]) < configs.demos:
         episodes = sum(map(len, found))
         raise ValueError(
