@@ -88,7 +88,7 @@ def named(path: Path, *, needed: int = 0) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is not None:
+        if error.filename is not None or error.errno is None:
             raise
         room = f"; {needed} bytes were to be written" if error.errno in FULL and needed else ""
         raise type(error)(error.errno, f"{error.strerror}{room}", str(path)) from error

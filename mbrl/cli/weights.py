@@ -103,8 +103,14 @@ def _on_disk(path: Path) -> Found:
             (part.source, {n: tuple(v.shape) for n, v in part.tensors.items()}, {"type": "F32", **_told(config)})
             for part, config in sizes
         ]
-    files = [file for part in _parts(published_in(path)) for file in sorted(part.glob("*.safetensors"))]
+    files = [file for part in _parts(published_in(path)) for file in _files(part)]
     return [_of_header(file, read_header(file)) for file in files]
+
+
+def _files(part: Path) -> list[Path]:
+    """The tensor files of a network's folder; one in shards is named as if it were whole."""
+    whole = [path.with_name(path.name.removesuffix(".index.json")) for path in part.glob("*.safetensors.index.json")]
+    return sorted(whole or part.glob("*.safetensors"))
 
 
 def _parts(folder: Path) -> list[Path]:

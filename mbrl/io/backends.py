@@ -6,7 +6,9 @@ Knows nothing of what is logged. The CSV files of mbrl/io/logger.py are the reco
 from __future__ import annotations
 
 import logging
+import os
 import queue
+import shlex
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -129,22 +131,30 @@ class TensorBoardSink:
 
 
 class WandbSink:
-    """A Weights & Biases run; offline where the server does not answer within `timeout_s`."""
+    """A Weights & Biases run; offline where the server does not answer within `timeout_s`.
+
+    WANDB_MODE in the environment wins over `mode`. A run that is offline cannot be continued: every start of it is a
+    part with an id of its own, and all parts are of one group.
+    """
 
     def __init__(self, *, mode: str, timeout_s: float, settings: Mapping[str, Any]) -> None:
         import wandb
 
         self._wandb = wandb
+        self._folder = Path(settings["dir"])
         limits = wandb.Settings(init_timeout=timeout_s, login_timeout=int(timeout_s) or 1, console="off", silent=True)
-        try:
-            run = wandb.init(mode=mode, settings=limits, **settings)  # type: ignore[arg-type]
-        except Exception as error:
-            if mode == "offline":
-                raise
-            log.warning("wandb cannot be reached (%s); logging offline", type(error).__name__)
-            # under another id: wandb refuses the one of an attempt that failed (0.31: "run ID ... is in use")
-            run = wandb.init(mode="offline", settings=limits, **{**settings, "id": f"{settings['id']}-offline"})
-        self._run = run
+        mode = os.environ.get("WANDB_MODE", "").strip() or mode
+        if mode != "offline":
+            try:
+                self._run = wandb.init(mode=mode, settings=limits, **settings)  # type: ignore[arg-type]
+            except Exception as error:
+                log.warning("wandb cannot be reached (%s); logging offline", type(error).__name__)
+                mode = "offline"
+        self._offline = mode == "offline"
+        if self._offline:
+            part = len(list(self._folder.glob(f"wandb/offline-run-*-{settings['id']}-*")))
+            own = {"id": f"{settings['id']}-{part}", "group": settings["group"] or settings["id"]}
+            self._run = wandb.init(mode="offline", settings=limits, **{**settings, **own})
         self._run.define_metric("*", step_metric="env_step")
 
     def write(self, values: Mapping[str, float], x: Mapping[str, float]) -> None:
@@ -159,3 +169,8 @@ class WandbSink:
     def close(self) -> None:
         """Waits for the upload."""
         self._run.finish()
+        if self._offline:
+            parts = shlex.quote(str(self._folder / "wandb"))
+            log.info(
+                "wandb logged offline, one part for each start; all are uploaded by: wandb sync %s/offline-run-*", parts
+            )

@@ -248,6 +248,41 @@ def test_an_unreachable_wandb_falls_back_to_offline_with_one_line(
     ]
 
 
+def test_every_start_of_an_offline_run_is_a_part_of_one_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[dict[str, Any]] = []
+
+    def init(*, mode: str, **settings: Any) -> FakeRun:
+        begun.append({"mode": mode, **settings})
+        (tmp_path / "wandb" / f"offline-run-2026_{len(begun)}-{settings['id']}").mkdir(parents=True)
+        return FakeRun()
+
+    _fake_wandb(monkeypatch, init)
+    offline = WandbConfig(**(WANDB | {"mode": "offline", "group": ""}))
+    logger = offline.build(folder=tmp_path)
+    state = json.loads(json.dumps(logger.state_dict()))
+    _train(logger, 1)
+    for _ in range(2):
+        resumed = offline.build(folder=tmp_path)
+        resumed.load_state_dict(state)
+        _train(resumed, 1)
+    assert len({settings["id"] for settings in begun}) == 3, "no two folders have one id"
+    assert len({settings["group"] for settings in begun}) == 1 and begun[0]["group"]
+
+
+@pytest.mark.parametrize(("variable", "config", "mode"), [
+    ("offline", "online", "offline"), ("disabled", "online", "disabled"), ("online", "offline", "online"),
+    ("", "offline", "offline"), ("", "online", "online"),
+])  # fmt: skip
+def test_the_environment_s_mode_wins(
+    variable: str, config: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[str] = []
+    monkeypatch.setenv("WANDB_MODE", variable)
+    _fake_wandb(monkeypatch, lambda **settings: (modes.append(settings["mode"]), FakeRun())[1])
+    _train(WandbConfig(**(WANDB | {"mode": config})).build(folder=tmp_path), 1)
+    assert modes == [mode]
+
+
 @pytest.mark.parametrize("trouble", ["missing", "init", "exit", "row", "finish"])
 def test_a_failing_wandb_stops_nothing_and_says_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, trouble: str

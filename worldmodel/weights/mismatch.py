@@ -13,6 +13,8 @@ from typing import Any
 from torch import Tensor
 
 Shape = tuple[int, ...]
+MOST_ROWS = 20
+"""Rows of a table that somebody reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,7 @@ class Mismatch(ValueError):
 
     Attributes:
         headline: one line.
-        table: a row for each mismatch, under a header.
+        table: a row for each of the first mismatches, under a header.
     """
 
     def __init__(self, source: object, rows: Collection[Row]) -> None:
@@ -45,10 +47,11 @@ class Mismatch(ValueError):
 
 def _table(rows: Collection[Row]) -> str:
     cells = [("name", "in the file", "in the model", "likely cause")]
-    cells += [(row.name, row.file, row.model, row.cause) for row in rows]
+    cells += [(row.name, row.file, row.model, row.cause) for row in list(rows)[:MOST_ROWS]]
     widths = [max(len(line[column]) for line in cells) for column in range(4)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells)
-    return "\n".join(lines)
+    more = [f"... and {len(rows) - MOST_ROWS} more"] if len(rows) > MOST_ROWS else []
+    return "\n".join([*lines, *more])
 
 
 def compare(
