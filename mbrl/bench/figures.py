@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,7 +29,6 @@ STYLE: Any = {
     "font.size": 11,
     "svg.hashsalt": "mbrl",  # the same page twice is the same file
 }
-COLUMNS = 3
 RESAMPLES = 2000
 
 
@@ -50,26 +48,25 @@ def svg(figure: Figure) -> str:
 
 
 def curves(runs: Sequence[Run], score: str) -> str:
-    """A panel for each task: every seed as a thin line, the mean of those that are there as a thick one."""
-    tasks = sorted({run.task for run in runs})
-    columns = min(COLUMNS, len(tasks))
-    lines = math.ceil(len(tasks) / columns)
+    """A figure for each task, side by side where there is room: seeds as thin lines, the mean of those there thick."""
+    by_task = {task: [run for run in runs if run.task == task] for task in sorted({run.task for run in runs})}
+    return "".join(curve_of(task, own, colours(runs), score) for task, own in by_task.items())
+
+
+def curve_of(task: str, runs: Sequence[Run], colour: Mapping[str, str], score: str) -> str:
+    """The curves of one task."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.6 * columns, 3.4 * lines), layout="constrained")
-        axes = figure.subplots(lines, columns, squeeze=False)
-        for axis in axes.flat[len(tasks) :]:
-            axis.set_visible(False)
-        for (task, method), own in groups(runs).items():
-            axis, colour = axes.flat[tasks.index(task)], colours(runs)[method]
+        figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+        axis = figure.subplots()
+        for (_, method), own in groups(runs).items():
             drawn = [curve for run in own if (curve := run.curve(score))[0]]
             for steps, values in drawn:
-                axis.plot(steps, values, color=colour, lw=0.8, alpha=0.45)
+                axis.plot(steps, values, color=colour[method], lw=0.8, alpha=0.45)
             if drawn:
                 grid = sorted({step for steps, _ in drawn for step in steps})
                 means = on_grid(drawn, grid).mean(axis=0)  # nan, and so no line, where a seed is missing
-                axis.plot(grid, means, color=colour, lw=2.2, marker=".", label=f"{method} ({len(drawn)})")
-        for task, axis in zip(tasks, axes.flat, strict=False):
-            finish(axis, task, score)
+                axis.plot(grid, means, color=colour[method], lw=2.2, marker=".", label=f"{method} ({len(drawn)})")
+        finish(axis, task, score)
         return svg(figure)
 
 

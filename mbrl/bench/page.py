@@ -123,7 +123,7 @@ def films(cells: Sequence[Cell], runs: Sequence[Run], score: str) -> Iterator[st
                 image = f'<img alt="{escape(said)}" src="data:image/gif;base64,{data}">'
                 shown.append(f"<figure>{image}<figcaption>{escape(said)}</figcaption></figure>")
     if shown:
-        yield section("Films of the last evaluation", "".join(shown))
+        yield section("Videos of the last evaluation", "".join(shown))
 
 
 def card(runs: Sequence[Run]) -> Iterator[str]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mbrl.bench.page import MOST_FILM, page
 from mbrl.bench.plan import PLAN, Cell, extend_plan, write_failure
@@ -69,7 +72,7 @@ def test_the_page_needs_nothing_beside_it_and_is_well_formed(tmp_path: Path) -> 
     assert parser.open == []
     assert all(source.startswith(("data:", "#")) for source in parser.sources)
     assert "<script" not in text
-    assert len(re.findall(r"<svg\b", text)) == 3
+    assert len(re.findall(r"<svg\b", text)) == 4
     assert "color-scheme:light dark" in text
     assert "Benchmark a &amp; b" in text
 
@@ -120,3 +123,27 @@ def test_the_verb_writes_it_at_any_time(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["results", f"from={tmp_path}"]) == 0
     assert capsys.readouterr().out.endswith(f"{tmp_path} is not finished: 1 done, 1 queued of 2 runs\n")
     assert main(["bench", "report", f"to={tmp_path / 'nothing'}"]) == 2
+
+
+LOADED = """<script>window.onload = () => {
+  const whole = [...document.images].every(image => image.complete && image.naturalWidth > 0);
+  const wide = document.documentElement.scrollWidth > document.documentElement.clientWidth;
+  document.title = `images ${whole}, figures ${document.querySelectorAll("svg").length}, too wide ${wide}`;
+}</script>"""
+
+
+@pytest.mark.parametrize("width", [1200, 420], ids=["desk", "phone"])
+def test_a_browser_shows_all_of_it_and_has_no_complaint(tmp_path: Path, width: int) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs a browser (Debian: apt-get install chromium)")
+    cells = benchmark(tmp_path / "b")
+    for video in (tmp_path / "b").rglob("eval-*.gif"):
+        Image.new("RGB", (64, 64)).save(video)
+    file = tmp_path / "page.html"
+    file.write_text(drawn(tmp_path / "b", cells=cells) + LOADED)
+    line = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
+    line += [f"--window-size={width},900", f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000"]
+    shown = subprocess.run([*line, file.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in shown.stderr
+    assert "<title>images true, figures 4, too wide false</title>" in shown.stdout
