@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mbrl.cli.errors import BadInput, did_you_mean
-from mbrl.rundir.build import KINDS, find, is_a
+from mbrl.rundir.build import KINDS, find, fits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,12 +123,12 @@ def of_kind(key: str, value: Any, default: Any) -> Any:
     if default is None:
         return value
     kind = next(kind for kind in (bool, int, float, str, list, dict) if isinstance(default, kind))
-    number = is_a(value, float)
+    number = fits(value, float)
     if kind is float and number:
         return float(value)
     if kind is str and number:
         return str(value)
-    if is_a(value, kind):
+    if fits(value, kind):
         if isinstance(value, list) and default:
             return [of_kind(f"{key}[{place}]", item, default[0]) for place, item in enumerate(value)]
         return value

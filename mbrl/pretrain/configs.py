@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mbrl.rundir.build import make
+from mbrl.rundir.build import make_group
 from mbrl.rundir.machine import check_device, check_matmul
 from mbrl.rundir.sharing import pieces
 from worldmodel.processes import Sharding
@@ -88,7 +88,7 @@ class Configs:
     @classmethod
     def of(cls, plain: Mapping[str, Any], *, trusted: bool, world: int = 1) -> Configs:
         """From plain containers. Raises: ValueError naming the key."""
-        groups = {name: make(plain[name], name, trusted=trusted) for name in GROUPS}
+        groups = {name: make_group(plain, name, trusted=trusted) for name in GROUPS}
         for complaint in complaints(plain, groups, world):
             raise ValueError(complaint)
         return cls(

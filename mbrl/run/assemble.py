@@ -28,7 +28,7 @@ from mbrl.run.progress import Progress
 from mbrl.run.rehearsal import check_rehearsal, lent, rehearsed
 from mbrl.run.run import Run
 from mbrl.run.validate import check_together, footprint
-from mbrl.rundir.build import make
+from mbrl.rundir.build import make_group
 from mbrl.rundir.machine import check_device, check_matmul, set_matmul_precision
 from mbrl.rundir.sharing import pieces
 from mbrl.rundir.stop import Stop
@@ -88,7 +88,7 @@ class Configs:
     @classmethod
     def of(cls, plain: Mapping[str, Any], *, trusted: bool, world: int = 1) -> Configs:
         """From plain containers, for `world` processes. Raises: ValueError naming the key."""
-        groups = {name: make(plain[name], name, trusted=trusted) for name in GROUPS}
+        groups = {name: make_group(plain, name, trusted=trusted) for name in GROUPS}
         demos = check_demos(plain["demos"])
         demos_from = plain.get("demos_from")
         check_together(groups, demos=demos, recorded=demos_from is not None)

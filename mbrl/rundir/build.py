@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 OURS = ("worldmodel.", "agents.", "mbrl.")
 KINDS: dict[type, str] = {
@@ -45,24 +46,60 @@ def make(node: Any, path: str, *, trusted: bool) -> Any:
         raise ValueError(f"{path}.{missing[0]} is missing: {target.__name__} takes {', '.join(sorted(known))}")
     if unknown := sorted(fields.keys() - known):
         raise ValueError(f"{path}.{unknown[0]} is unknown: {target.__name__} takes {', '.join(sorted(known))}")
-    for name, kind in get_type_hints(target).items():
-        if kind in (bool, int, float, str) and name in fields and not is_a(fields[name], kind):
-            raise ValueError(f"{path}.{name} must be {KINDS[kind]} (got {fields[name]!r})")
+    for name, hint in hints(target).items():
+        if name in fields and not fits(fields[name], hint):
+            raise ValueError(f"{path}.{name} must be {called(hint)} (got {fields[name]!r:.60})")
     try:
         return target(**fields)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}.{error}") from error
 
 
-def is_a(value: Any, kind: type) -> bool:
-    """Whether a plain value is of this kind; whole numbers also serve as numbers, and true is no number.
+def make_group(plain: Mapping[str, Any], name: str, *, trusted: bool) -> Any:
+    """The dataclass of a whole group of a configuration. Raises: ValueError, as `make`, and where it names no class."""
+    node = plain.get(name)
+    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+        raise ValueError(f"{name} must be a group of keys with a _target_, as its file under configs/ is")
+    return make(node, name, trusted=trusted)
 
-    >>> is_a(2, float), is_a(2.0, int), is_a(True, int)
-    (True, False, False)
+
+def hints(target: Any) -> dict[str, Any]:
+    """The types of a dataclass of ours, by field; none where they cannot be told (a user's may be anything)."""
+    try:
+        return get_type_hints(target) if target.__module__.startswith(OURS) else {}
+    except NameError:  # imported for type checkers only
+        return {}
+
+
+def called(hint: Any) -> str:
+    """What a value of a type is called."""
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(map(called, get_args(hint)))
+    if hint is type(None):
+        return "null"
+    return KINDS.get(hint) or f"of the kind {hint.__name__ if isinstance(hint, type) else hint}"
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value from a file is of a field's type, as far as that can be seen in it.
+
+    >>> fits(2, float), fits(2.0, int), fits(True, int), fits(None, int | None)
+    (True, False, False, True)
     """
-    if isinstance(value, bool) or kind is bool:
-        return isinstance(value, bool) and kind is bool
-    return isinstance(value, int | float if kind is float else kind)
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(fits(value, one) for one in inner)
+    if origin is tuple:
+        rest = inner[:1] * len(value) if isinstance(value, tuple) and inner[-1:] == (...,) else inner
+        return isinstance(value, tuple) and len(value) == len(rest) and all(map(fits, value, rest))
+    if hint is None or hint is type(None):
+        return value is None
+    number = isinstance(value, int) and not isinstance(value, bool)
+    if hint in (int, float):
+        return number or (hint is float and isinstance(value, float))
+    if hint in (bool, str, list, dict) or (isinstance(hint, type) and dataclasses.is_dataclass(hint)):
+        return isinstance(value, hint)
+    return True
 
 
 def find(target: str, path: str, *, trusted: bool) -> Any:

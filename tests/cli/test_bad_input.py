@@ -94,7 +94,7 @@ worldmodel.decoding.kind=masked | worldmodel.decoding.passes must be >= 2 with k
 worldmodel.decoding.passes=2 | worldmodel.decoding.passes must be null with kind=autoregressive (got 2) | only masked
 worldmodel.decoding={kind:masked,passes:1} | worldmodel.decoding.passes must be >= 2 with kind=masked (got 1) | parallel
 worldmodel.decoding={kind:masked,passes:5} | worldmodel.decoding.passes=5 must be <= 4, the codes of a frame
-worldmodel.decoding={kind:masked,passes:two} | worldmodel.decoding.passes must be >= 2 with kind=masked (got two)
+worldmodel.decoding={kind:masked,passes:two} | worldmodel.decoding.passes must be a whole number or null (got 'two')
 transformer.hidden=64000 transformer.heads=4     | transformer.hidden=64000 needs at least | GB are free; lower it
 transformer.mlp=900000000                        | transformer.hidden=64 needs at least
 tokenizer.block_out_channels=[32,600000]         | tokenizer.block_out_channels=[32,600000] needs at least | lower it
