@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from agents.api import DreamMetrics
+from mbrl.run.clock import Cadence, Clock
+from mbrl.run.learning import Learning
 from mbrl.run.progress import Progress
+from worldmodel.processes import alone
 
 
 def test_the_time_of_dreams_is_taken_from_learning_and_their_frames_give_the_pace() -> None:
@@ -34,3 +42,27 @@ def test_no_name_of_a_metric_means_more_than_a_column() -> None:
     row = progress.row()
     assert (row["imagined_frames"], row["time/dream_s"]) == (7.0, 1.0)
     assert row["perf/imagined_frames_per_s"] == 0.0 and row["time/imagine_s"] == 0.0
+
+
+def test_long_work_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    seconds = iter(range(10_000))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(seconds)))  # an update takes a second
+    monkeypatch.setattr(logging.getLogger("mbrl"), "propagate", True)
+    caplog.set_level(logging.INFO, "mbrl")
+    parts: dict[str, Any] = dict.fromkeys(("model", "replay", "updater", "agent", "gate"))
+    cadences = {"dynamics": Cadence(every=0, start=0, initial=60, updates=0)}
+    cadences["tokenizer"] = Cadence(every=0, start=0, initial=49, updates=0)
+    schedule: Any = SimpleNamespace(**cadences)
+    stop: Any = False
+    run = Learning(schedule=schedule, clock=Clock(), stop=stop, processes=alone(), **parts)
+    assert list(run.owed("dynamics")) == list(range(60))
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0] == "env step 0: 60 updates of dynamics come first"
+    assert said[1:] == [
+        "  14 of 60 updates of dynamics, 0m49s left",
+        "  29 of 60 updates of dynamics, 0m32s left",
+        "  44 of 60 updates of dynamics, 0m16s left",
+        "  59 of 60 updates of dynamics, 0m01s left",
+    ]
+    caplog.clear()
+    assert len(list(run.owed("tokenizer"))) == 49 and not caplog.records
