@@ -180,10 +180,15 @@ def _show(title: str, shapes: Shapes, more: Mapping[str, Any]) -> None:
     from worldmodel.published.counts import dimensions, per_module, published_name
 
     modules = per_module(shapes)
-    total = (sum(t for t, _ in modules.values()), sum(n for _, n in modules.values()))
+    words_of = [name for name in modules if name.rpartition(".")[2] in ("embed_tokens", "lm_head")]
+    counted = {"total": list(modules.values())}
+    if words_of:  # what sizes are named by: it does not depend on the tokenizer
+        counted = {"without vocabulary": [n for name, n in modules.items() if name not in words_of], **counted}
     print(title)
-    for module, (tensors, numbers) in [*modules.items(), ("total", total)]:
+    for module, (tensors, numbers) in modules.items():
         print(f"  {module:20} {tensors:5d} tensors {numbers:15,d} parameters")
+    for name, parts in counted.items():
+        print(f"  {name:20} {sum(t for t, _ in parts):5d} tensors {sum(n for _, n in parts):15,d} parameters")
     for name, value in {**dimensions(shapes), **more}.items():
         print(f"  {name:20} {value}")
     print(f"  {'published':20} {published_name(shapes) or 'none has so many parameters'}")
