@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mbrl.cli.errors import BUG, DONE, BadInput
+from mbrl.cli.errors import BUG, DONE, BadInput, did_you_mean
 from mbrl.cli.words import place, target, words
 from mbrl.program import program
 
@@ -103,26 +103,34 @@ def read(args: list[str]) -> Asked:
     rest = [word for word in typed if word not in mine]
     options = [word for word in mine if word.startswith("sbatch=")]  # of another grammar than ours
     cfg = as_plain(compose("bench", [word for word in mine if word not in options], own))
+    if not cfg["to"]:
+        raise BadInput(f"to= is missing: {KEYS['to'].what}")
     to = target("to", str(cfg["to"]))
     for name in ("seeds", "slots"):
         if cfg[name] < 1:
             raise BadInput(f"{name} must be >= 1 (got {cfg[name]})")
-    gpus = [gpu for gpu in cfg["gpus"] if isinstance(gpu, int)]
-    if len(gpus) < len(cfg["gpus"]):
-        raise BadInput(f"gpus must be whole numbers (got {cfg['gpus']}); for example gpus=[0,1]")
+    if wrong := [gpu for gpu in cfg["gpus"] if type(gpu) is not int or gpu < 0]:
+        raise BadInput(f"gpus must be whole numbers >= 0 (got {wrong[0]}); for example gpus=[0,1]")
+    if cfg["only"] is not None and type(cfg["only"]) is not int:
+        raise BadInput(f"only must be a whole number, the place of a run in the plan (got {cfg['only']})")
     cells: list[Cell] = []
     if any(word.startswith("suite=") for word in mine):
         suite: Suite = make(cfg["suite"], "suite", trusted=False)
         more = [] if own is None else [f"--config-dir={own.resolve()}"]
         cells = cells_of(to, suite, rest, seeds=cfg["seeds"], more=more)
     elif lost := [word for word in typed if word.partition("=")[0] not in GOING_ON]:
+        if meant := did_you_mean(lost[0], CARE):
+            raise BadInput(f"{lost[0]} is not understood{meant}")
         raise BadInput(f"{lost[0]} needs suite=NAME: without it mbrl bench to=DIR goes on with what is planned there")
     if cfg["launcher"] not in LAUNCHERS:
         raise BadInput(f"launcher must be {' or '.join(LAUNCHERS)} (got {cfg['launcher']})")
     if options and cfg["launcher"] != "slurm":
         raise BadInput(f"sbatch has no effect with launcher={cfg['launcher']}; leave it out or give launcher=slurm")
-    sbatch = [option for word in options for option in shlex.split(word.partition("=")[2])]
-    return Asked(to, cfg["slots"], gpus, cells, cfg["launcher"], sbatch, cfg["only"])
+    try:
+        sbatch = [option for word in options for option in shlex.split(word.partition("=")[2])]
+    except ValueError as error:
+        raise BadInput(f"sbatch must be options of sbatch, each quote closed (got {options[0]}): {error}") from error
+    return Asked(to, cfg["slots"], cfg["gpus"], cells, cfg["launcher"], sbatch, cfg["only"])
 
 
 def cells_of(to: Path, suite: Any, rest: Sequence[str], *, seeds: int, more: Sequence[str]) -> list[Cell]:

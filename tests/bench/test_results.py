@@ -193,6 +193,15 @@ def test_files_of_tdmpc2_are_imported_under_a_named_protocol(tmp_path: Path, mak
         by_task([*runs, *ours], "success")
 
 
+def test_an_import_leaves_its_file_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mw-hammer.csv"
+    path.write_text(TDMPC2)
+    line = ["results", f"import={path}", "protocol=theirs", "success_rule=last", f"to={path}"]
+    assert main(line) == 2
+    assert "is the file that is imported" in capsys.readouterr().err
+    assert path.read_text() == TDMPC2
+
+
 def test_files_of_dreamerv3_are_imported(tmp_path: Path) -> None:
     lines = tmp_path / "metrics.jsonl"
     rows = [{"step": 10, "episode/score": 1.5}, {"step": 20, "train/loss": 3}, {"step": 30, "episode/score": 2.5}]
@@ -244,3 +253,5 @@ def test_what_papers_report_is_shown_with_its_source(capsys: pytest.CaptureFixtu
     assert "NCRL" in said
     assert "iVideoGPT" not in said.splitlines()[0]
     assert said.splitlines()[-1].split() == ["hammer", "ncrl", "150000", "1.00"]
+    assert main(["results", "show=published", "task=hamer"]) == 2
+    assert "nothing is published here on these tasks by these methods; there are task=" in capsys.readouterr().err

@@ -34,6 +34,12 @@ class Still:
 def wide():
     return lambda pixels, proprio: [1.0, 2.0, 3.0]
 
+def act(pixels, proprio):
+    return np.zeros(2)
+
+def nothing():
+    return None
+
 def broken():
     return lambda pixels, proprio: [float("nan"), 0.0]
 """
@@ -121,6 +127,12 @@ def test_its_results_stand_beside_those_of_runs(
         (["policy=cli_policies.broken"], 4, "row 0, episode 0 must give 2 finite numbers (got some that are not"),
         (["policy=cli_policies.none"], 2, "policy must be package.module.Name"),
         (["policy=cli_policies.np.pi"], 2, "policy must be package.module.Name"),
+        (
+            ["policy=cli_policies.act"],
+            2,
+            "missing a required argument: 'pixels'); a function that is the policy itself",
+        ),
+        (["policy=cli_policies.nothing"], 2, "a policy must be callable with a frame and proprioception (got None)"),
         (["policy=cli_policies.Still", "seeds=0,0"], 2, "seeds must be whole numbers"),
         (["policy=cli_policies.Still", "protocol=default"], 2, "protocol"),
     ],
