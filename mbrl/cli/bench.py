@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 from mbrl.cli.errors import BUG, DONE, BadInput, did_you_mean
 from mbrl.cli.words import place, target, words
-from mbrl.program import program
+from mbrl.program import command
 
 if TYPE_CHECKING:
     from mbrl.bench.plan import Cell
@@ -204,7 +204,7 @@ def planned(to: Path) -> list[Cell]:
     from mbrl.bench.plan import read_plan
 
     if not (cells := read_plan(to)):
-        raise BadInput(f"to={to} holds no benchmark; {program()} bench suite=NAME to={to} plans one")
+        raise BadInput(f"to={to} holds no benchmark; {command('bench', suite='NAME', to=to)} plans one")
     return cells
 
 
@@ -231,12 +231,12 @@ def work(cells: Sequence[Cell], asked: Asked) -> int:
     states = states_of(cells)
     if not finished:
         again = stop.number in (signal.SIGUSR1, signal.SIGUSR2) and requeue()  # TERM is scancel, or SLURM's own requeue
-        print("stopped; queued again" if again else f"stopped; {program()} bench to={asked.to} goes on")
+        print("stopped; queued again" if again else f"stopped; {command('bench', to=asked.to)} goes on")
         return SAVED_PLEASE_REQUEUE
-    print(f"the table: {program()} results from={asked.to} show=methods")
+    print(f"the table: {command('results', **{'from': asked.to})} show=methods")
     if failed := {cell: state for cell, state in states.items() if state is State.FAILED}:
         show_table(failed)
-        print(f"then: {program()} bench retry to={asked.to} (or clean), and the same command again")
+        print(f"then: {command('bench retry', to=asked.to)} (or clean), and the same command again")
     return BUG if failed else DONE
 
 
@@ -249,7 +249,7 @@ def launch(cells: Sequence[Cell], todo: Sequence[Cell], asked: Asked) -> int:
         return DONE
     places = [place for place, cell in enumerate(cells) if cell in todo]
     job = submit(asked.to, places, slots=asked.slots, options=asked.sbatch)
-    print(f"job {job}: {len(todo)} runs, {asked.slots} at once; how far: {program()} bench status to={asked.to}")
+    print(f"job {job}: {len(todo)} runs, {asked.slots} at once; how far: {command('bench status', to=asked.to)}")
     return DONE
 
 

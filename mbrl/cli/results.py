@@ -28,12 +28,18 @@ from pathlib import Path
 from typing import Any
 
 from mbrl.cli.errors import DONE, BadInput
-from mbrl.cli.words import Word, choice, listed, place, whole, words
+from mbrl.cli.words import Word, choice, expanded, listed, place, whole, words
+
+
+def places(text: str) -> list[str]:
+    """Paths with commas between; one that is there as it stands is one, whatever is in its name."""
+    return [text] if text and expanded(text).exists() else listed(text)
+
 
 SHOWN = ("runs", "tasks", "methods", "pairs", "published")
 KEYS = {
-    "from": Word("folders with finished runs, or tidy CSVs, with commas between", listed, example="results/mine"),
-    "import": Word("files of other programs, with commas between", listed, example="mw-hammer.csv"),
+    "from": Word("folders with finished runs, or tidy CSVs, with commas between", places, example="results/mine"),
+    "import": Word("files of other programs, with commas between", places, example="mw-hammer.csv"),
     "to": place("to", "a file that ends in .csv", file=True),
     "show": choice(*SHOWN),
     "score": choice("success", "success_last", "reward"),

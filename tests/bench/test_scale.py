@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mbrl.bench.scale import Sized, as_csv, sentence
+from mbrl.bench.scale import Sized, as_csv, interim, sentence
 from mbrl.cli.main import main
 from mbrl.cli.scale import at_equal_compute, read_sizes
+from tests.bench.finished import finished
 
 ROW = Sized(
     size="tiny", seed=0, parameters=10**6, dynamics=10**5, codes=4, update_gflop=3.0, frame_mflop=9.0, env_steps=100,
@@ -31,13 +32,18 @@ def test_what_changes_with_size_is_said_and_what_does_not_is_not() -> None:
     assert "held-out reward error is the same everywhere, or too few have it to tell (12 runs)" in said
     mixed = [replace(row, score=(row.seed + place % 2) / 4) for place, row in enumerate(SIZES)]
     assert "the final score does not change with size, as far as these runs tell" in sentence(mixed)
-    assert "0 of 12 runs had 0.8 of the score at an evaluation." in said
+    assert "0 of 12 runs had 0.8 of the score at an interim evaluation." in said
     assert sentence(SIZES[:3]) == "Fewer than two sizes have finished: nothing follows."
 
 
 def test_a_table_leaves_empty_what_was_not_reached() -> None:
     first, *_ = csv.DictReader(as_csv([ROW]).splitlines())
     assert (first["size"], first["parameters"], first["steps_50"], first["steps_80"]) == ("tiny", "1000000", "60.0", "")
+
+
+def test_a_run_is_timed_by_its_interim_evaluations_alone(tmp_path: Path) -> None:
+    folder = finished(tmp_path, curve=(0.0, 0.6), success=0.9)  # and 0.05 of the random policy before it has begun
+    assert interim(folder, "success") == [(1000, 0.0), (2000, 0.6)]
 
 
 def test_one_command_trains_the_sizes_and_the_same_again_only_reports(
