@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from mbrl.bench.scale import Sized, as_csv, interim, sentence
+from mbrl.cli.errors import BadInput
 from mbrl.cli.main import main
 from mbrl.cli.scale import at_equal_compute, read_sizes
 from tests.bench.finished import finished
@@ -68,6 +69,7 @@ def test_one_command_trains_the_sizes_and_the_same_again_only_reports(
 
 def test_at_equal_compute_the_larger_model_has_fewer_env_steps(tmp_path: Path) -> None:
     words = ["task=toy", "task.name=reach", "experiment=toy", "transformer=micro,tiny", "fixed=compute", "seeds=2"]
+    words.append("schedule.total=40000")
     asked, fixed = read_sizes([*words, f"to={tmp_path / 'out'}"])
     totals = {
         (cell.method, cell.seed): int(word.partition("=")[2])
@@ -76,8 +78,33 @@ def test_at_equal_compute_the_larger_model_has_fewer_env_steps(tmp_path: Path) -
         if word.startswith("schedule.total=")
     }
     assert fixed == "compute" and len(totals) == 4
-    assert totals["toy-micro", 0] == totals["toy-micro", 1] == 11_500
-    assert 250 <= totals["toy-tiny", 0] == totals["toy-tiny", 1] < 11_500
+    assert totals["toy-micro", 0] == totals["toy-micro", 1] == 40_000
+    assert 10_000 <= totals["toy-tiny", 0] == totals["toy-tiny", 1] < 40_000
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["transformer=micro,s"], "debug-s takes more than that for its prefill alone"),
+        (
+            [
+                "transformer=tiny,micro",
+                "schedule.tokenizer.every=0",
+                "schedule.dynamics.every=0",
+                "schedule.learn.every=0",
+            ],
+            "debug-micro takes no more for more env steps",
+        ),
+    ],
+)
+def test_a_size_without_env_steps_of_the_same_operations_is_refused(
+    tmp_path: Path, words: list[str], said: str
+) -> None:
+    asked, _ = read_sizes(
+        ["task=toy", "task.name=reach", "experiment=debug", *words, "fixed=compute", "seeds=1", f"to={tmp_path}"]
+    )
+    with pytest.raises(BadInput, match=said):
+        at_equal_compute(asked.cells)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +115,10 @@ def test_at_equal_compute_the_larger_model_has_fewer_env_steps(tmp_path: Path) -
         (["task.name=reach"], "one key must have several values, such as transformer=micro,tiny (got none)"),
         (["task.name=reach", "transformer=micro,tiny", "agent=a,b"], "(got transformer, agent)"),
         (["task.name=reach", "transformer=micro,tiny", "fixed=time"], "fixed must be data or compute (got time)"),
+        (
+            ["task.name=reach", "schedule.total=300,600", "fixed=compute"],
+            "schedule.total is what fixed=compute chooses",
+        ),
         (["task=toy", "task.name=nothing", "experiment=toy", "transformer=micro,tiny"], "nothing"),
         (["task=toy", "task.name=reach", "experiment=toy", "transformer=micro,tyni"], "tyni"),
     ],
