@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from mbrl.bench.results import Run
 from mbrl.bench.statistics import aggregate, on_grid, performance_profile
-from mbrl.bench.summary import common, finals, groups
+from mbrl.bench.summary import check_rows, common, finals, groups
 from mbrl.report.page import thousands
 from mbrl.report.plots import COLOURS
 
@@ -48,7 +48,11 @@ def svg(figure: Figure) -> str:
 
 
 def curves(runs: Sequence[Run], score: str) -> str:
-    """A figure for each task, side by side where there is room: seeds as thin lines, the mean of those there thick."""
+    """A figure for each task, side by side where there is room: seeds as thin lines, the mean of those there thick.
+
+    Raises: ValueError where they may not be averaged or drawn beside each other.
+    """
+    check_rows(runs)
     by_task = {task: [run for run in runs if run.task == task] for task in sorted({run.task for run in runs})}
     return "".join(curve_of(task, own, colours(runs), score) for task, own in by_task.items())
 
@@ -71,7 +75,11 @@ def curve_of(task: str, runs: Sequence[Run], colour: Mapping[str, str], score: s
 
 
 def efficiency(runs: Sequence[Run], score: str) -> str:
-    """IQM over the tasks that all methods have, with its interval, where every run has been evaluated."""
+    """IQM over the tasks that all methods have, with its interval, where every run has been evaluated.
+
+    Raises: ValueError as `profiles`.
+    """
+    check_rows(runs, over_tasks=True)
     tasks, found = common(runs)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.8), layout="constrained")
@@ -94,7 +102,11 @@ def efficiency(runs: Sequence[Run], score: str) -> str:
 
 
 def profiles(runs: Sequence[Run], score: str) -> str:
-    """Share of the runs above each score, over the tasks that all methods have."""
+    """Share of the runs above each score, over the tasks that all methods have.
+
+    Raises: ValueError where they may not be averaged.
+    """
+    check_rows(runs, over_tasks=True)
     tasks, found = common(runs)
     bars = np.linspace(0, 1, 101).tolist()
     with matplotlib.rc_context(STYLE):

@@ -109,7 +109,7 @@ COLUMNS = (
 
 def runs_in(folder: Path) -> list[Run]:
     """Every run with a result below `folder`, by path. Raises: ValueError, DamagedFile for one that cannot be read."""
-    return [run_of(read_record(path.parent)) for path in sorted(folder.rglob(RESULT))]
+    return [run_of(read_record(path.parent, trained=False)) for path in sorted(folder.rglob(RESULT))]
 
 
 def run_of(record: Record) -> Run:
@@ -147,9 +147,10 @@ def point_of(kind: str, row: Row) -> Point:
 
 
 def method_of(folder: Path, result: Mapping[str, Any]) -> str:
-    """The method by the place of the run, .../<method>/seed-<n>/<run>, else the agent's module."""
-    if folder.parent.name == f"seed-{result['seed']}":
-        return folder.parent.parent.name
+    """The method by the place of the run, .../<method>/seed-<n>[/<run>], else the agent's module."""
+    for place in (folder, folder.parent):
+        if place.name == f"seed-{result['seed']}":
+            return place.parent.name
     return str(result["agent"]).split(".")[-2]
 
 
@@ -159,16 +160,24 @@ def terms_of(result: Mapping[str, Any], config: Mapping[str, Any]) -> Terms:
     versions = result["versions"]
     packages = PHYSICS.get(world, tuple(sorted({name for names in PHYSICS.values() for name in names})))
     known = result["final"]["success"] is not None
-    obs = "oracle" if world_model(config) == "oracle" else "pixels"
     return Terms(
         protocol=result["protocol"]["name"],
         protocol_sha256=result["protocol"]["sha256"],
         success_rule=str(config["protocol"]["success"]) if known else "",
-        obs=f"{obs}+proprio" if config.get("worldmodel", {}).get("proprio") else obs,
+        obs=obs_of(config),
         demos=result["demos"],
         rehearsal=bool(result["rehearsal"]),
         physics=" ".join(f"{name}={versions.get(name, 'unknown')}" for name in packages),
     )
+
+
+def obs_of(config: Mapping[str, Any]) -> str:
+    """What the agent sees (`Terms.obs`)."""
+    if world_model(config) == "oracle":
+        return "oracle"
+    model = config.get("worldmodel", {})
+    default = ("pixels", "proprio") if model.get("proprio") else ("pixels",)
+    return "+".join(sorted(model.get("obs_keys", default)))
 
 
 def check_terms(runs: Sequence[Run], *, but: Sequence[str] = ()) -> None:
@@ -193,24 +202,28 @@ def check_terms(runs: Sequence[Run], *, but: Sequence[str] = ()) -> None:
             )
 
 
-def check_same_method(runs: Sequence[Run]) -> None:
-    """Raises: ValueError where runs of one task and method are not repetitions: configurations or seeds say so."""
+def check_same_method(runs: Sequence[Run], *, over_tasks: bool = False) -> None:
+    """Raises: ValueError where runs of one task and method are not repetitions: configurations or seeds say so.
+
+    Args:
+        over_tasks: the runs of a method on different tasks must have one configuration too.
+    """
     seeds: dict[tuple[str, str, int], Run] = {}
-    firsts: dict[tuple[str, str], Run] = {}
+    firsts: dict[tuple[str, ...], Run] = {}
     for run in runs:
         kind = (run.task, run.method)
         if (twin := seeds.setdefault((*kind, run.seed), run)) is not run:
             raise ValueError(
                 f"{twin.source} and {run.source} are both seed {run.seed} of {run.method} on {run.task}; leave one out"
             )
-        first = firsts.setdefault(kind, run)
+        first = firsts.setdefault((run.method,) if over_tasks else kind, run)
         if first.config and run.config:
             old, new = telling(first.config), telling(run.config)
             for key in sorted(old.keys() | new.keys()):
                 if old.get(key) != new.get(key):
                     raise ValueError(
                         f"{first.source} has {key}={old.get(key, 'absent')} and {run.source} has "
-                        f"{key}={new.get(key, 'absent')}: they are not seeds of one method"
+                        f"{key}={new.get(key, 'absent')}: they are not runs of one method"
                     )
 
 

@@ -10,15 +10,15 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from mbrl.bench.plan import Cell
-from mbrl.bench.statistics import steps_to_threshold
 from mbrl.measure.cost import Cost, cost_of
-from mbrl.report.record import Row, read_table
+from mbrl.report.record import Row, read_record, read_table
 from mbrl.run.restore import configs_of
 from mbrl.rundir.result import Episodes, read_result
 
@@ -40,7 +40,7 @@ class Sized:
         frame_mflop: of an imagined frame, one row.
         score: of the final evaluation: success, or where a world knows none return over the best run's.
         second_half: mean score of the interim evaluations in the second half.
-        steps_50, steps_80: env steps of the first evaluation with so much of the score; nan where none had.
+        steps_50, steps_80: env steps of the first interim evaluation with so much of the score; nan where none had.
         cross_entropy: nats of a held-out code in the newest measurement; nan where it was not measured.
         reward_error: root mean square after five imagined frames, held out.
         wall_s: seconds worked.
@@ -80,9 +80,14 @@ def sized(cells: Sequence[Cell]) -> list[Sized]:
             groups = configs_of(cell.run).groups
             codes = groups["tokenizer"].layout.codes_future if result["model"]["parameters"] else 0
             costs[cell.method] = cost_of(groups), codes
-        curve = [(row["env_step"], row[column] / best) for row in read_table(cell.run / "eval.csv") if column in row]
+        curve = [(step, value / best) for step, value in interim(cell.run, column)]
         rows.append(_row(cell, result, costs[cell.method], finals[cell][column] / best, curve))
     return sorted(rows, key=lambda row: (row.parameters, row.size, row.seed))
+
+
+def interim(folder: Path, column: str) -> list[tuple[float, float]]:
+    """Env steps and values of the agent's interim evaluations: neither the random policy's score nor the final one."""
+    return [(row["env_step"], row[column]) for row in read_record(folder).greedy if column in row]
 
 
 def _row(
@@ -91,8 +96,7 @@ def _row(
     counted, codes = cost
     parts, reached = result["model"]["parameters"], {}
     for level in LEVELS:
-        found = steps_to_threshold([([step for step, _ in curve], [value for _, value in curve])], level)
-        reached[level] = found.steps[0] if found.steps else math.nan
+        reached[level] = next((step for step, value in curve if value >= level), math.nan)
     late = [value for step, value in curve if step >= result["env_steps"] / 2]
     newest = _newest(read_table(cell.run / "metrics.csv"))
     return Sized(
@@ -151,7 +155,7 @@ def sentence(rows: Sequence[Sized]) -> str:
         pairs = [(row.parameters, getattr(row, field)) for row in rows if not math.isnan(getattr(row, field))]
         found.append(f"{name} {change(pairs)}")
     reached = sum(not math.isnan(row.steps_80) for row in rows)
-    return f"{runs}: {'; '.join(found)}; {reached} of {len(rows)} runs had 0.8 of the score at an evaluation."
+    return f"{runs}: {'; '.join(found)}; {reached} of {len(rows)} runs had 0.8 of the score at an interim evaluation."
 
 
 def change(pairs: Sequence[tuple[float, float]]) -> str:

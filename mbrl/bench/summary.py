@@ -20,11 +20,9 @@ MAY_DIFFER = ("obs", "demos", "rehearsal")
 
 def by_task(runs: Sequence[Run], score: str) -> list[Row]:
     """A row for each task and method: its seeds' final scores. Raises: ValueError."""
-    check_terms(runs, but=MAY_DIFFER)
-    check_same_method(runs)
+    check_rows(runs)
     rows = []
     for (task, method), own in groups(runs).items():
-        check_terms(own)
         values = finals(own, score)
         random = [value for run in own if (value := run.value(score, "random")) is not None]
         row = {"task": task, "method": method, **given(own), "seeds": str(len(own))}
@@ -44,12 +42,10 @@ def by_method(runs: Sequence[Run], score: str) -> list[Row]:
     """A row for each method, over the tasks that all methods have. Raises: ValueError."""
     if score == "reward":
         raise ValueError("rewards of several tasks are not averaged; take show=tasks, or score=success")
-    check_terms(runs, but=MAY_DIFFER)
-    check_same_method(runs)
+    check_rows(runs, over_tasks=True)
     tasks, found = common(runs)
     rows = []
     for method, own in found.items():
-        check_terms([run for task in tasks for run in own[task]])
         scores = [finals(own[task], score) for task in tasks]
         row = {"method": method, **given(own[tasks[0]])}
         row |= {"tasks": str(len(tasks)), "runs": str(sum(map(len, scores)))}
@@ -60,7 +56,7 @@ def by_method(runs: Sequence[Run], score: str) -> list[Row]:
 def pairs(runs: Sequence[Run], score: str) -> list[Row]:
     """A row for every two methods, on the tasks that all have; all terms must be the same. Raises: ValueError."""
     check_terms(runs)
-    check_same_method(runs)
+    check_same_method(runs, over_tasks=True)
     tasks, found = common(runs)
     if len(found) < 2:
         raise ValueError(f"show=pairs needs at least two methods (got {', '.join(found)})")
@@ -81,6 +77,22 @@ def pairs(runs: Sequence[Run], score: str) -> list[Row]:
             row |= {"p": f"{test.p:.3g}", "wins/ties/losses": f"{test.wins}/{test.ties}/{test.losses}"}
         rows.append(row)
     return rows
+
+
+def check_rows(runs: Sequence[Run], *, over_tasks: bool = False) -> None:
+    """That the runs may stand in one table or figure, and that a row (a line) averages runs of one kind.
+
+    Args:
+        over_tasks: a row is of a method, over its tasks; else of a task and a method.
+    Raises: ValueError with the two values that differ.
+    """
+    check_terms(runs, but=MAY_DIFFER)
+    check_same_method(runs, over_tasks=over_tasks)
+    rows: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        rows.setdefault((run.method,) if over_tasks else (run.task, run.method), []).append(run)
+    for own in rows.values():
+        check_terms(own)
 
 
 def of_one(run: Run, score: str) -> str:

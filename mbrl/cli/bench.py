@@ -34,9 +34,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mbrl.cli.errors import BUG, DONE, BadInput
+from mbrl.cli.errors import BUG, DONE, BadInput, did_you_mean
 from mbrl.cli.words import place, target, words
-from mbrl.program import program
+from mbrl.program import command
 
 if TYPE_CHECKING:
     from mbrl.bench.plan import Cell
@@ -103,26 +103,34 @@ def read(args: list[str]) -> Asked:
     rest = [word for word in typed if word not in mine]
     options = [word for word in mine if word.startswith("sbatch=")]  # of another grammar than ours
     cfg = as_plain(compose("bench", [word for word in mine if word not in options], own))
+    if not cfg["to"]:
+        raise BadInput(f"to= is missing: {KEYS['to'].what}")
     to = target("to", str(cfg["to"]))
     for name in ("seeds", "slots"):
         if cfg[name] < 1:
             raise BadInput(f"{name} must be >= 1 (got {cfg[name]})")
-    gpus = [gpu for gpu in cfg["gpus"] if isinstance(gpu, int)]
-    if len(gpus) < len(cfg["gpus"]):
-        raise BadInput(f"gpus must be whole numbers (got {cfg['gpus']}); for example gpus=[0,1]")
+    if wrong := [gpu for gpu in cfg["gpus"] if type(gpu) is not int or gpu < 0]:
+        raise BadInput(f"gpus must be whole numbers >= 0 (got {wrong[0]}); for example gpus=[0,1]")
+    if cfg["only"] is not None and type(cfg["only"]) is not int:
+        raise BadInput(f"only must be a whole number, the place of a run in the plan (got {cfg['only']})")
     cells: list[Cell] = []
     if any(word.startswith("suite=") for word in mine):
         suite: Suite = make(cfg["suite"], "suite", trusted=False)
         more = [] if own is None else [f"--config-dir={own.resolve()}"]
         cells = cells_of(to, suite, rest, seeds=cfg["seeds"], more=more)
     elif lost := [word for word in typed if word.partition("=")[0] not in GOING_ON]:
+        if meant := did_you_mean(lost[0], CARE):
+            raise BadInput(f"{lost[0]} is not understood{meant}")
         raise BadInput(f"{lost[0]} needs suite=NAME: without it mbrl bench to=DIR goes on with what is planned there")
     if cfg["launcher"] not in LAUNCHERS:
         raise BadInput(f"launcher must be {' or '.join(LAUNCHERS)} (got {cfg['launcher']})")
     if options and cfg["launcher"] != "slurm":
         raise BadInput(f"sbatch has no effect with launcher={cfg['launcher']}; leave it out or give launcher=slurm")
-    sbatch = [option for word in options for option in shlex.split(word.partition("=")[2])]
-    return Asked(to, cfg["slots"], gpus, cells, cfg["launcher"], sbatch, cfg["only"])
+    try:
+        sbatch = [option for word in options for option in shlex.split(word.partition("=")[2])]
+    except ValueError as error:
+        raise BadInput(f"sbatch must be options of sbatch, each quote closed (got {options[0]}): {error}") from error
+    return Asked(to, cfg["slots"], cfg["gpus"], cells, cfg["launcher"], sbatch, cfg["only"])
 
 
 def cells_of(to: Path, suite: Any, rest: Sequence[str], *, seeds: int, more: Sequence[str]) -> list[Cell]:
@@ -196,7 +204,7 @@ def planned(to: Path) -> list[Cell]:
     from mbrl.bench.plan import read_plan
 
     if not (cells := read_plan(to)):
-        raise BadInput(f"to={to} holds no benchmark; {program()} bench suite=NAME to={to} plans one")
+        raise BadInput(f"to={to} holds no benchmark; {command('bench', suite='NAME', to=to)} plans one")
     return cells
 
 
@@ -223,12 +231,12 @@ def work(cells: Sequence[Cell], asked: Asked) -> int:
     states = states_of(cells)
     if not finished:
         again = stop.number in (signal.SIGUSR1, signal.SIGUSR2) and requeue()  # TERM is scancel, or SLURM's own requeue
-        print("stopped; queued again" if again else f"stopped; {program()} bench to={asked.to} goes on")
+        print("stopped; queued again" if again else f"stopped; {command('bench', to=asked.to)} goes on")
         return SAVED_PLEASE_REQUEUE
-    print(f"the table: {program()} results from={asked.to} show=methods")
+    print(f"the table: {command('results', **{'from': asked.to})} show=methods")
     if failed := {cell: state for cell, state in states.items() if state is State.FAILED}:
         show_table(failed)
-        print(f"then: {program()} bench retry to={asked.to} (or clean), and the same command again")
+        print(f"then: {command('bench retry', to=asked.to)} (or clean), and the same command again")
     return BUG if failed else DONE
 
 
@@ -241,7 +249,7 @@ def launch(cells: Sequence[Cell], todo: Sequence[Cell], asked: Asked) -> int:
         return DONE
     places = [place for place, cell in enumerate(cells) if cell in todo]
     job = submit(asked.to, places, slots=asked.slots, options=asked.sbatch)
-    print(f"job {job}: {len(todo)} runs, {asked.slots} at once; how far: {program()} bench status to={asked.to}")
+    print(f"job {job}: {len(todo)} runs, {asked.slots} at once; how far: {command('bench status', to=asked.to)}")
     return DONE
 
 

@@ -18,7 +18,8 @@ else.
 
 `Name` is a class, or a function, that makes a policy: a callable of a frame (u8 [H, W, 3]) and proprioception (f32 [Q])
 that gives an action [A] in [-1, 1]; if it has `reset()` it is told when an episode begins. It gets the episodes that a
-run of that seed is scored on. task and protocol are given as for mbrl train. to= takes a result.json for each seed.
+run of that seed is scored on. task and protocol are given as for mbrl train. to= takes a result.json for each seed,
+which mbrl results from= reads like those of runs; the folder's name is the method.
 """
 
 from __future__ import annotations

@@ -70,6 +70,8 @@ def run_policy(typed: Sequence[str], own: Path | None) -> int:
     settings = [word for word in typed if word.partition("=")[0].split(".")[0] in SETTINGS]
     asked = words("mbrl eval policy=...", [word for word in typed if word not in settings], KEYS)
     plain, task, protocol = configured(settings, own)
+    plain["agent"] = {"_target_": asked["policy"]}
+    plain["worldmodel"]["obs_keys"] = ["pixels", "proprio"] if task.facts(protocol).proprio_dim else ["pixels"]
     make_policy, rows = found_policy(asked["policy"]), plain["evaluation"]["rows"]
     folders = {seed: asked["to"] and asked["to"] / f"seed-{seed}" for seed in asked["seeds"]}
     for folder in folders.values():
@@ -80,18 +82,18 @@ def run_policy(typed: Sequence[str], own: Path | None) -> int:
         print(f"{task.name}, protocol {protocol.name}, seed {seed}: {found}")
         print_rules(found, protocol.success)
         if folder:
-            write(folder, {**plain, "seed": seed}, typed, asked["policy"], found)
+            write(folder, {**plain, "seed": seed}, typed, found)
     return DONE
 
 
-def write(folder: Path, plain: dict[str, Any], typed: Sequence[str], policy: str, found: Episodes) -> None:
-    """The result of one seed, by the schema of a run's."""
-    from mbrl.rundir.folder import run_info
+def write(folder: Path, plain: dict[str, Any], typed: Sequence[str], found: Episodes) -> None:
+    """The result of one seed, by the schema of a run's, and the configuration that tells `mbrl results` its terms."""
+    from mbrl.rundir.folder import run_info, write_run
     from mbrl.rundir.result import RESULT, result_of
     from mbrl.rundir.schema import write_json
 
-    info = {**run_info(plain, argv=["eval", *typed]), "agent": policy, "model": "none"}
+    info = run_info(plain, argv=["eval", *typed])
     counts: dict[str, Any] = {"parameters": {}, "env_steps": 0, "weights": "policy", "weights_step": 0, "wall_s": 0.0}
-    folder.mkdir(parents=True, exist_ok=True)
+    write_run(folder, plain, info)
     write_json(folder / RESULT, result_of(info, final=found, random=None, **counts))
     print(f"written to {folder / RESULT}")

@@ -28,12 +28,18 @@ from pathlib import Path
 from typing import Any
 
 from mbrl.cli.errors import DONE, BadInput
-from mbrl.cli.words import Word, choice, listed, place, whole, words
+from mbrl.cli.words import Word, choice, expanded, listed, place, whole, words
+
+
+def places(text: str) -> list[str]:
+    """Paths with commas between; one that is there as it stands is one, whatever is in its name."""
+    return [text] if text and expanded(text).exists() else listed(text)
+
 
 SHOWN = ("runs", "tasks", "methods", "pairs", "published")
 KEYS = {
-    "from": Word("folders with finished runs, or tidy CSVs, with commas between", listed, example="results/mine"),
-    "import": Word("files of other programs, with commas between", listed, example="mw-hammer.csv"),
+    "from": Word("folders with finished runs, or tidy CSVs, with commas between", places, example="results/mine"),
+    "import": Word("files of other programs, with commas between", places, example="mw-hammer.csv"),
     "to": place("to", "a file that ends in .csv", file=True),
     "show": choice(*SHOWN),
     "score": choice("success", "success_last", "reward"),
@@ -193,6 +199,8 @@ def bring_in(asked: dict[str, Any], to: Path | None) -> int:
         path = Path(name).expanduser()
         if not path.is_file():
             raise BadInput(f"import={name} is not a file; give {KEYS['import'].what}")
+        if to is not None and to.exists() and to.samefile(path):
+            raise BadInput(f"to={to} is the file that is imported, which stays as it is; give another one")
         runs += read_foreign(path, told)
     assert to is not None
     export(runs, to)
@@ -206,8 +214,14 @@ def show_published(filters: Filters) -> int:
     from mbrl.cli.compose import packaged_configs
 
     tasks = None if filters.task is None else {name.removesuffix("-v3").removesuffix("-v2") for name in filters.task}
-    for name, one in read_published(packaged_configs() / "published").items():
-        if rows := one.table(tasks, filters.method):
-            print(f"{name}: {one.source}\n  {one.terms()}")
-            print("\n".join(f"  {line}" for line in text(rows)))
+    published = read_published(packaged_configs() / "published")
+    found = {name: rows for name, one in published.items() if (rows := one.table(tasks, filters.method))}
+    if not found:
+        scores = [score for one in published.values() for score in one.scores()]
+        there = {"task": {score.task for score in scores}, "method": {score.method for score in scores}}
+        said = "; ".join(f"{key}={','.join(sorted(names))}" for key, names in there.items())
+        raise BadInput(f"nothing is published here on these tasks by these methods; there are {said}")
+    for name, rows in found.items():
+        print(f"{name}: {published[name].source}\n  {published[name].terms()}")
+        print("\n".join(f"  {line}" for line in text(rows)))
     return DONE

@@ -66,12 +66,17 @@ def read_sizes(args: Sequence[str]) -> tuple[Asked, str]:
     if len(several) != 1:
         got = ", ".join(several) or "none"
         raise BadInput(f"one key must have several values, such as transformer=micro,tiny (got {got})")
+    if several == ["schedule.total"] and own["fixed"] == "compute":
+        raise BadInput("schedule.total is what fixed=compute chooses; give another key several values, or fixed=data")
     suite = ["suite=cpu5", f"suite.task={own['task']}", f"suite.tasks=[{own['task.name']}]"]
     return read([*suite, *rest]), own["fixed"]
 
 
 def at_equal_compute(cells: Sequence[Cell]) -> list[Cell]:
-    """The cells with `schedule.total` such that none takes more counted operations than the first one's size does."""
+    """The cells with `schedule.total` such that none takes more counted operations than the first one's size does.
+
+    Raises: ValueError where there is no such number of env steps.
+    """
     from mbrl.cli.train import possible
     from mbrl.measure.cost import cost_of, flops_of_run
     from mbrl.ranks import current
@@ -92,7 +97,12 @@ def at_equal_compute(cells: Sequence[Cell]) -> list[Cell]:
         # operations only grow with env steps: the last whole episode that they allow
         steps = range(groups["schedule"].prefill, 1000 * total, episode)
         allowed = bisect_right(steps, budget, key=lambda done: flops_of_run(groups, cost, env_steps=done))
-        totals[cell.method] = total if not totals else steps[max(0, allowed - 1)]
+        if totals and not 0 < allowed < len(steps):
+            how = "more than that for its prefill alone" if not allowed else "no more for more env steps"
+            raise BadInput(
+                f"fixed=compute is as many operations as {next(iter(totals))} takes: {cell.method} takes {how}"
+            )
+        totals[cell.method] = steps[allowed - 1] if totals else total
     return [replace(cell, words=timed(cell.words, totals[cell.method])) for cell in cells]
 
 

@@ -110,9 +110,11 @@ class Record:
         return demands if gate.get("episodes") else {}
 
 
-def read_record(folder: Path) -> Record:
+def read_record(folder: Path, *, trained: bool = True) -> Record:
     """Reads a run folder.
 
+    Args:
+        trained: there must be rows of metrics.csv, as there are none of a policy that was only scored.
     Raises: ValueError where it is none or has no rows yet; DamagedFile for a file that is not what a run writes, and
     for rows that are not those that the newest checkpoint was saved with.
     """
@@ -121,7 +123,7 @@ def read_record(folder: Path) -> Record:
     saved = checkpoint[1]["tables"] if checkpoint else {}
     metrics = folder / "metrics.csv"
     training = read_table(metrics, saved.get("metrics")) if metrics.is_file() else []
-    if not training:
+    if trained and not training:
         what = "holds no row" if metrics.is_file() else "is missing"
         raise ValueError(f"{metrics} {what}: the run has not come as far as its first row (schedule.log says when)")
     scores = folder / "eval.csv"

@@ -6,6 +6,7 @@ Knows a callable from a frame (and what a robot knows of itself) to an action; n
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -72,7 +73,7 @@ def score_policy(
     Args:
         make_policy: called once for each row, since a policy may remember its episode.
         task: a task of `configs/task`, as `mbrl train` builds it.
-    Raises: ValueError where task and protocol do not go together; EnvDataError.
+    Raises: ValueError where task and protocol do not go together, and for what is no policy; EnvDataError.
     """
     for complaint in task.complaints(protocol):
         raise ValueError(complaint)
@@ -80,6 +81,8 @@ def score_policy(
     try:
         keys = ("proprio",) if env.facts.proprio_dim else ()
         policies = tuple(make_policy() for _ in range(rows))
+        if not callable(policies[0]):
+            raise ValueError(f"a policy must be callable with a frame and proprioception (got {policies[0]!r:.80})")
         return Evaluator(env, obs_keys=keys).score(OneForEachRow(policies, env), episodes)
     finally:
         env.close()
@@ -100,4 +103,11 @@ def found_policy(name: str) -> Callable[[], OwnPolicy]:
         ) from error
     if not callable(found):
         raise ValueError(f"policy must name a class or function that makes a policy (got {name}, {found!r})")
+    try:
+        inspect.signature(found).bind()
+    except TypeError as error:
+        raise ValueError(
+            f"policy must name what makes a policy when it is called without arguments (got {name}: {error}); "
+            "a function that is the policy itself needs one that returns it"
+        ) from error
     return found

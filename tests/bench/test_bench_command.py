@@ -106,9 +106,22 @@ def test_words_that_the_plan_decides_are_refused(rest: Sequence[str], say: str) 
 
 def test_the_keys_of_the_benchmark_are_checked(tmp_path: Path) -> None:
     assert read(["suite=toy", "suite.tasks=[reach]", "seeds=2", f"to={tmp_path}"]).cells[1].seed == 1
-    for word, say in (("seeds=0", ">= 1"), ("slots=0", ">= 1"), ("gpus=[x]", "whole numbers"), ("slots=two", "whole")):
+    for word, say in (
+        ("seeds=0", ">= 1"),
+        ("slots=0", ">= 1"),
+        ("slots=two", "whole"),
+        ("gpus=[x]", "whole numbers"),
+        ("gpus=[true]", "whole numbers"),
+        ("gpus=[-1]", "whole numbers"),
+        ("only=x", "only must be a whole number"),
+        ("sbatch=--comment='a b", "sbatch must be options"),
+    ):
         with pytest.raises(BadInput, match=say):
-            read(["suite=toy", f"to={tmp_path}", word])
+            read(["suite=toy", f"to={tmp_path}", "launcher=slurm", word])
+    with pytest.raises(BadInput, match="to= is missing: the folder of a benchmark"):
+        read(["suite=toy", "to="])
+    with pytest.raises(BadInput, match="statsu is not understood; did you mean status"):
+        read(["statsu", f"to={tmp_path}"])
     with pytest.raises(ValueError, match="tasks must be one or more"):
         read(["suite=toy", f"to={tmp_path}", "suite.tasks=[]"])
     with pytest.raises(BadInput, match="agent=random needs suite=NAME"):

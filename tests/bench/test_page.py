@@ -7,10 +7,12 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from mbrl.bench.figures import efficiency, profiles
 from mbrl.bench.page import MOST_FILM, page
 from mbrl.bench.plan import PLAN, Cell, extend_plan, write_failure
 from mbrl.bench.published import read_published
@@ -108,6 +110,18 @@ def test_what_may_not_be_averaged_is_told_in_place_of_the_table(tmp_path: Path) 
     text = page("b", cells, runs_in(tmp_path), [], "success")
     assert re.search(r'class="refused">.*has demos=0 and .* has demos=5', text)
     assert "Every run that was planned" in text
+
+
+@pytest.mark.parametrize(
+    "change", [{"protocol": {"success": "last"}}, {"agent": {"gamma": 0.5}}], ids=["rules", "configurations"]
+)
+def test_no_figure_over_tasks_averages_what_no_table_does(tmp_path: Path, change: dict[str, Any]) -> None:
+    for task, more in (("door-close-v3", {}), ("hammer-v3", change)):
+        for seed in range(2):
+            finished(tmp_path, task, seed=seed, **more)
+    for drawing in (efficiency, profiles):
+        with pytest.raises(ValueError, match=r"has (success_rule=any|agent.gamma=0.96) and .* has"):
+            drawing(runs_in(tmp_path), "success")
 
 
 def test_the_verb_writes_it_at_any_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

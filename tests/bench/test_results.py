@@ -74,6 +74,7 @@ def test_the_tidy_csv_has_the_columns_of_tdmpc2_and_reads_back(make: Make, tmp_p
         ({"protocol": {"success": "last"}}, "success_rule=any and .* has success_rule=last"),
         ({"result": {"versions": {"metaworld": "3.0.0"}}}, "mujoco=3.3.0 and .* has physics=metaworld=3.0.0"),
         ({"worldmodel": {"proprio": True}}, "obs=pixels and .* has obs=pixels.proprio"),
+        ({"worldmodel": {"obs_keys": ["state"]}}, "obs=pixels and .* has obs=state"),
         ({"result": {"rehearsal": ["sets/a"]}}, "rehearsal=False and .* has rehearsal=True"),
     ],
 )
@@ -95,11 +96,20 @@ def test_versions_that_change_nothing_in_the_world_may_differ(make: Make) -> Non
 def test_two_configurations_and_a_seed_twice_are_no_repetitions(make: Make, tmp_path: Path) -> None:
     make(seed=0)
     folder = make(seed=1, agent={"gamma": 0.9})
-    with pytest.raises(ValueError, match=r"agent.gamma=0.96 and .* has agent.gamma=0.9: they are not seeds"):
+    with pytest.raises(ValueError, match=r"agent.gamma=0.96 and .* has agent.gamma=0.9: they are not runs"):
         by_task(found(folder), "success")
     twins = [found(folder)[0], found(folder)[0]]
     with pytest.raises(ValueError, match="are both seed 0 of dreamer on door-close-v3"):
         by_method(twins, "success")
+
+
+def test_a_method_has_one_configuration_on_all_tasks_that_are_averaged(make: Make, tmp_path: Path) -> None:
+    for task, gamma in (("door-close-v3", 0.9), ("hammer-v3", 0.5)):
+        make(task, agent={"gamma": gamma})
+    runs = runs_in(tmp_path)
+    assert len(by_task(runs, "success")) == 2, "each row is of one configuration"
+    with pytest.raises(ValueError, match=r"agent.gamma=0.9 and .* has agent.gamma=0.5: they are not runs of one"):
+        by_method(runs, "success")
 
 
 def test_the_tables(make: Make) -> None:
@@ -183,6 +193,21 @@ def test_files_of_tdmpc2_are_imported_under_a_named_protocol(tmp_path: Path, mak
         by_task([*runs, *ours], "success")
 
 
+def test_a_folder_may_have_a_comma_in_its_name(tmp_path: Path) -> None:
+    finished(tmp_path / "a, [b]")
+    assert main(["results", f"from={tmp_path / 'a, [b]'}"]) == 0
+    assert main(["results", f"from={tmp_path / 'a, [b]'},{tmp_path}"]) == 2
+
+
+def test_an_import_leaves_its_file_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mw-hammer.csv"
+    path.write_text(TDMPC2)
+    line = ["results", f"import={path}", "protocol=theirs", "success_rule=last", f"to={path}"]
+    assert main(line) == 2
+    assert "is the file that is imported" in capsys.readouterr().err
+    assert path.read_text() == TDMPC2
+
+
 def test_files_of_dreamerv3_are_imported(tmp_path: Path) -> None:
     lines = tmp_path / "metrics.jsonl"
     rows = [{"step": 10, "episode/score": 1.5}, {"step": 20, "train/loss": 3}, {"step": 30, "episode/score": 2.5}]
@@ -234,3 +259,5 @@ def test_what_papers_report_is_shown_with_its_source(capsys: pytest.CaptureFixtu
     assert "NCRL" in said
     assert "iVideoGPT" not in said.splitlines()[0]
     assert said.splitlines()[-1].split() == ["hammer", "ncrl", "150000", "1.00"]
+    assert main(["results", "show=published", "task=hamer"]) == 2
+    assert "nothing is published here on these tasks by these methods; there are task=" in capsys.readouterr().err

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mbrl.bench.scale import Sized, as_csv, sentence
+from mbrl.bench.scale import Sized, as_csv, interim, sentence
+from mbrl.cli.errors import BadInput
 from mbrl.cli.main import main
 from mbrl.cli.scale import at_equal_compute, read_sizes
+from tests.bench.finished import finished
 
 ROW = Sized(
     size="tiny", seed=0, parameters=10**6, dynamics=10**5, codes=4, update_gflop=3.0, frame_mflop=9.0, env_steps=100,
@@ -31,13 +33,18 @@ def test_what_changes_with_size_is_said_and_what_does_not_is_not() -> None:
     assert "held-out reward error is the same everywhere, or too few have it to tell (12 runs)" in said
     mixed = [replace(row, score=(row.seed + place % 2) / 4) for place, row in enumerate(SIZES)]
     assert "the final score does not change with size, as far as these runs tell" in sentence(mixed)
-    assert "0 of 12 runs had 0.8 of the score at an evaluation." in said
+    assert "0 of 12 runs had 0.8 of the score at an interim evaluation." in said
     assert sentence(SIZES[:3]) == "Fewer than two sizes have finished: nothing follows."
 
 
 def test_a_table_leaves_empty_what_was_not_reached() -> None:
     first, *_ = csv.DictReader(as_csv([ROW]).splitlines())
     assert (first["size"], first["parameters"], first["steps_50"], first["steps_80"]) == ("tiny", "1000000", "60.0", "")
+
+
+def test_a_run_is_timed_by_its_interim_evaluations_alone(tmp_path: Path) -> None:
+    folder = finished(tmp_path, curve=(0.0, 0.6), success=0.9)  # and 0.05 of the random policy before it has begun
+    assert interim(folder, "success") == [(1000, 0.0), (2000, 0.6)]
 
 
 def test_one_command_trains_the_sizes_and_the_same_again_only_reports(
@@ -62,6 +69,7 @@ def test_one_command_trains_the_sizes_and_the_same_again_only_reports(
 
 def test_at_equal_compute_the_larger_model_has_fewer_env_steps(tmp_path: Path) -> None:
     words = ["task=toy", "task.name=reach", "experiment=toy", "transformer=micro,tiny", "fixed=compute", "seeds=2"]
+    words.append("schedule.total=40000")
     asked, fixed = read_sizes([*words, f"to={tmp_path / 'out'}"])
     totals = {
         (cell.method, cell.seed): int(word.partition("=")[2])
@@ -70,8 +78,33 @@ def test_at_equal_compute_the_larger_model_has_fewer_env_steps(tmp_path: Path) -
         if word.startswith("schedule.total=")
     }
     assert fixed == "compute" and len(totals) == 4
-    assert totals["toy-micro", 0] == totals["toy-micro", 1] == 11_500
-    assert 250 <= totals["toy-tiny", 0] == totals["toy-tiny", 1] < 11_500
+    assert totals["toy-micro", 0] == totals["toy-micro", 1] == 40_000
+    assert 10_000 <= totals["toy-tiny", 0] == totals["toy-tiny", 1] < 40_000
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["transformer=micro,s"], "debug-s takes more than that for its prefill alone"),
+        (
+            [
+                "transformer=tiny,micro",
+                "schedule.tokenizer.every=0",
+                "schedule.dynamics.every=0",
+                "schedule.learn.every=0",
+            ],
+            "debug-micro takes no more for more env steps",
+        ),
+    ],
+)
+def test_a_size_without_env_steps_of_the_same_operations_is_refused(
+    tmp_path: Path, words: list[str], said: str
+) -> None:
+    asked, _ = read_sizes(
+        ["task=toy", "task.name=reach", "experiment=debug", *words, "fixed=compute", "seeds=1", f"to={tmp_path}"]
+    )
+    with pytest.raises(BadInput, match=said):
+        at_equal_compute(asked.cells)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +115,10 @@ def test_at_equal_compute_the_larger_model_has_fewer_env_steps(tmp_path: Path) -
         (["task.name=reach"], "one key must have several values, such as transformer=micro,tiny (got none)"),
         (["task.name=reach", "transformer=micro,tiny", "agent=a,b"], "(got transformer, agent)"),
         (["task.name=reach", "transformer=micro,tiny", "fixed=time"], "fixed must be data or compute (got time)"),
+        (
+            ["task.name=reach", "schedule.total=300,600", "fixed=compute"],
+            "schedule.total is what fixed=compute chooses",
+        ),
         (["task=toy", "task.name=nothing", "experiment=toy", "transformer=micro,tiny"], "nothing"),
         (["task=toy", "task.name=reach", "experiment=toy", "transformer=micro,tyni"], "tyni"),
     ],

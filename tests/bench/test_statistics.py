@@ -123,6 +123,8 @@ def test_a_paired_comparison_sees_what_an_unpaired_one_does_not() -> None:
     assert probability_of_improvement([base + 0.05], [base]).value == pytest.approx(15 / 25)
     same = paired([base], [base])
     assert (same.difference.value, same.p, same.ties) == (0, 1, 5)
+    alone = paired([np.array([0.9])], [np.array([0.4])])
+    assert (alone.difference.value, alone.p, alone.wins) == (0.5, 1, 1)
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

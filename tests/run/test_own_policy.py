@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tensordict import TensorDict
 
 from agents.api import Memory
+from mbrl.bench.results import runs_in
 from mbrl.cli.main import main
 from mbrl.envs.make import make_envs
 from mbrl.envs.simulator import EnvDataError
@@ -32,6 +33,12 @@ class Still:
 
 def wide():
     return lambda pixels, proprio: [1.0, 2.0, 3.0]
+
+def act(pixels, proprio):
+    return np.zeros(2)
+
+def nothing():
+    return None
 
 def broken():
     return lambda pixels, proprio: [float("nan"), 0.0]
@@ -95,6 +102,24 @@ def test_each_seed_s_result_is_as_a_run_s_and_nothing_is_written_over(
     assert "holds seed-0/result.json already" in capsys.readouterr().err
 
 
+def test_its_results_stand_beside_those_of_runs(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seeds, name in (("0,4", "still"), ("0", "slow")):
+        assert main(["eval", "policy=cli_policies.Still", f"seeds={seeds}", f"to={tmp_path / 'all' / name}", *own]) == 0
+    runs = runs_in(tmp_path / "all")
+    assert [(run.task, run.method, run.seed) for run in runs] == [
+        ("reach", "slow", 0), ("reach", "still", 0), ("reach", "still", 4),
+    ]  # fmt: skip
+    assert {(run.terms.protocol, run.terms.success_rule, run.terms.obs) for run in runs} == {
+        ("toy", "any", "pixels+proprio")
+    }
+    assert runs[0].points[-1].episodes == 3
+    capsys.readouterr()
+    assert main(["results", f"from={tmp_path / 'all'}", "show=pairs"]) == 0
+    assert "slow against still" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
@@ -102,6 +127,12 @@ def test_each_seed_s_result_is_as_a_run_s_and_nothing_is_written_over(
         (["policy=cli_policies.broken"], 4, "row 0, episode 0 must give 2 finite numbers (got some that are not"),
         (["policy=cli_policies.none"], 2, "policy must be package.module.Name"),
         (["policy=cli_policies.np.pi"], 2, "policy must be package.module.Name"),
+        (
+            ["policy=cli_policies.act"],
+            2,
+            "missing a required argument: 'pixels'); a function that is the policy itself",
+        ),
+        (["policy=cli_policies.nothing"], 2, "a policy must be callable with a frame and proprioception (got None)"),
         (["policy=cli_policies.Still", "seeds=0,0"], 2, "seeds must be whole numbers"),
         (["policy=cli_policies.Still", "protocol=default"], 2, "protocol"),
     ],
