@@ -40,8 +40,8 @@ def mbrl(home: Path, *words: str) -> str:
 
 
 MOST_LINES = {"point_mass": 60, "sac_in_the_dream": 105, "td3": 120}
-SCRIPTS = {"torchrl_in_the_dream": 60, "vector_env": 60}
-"""Tested in tests/test_inside_the_dream.py."""
+SCRIPTS = {"torchrl_in_the_dream": 60, "vector_env": 60, "search": 60}
+"""Tested in tests/test_inside_the_dream.py and tests/test_example_search.py."""
 
 
 def test_every_example_is_one_short_file_that_a_yaml_or_the_shell_names() -> None:

@@ -28,7 +28,7 @@ from mbrl.run.progress import Progress
 from mbrl.run.rehearsal import check_rehearsal, lent, rehearsed
 from mbrl.run.run import Run
 from mbrl.run.validate import check_together, footprint
-from mbrl.rundir.build import make_group
+from mbrl.rundir.build import fits, make_group
 from mbrl.rundir.machine import check_device, check_matmul, set_matmul_precision
 from mbrl.rundir.sharing import pieces
 from mbrl.rundir.stop import Stop
@@ -89,6 +89,11 @@ class Configs:
     def of(cls, plain: Mapping[str, Any], *, trusted: bool, world: int = 1) -> Configs:
         """From plain containers, for `world` processes. Raises: ValueError naming the key."""
         groups = {name: make_group(plain, name, trusted=trusted) for name in GROUPS}
+        if missing := next((name for name in ("seed", "keep", "demos", "rehearsal") if name not in plain), None):
+            raise ValueError(f"{missing} is missing; every key of configs/train.yaml must be there")
+        for name in ("seed", "keep"):
+            if not fits(plain[name], int):
+                raise ValueError(f"{name} must be a whole number (got {plain[name]!r})")
         demos = check_demos(plain["demos"])
         demos_from = plain.get("demos_from")
         check_together(groups, demos=demos, recorded=demos_from is not None)

@@ -77,6 +77,8 @@ def called(hint: Any) -> str:
         return " or ".join(map(called, get_args(hint)))
     if hint is type(None):
         return "null"
+    if get_origin(hint) is tuple:
+        return KINDS[list]
     return KINDS.get(hint) or f"of the kind {hint.__name__ if isinstance(hint, type) else hint}"
 
 

@@ -74,7 +74,7 @@ def test_a_real_slurm_does_a_plan_and_a_task_whose_time_is_over_is_queued_again_
 ) -> None:
     monkeypatch.setenv("SLURM_CONF", cluster["SLURM_CONF"])
     to = tmp_path / "bench"
-    words = ["experiment=debug", "schedule.total=100000", "schedule.evaluate.every=0", "schedule.save.every=0"]
+    words = ["experiment=debug", "schedule.total=2000000", "schedule.evaluate.every=0", "schedule.save.every=0"]
     extend_plan(to, cells_of(to, TWO, [*words, *DEBUG[1:], "agent=random", "worldmodel=none"], seeds=1, more=[]))
     assert main(["bench", f"to={to}", "launcher=slurm", "slots=2", "sbatch=--mem=0 --time=30"]) == 0
     job = capsys.readouterr().out.split()[1].rstrip(":")

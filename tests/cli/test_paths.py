@@ -95,7 +95,7 @@ def test_experiments_combine_as_the_message_proposes(
 def test_several_values_of_one_key_are_not_said_to_be_a_list(word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", word]) == 2
     said = capsys.readouterr().err
-    assert "give one per command" in said and "[" not in said
+    assert "which only mbrl bench takes; give one" in said and "[" not in said
 
 
 @pytest.mark.parametrize("verb", COMPOSED)

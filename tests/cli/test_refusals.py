@@ -25,6 +25,8 @@ results                                                          | from= is miss
 results from=EMPTY                                               | holds no finished run
 results from=NEW                                                 | is not there
 results from=EMPTY to=NEW                                        | to must be a file that ends in .csv
+scale to=NEW transformer=micro,tiny                                | task.name must be the one task
+scale to=NEW task.name=reach-v3                                    | one key must have several values
 results from=EMPTY show=everything                               | show must be one of
 results from=EMPTY demos=5                                       | demos= is for import=
 results import=FILE protocol=mine to=NEW.csv                     | success_rule= is missing

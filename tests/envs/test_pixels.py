@@ -24,7 +24,8 @@ def test_a_machine_without_gl_is_told_what_to_install(monkeypatch):
 
 @pytest.mark.parametrize(("egl", "osmesa", "chosen"), [(True, True, "egl"), (False, True, "osmesa")])
 def test_egl_is_taken_before_osmesa(monkeypatch, egl, osmesa, chosen):
-    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM"):  # MuJoCo itself sets the latter
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(choice, "_egl_answers", lambda: egl)
     monkeypatch.setattr(choice, "_osmesa_answers", lambda: osmesa)
     assert back_end() == chosen

@@ -89,7 +89,7 @@ def test_a_value_of_another_kind_is_refused_in_one_line(place: tuple[Any, ...], 
         return
     bad = copy.deepcopy(GOOD)
     at(bad, place[:-1])[place[-1]] = value
-    if place == ("model", "parameters") and value == {}:
+    if (place == ("model", "parameters") and value == {}) or (place == ("begun_from",) and isinstance(value, str)):
         return
     with pytest.raises(ValueError) as caught:
         check_result(bad)
