@@ -24,7 +24,9 @@ KEYS = {
 def value_of(folder, words, chosen):
     """Mean success of the run's final score, or return where a world knows no success; None if the run failed."""
     line = [*words, *(f"{key}={value}" for key, value in chosen.items()), f"run_dir={folder}"]
-    subprocess.run([sys.executable, "-m", "mbrl", "train", *line], check=False)  # goes on with a run that was stopped
+    # goes on with a run that was stopped
+    if (code := subprocess.run([sys.executable, "-m", "mbrl", "train", *line], check=False).returncode) == 75:
+        raise SystemExit(code)  # saved and left: the trial stays open
     if not (result := read_result(folder)):
         return None
     final = Episodes.of(result["final"]).metrics()
@@ -49,4 +51,5 @@ def main(folder, trials, *words):
 
 if __name__ == "__main__":
     found = main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
-    print(f"best of {len(found.trials)}: {found.best_value} with {found.best_params}")
+    done = found.get_trials(states=(TrialState.COMPLETE,))
+    print(f"best of {len(found.trials)}: {found.best_value} with {found.best_params}" if done else "all trials failed")

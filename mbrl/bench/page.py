@@ -14,8 +14,8 @@ from mbrl.bench.results import Run
 from mbrl.bench.summary import Row, by_method, by_task, columns, pairs
 from mbrl.bench.table import counted, progress_of, states_of
 
-MOST_FILM = 2**20
-"""Bytes of a film that goes into the page."""
+MOST_VIDEO = 2**20
+"""Bytes of a video that goes into the page."""
 HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>TITLE</title><style>
 :root{color-scheme:light dark}
@@ -43,7 +43,7 @@ def page(title: str, cells: Sequence[Cell], runs: Sequence[Run], published: Sequ
     parts.append(f"<p>{escape(question)} {seeds} seed{'s' * (seeds != 1)} each. {escape(counted(states))}.</p>")
     if runs:
         parts += figures(runs, score)
-        parts += films(cells, runs, score)
+        parts += videos(cells, runs, score)
         parts += card(runs)
     parts.append(section("Every run that was planned", table([of_cell(cell, states[cell], runs) for cell in cells])))
     firsts = {cell.method: cell for cell in reversed(cells)}
@@ -109,17 +109,17 @@ def of_cell(cell: Cell, state: State, runs: Sequence[Run]) -> Row:
     return row
 
 
-def films(cells: Sequence[Cell], runs: Sequence[Run], score: str) -> Iterator[str]:
-    """The last evaluation film of the best and of the worst run of each method."""
+def videos(cells: Sequence[Cell], runs: Sequence[Run], score: str) -> Iterator[str]:
+    """The last evaluation video of the best and of the worst run of each method."""
     shown = []
     for method in sorted({run.method for run in runs}):
         own = [run for run in runs if run.method == method and run.value(score) is not None]
         own.sort(key=lambda run: (run.value(score) or 0.0, -run.seed))
         for word, run in dict([("worst", own[0]), ("best", own[-1])] if own else []).items():
-            film = max(Path(run.source).glob("videos/eval-*.gif"), default=None)
-            if film is not None and film.stat().st_size <= MOST_FILM:
+            video = max(Path(run.source).glob("videos/eval-*.gif"), default=None)
+            if video is not None and video.stat().st_size <= MOST_VIDEO:
                 said = f"{method}, {word}: {run.task}, seed {run.seed}, {run.value(score):.2f}"
-                data = base64.b64encode(film.read_bytes()).decode()
+                data = base64.b64encode(video.read_bytes()).decode()
                 image = f'<img alt="{escape(said)}" src="data:image/gif;base64,{data}">'
                 shown.append(f"<figure>{image}<figcaption>{escape(said)}</figcaption></figure>")
     if shown:

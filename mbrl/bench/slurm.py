@@ -14,9 +14,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mbrl.files import read_plain, write_atomically
+
 NOTICE_S = 120
 """Before the end of its time limit a task is told."""
-LOGS = "slurm"
+LOGS, JOB = "slurm", "job"
+"""The folder of the tasks' logs, and in it the number of the newest job."""
 
 
 def script(to: Path, places: Sequence[int], *, slots: int, options: Sequence[str]) -> str:
@@ -40,12 +43,25 @@ def submit(to: Path, places: Sequence[int], *, slots: int, options: Sequence[str
     line = ["sbatch", "--parsable", f"--output={(to / LOGS).absolute()}/%A-%a.log"]
     job = script(to, places, slots=slots, options=options)
     try:
+        if (old := waiting(to)) is not None:
+            raise ValueError(f"launcher=slurm: job {old} of this plan is in the queue; wait for it, or: scancel {old}")
         done = subprocess.run(line, input=job, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
         raise ValueError("launcher=slurm needs SLURM's sbatch, which is not found here; launcher=local") from error
     if done.returncode:
         raise ValueError(f"launcher=slurm: sbatch refuses: {' '.join(done.stderr.split())}")
-    return done.stdout.strip().partition(";")[0]
+    job_id = done.stdout.strip().partition(";")[0]
+    write_atomically(to / LOGS / JOB, job_id.encode())
+    return job_id
+
+
+def waiting(to: Path) -> str | None:
+    """The number of the plan's newest job while any task of it waits or runs."""
+    if not (to / LOGS / JOB).exists():
+        return None
+    job_id = read_plain(to / LOGS / JOB).decode()
+    found = subprocess.run(["squeue", "--noheader", f"--jobs={job_id}"], capture_output=True, text=True, check=False)
+    return job_id if found.stdout.strip() else None  # SLURM knows a job for a few minutes behind its end
 
 
 def requeue(environment: Mapping[str, str] = os.environ) -> bool:

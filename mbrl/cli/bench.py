@@ -18,7 +18,7 @@ launcher=slurm hands the plan to SLURM instead, sbatch="--partition=gpu --time=0
 job; a task that comes to the end of its time saves, is queued again and goes on.
 --dry-run  prints the plan and begins nothing
 status     how far every run is
-report     writes DIR/report.html: tables, curves, films, every run; one file that needs nothing beside it
+report     writes DIR/report.html: tables, curves, videos, every run; one file that needs nothing beside it
 retry      lets the failed runs go on from their last checkpoints, once mbrl bench to=DIR is called again
 clean      deletes the failed runs, which then begin anew
 """

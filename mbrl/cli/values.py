@@ -76,7 +76,7 @@ def assign(cfg: DictConfig, assignment: Assignment, known: set[str]) -> None:
     key, value = assignment.key, assignment.value
     nodes = {leaf.rsplit(".", depth)[0] for leaf in known for depth in range(leaf.count(".") + 1)}
     if key not in nodes:
-        hint = did_you_mean(key, known) or "; the files under configs/ hold every key"
+        hint = did_you_mean(key, known) or did_you_mean(key, nodes) or "; the files under configs/ hold every key"
         raise BadInput(f"unknown key {key} (in {assignment.text}){hint}")
     if isinstance(value, dict) and key not in known:
         for name, inner in value.items():

@@ -21,7 +21,7 @@ from mbrl.replay.store import Stored
 from mbrl.run.best import Best
 from mbrl.run.clock import Clock
 from mbrl.run.collect import Collector
-from mbrl.run.demos import Demos, Played, Recorded, Teacher, check_demos
+from mbrl.run.demos import Demos, Recorded, Scripted, Teacher, check_demos
 from mbrl.run.evaluate import Evaluator
 from mbrl.run.learning import Learning
 from mbrl.run.progress import Progress
@@ -232,7 +232,7 @@ def assemble(
 def teacher_of(configs: Configs, env: RowsEnv) -> Teacher:
     """Who demonstrates: the data set that is named, or the expert of the world."""
     if configs.demos_from is None:
-        return Played(worlds_of(configs, stream="demos", rows=1))
+        return Scripted(worlds_of(configs, stream="demos", rows=1))
     return Recorded(lambda: recorded(configs), env, configs.worldmodel.obs_keys)
 
 

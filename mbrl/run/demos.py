@@ -83,7 +83,7 @@ class Demos:
         self.teacher.close()
 
 
-class Played:
+class Scripted:
     """The scripted expert of a world.
 
     After its success an expert goes on to the end of the episode, as an agent does. An episode in which it fails is

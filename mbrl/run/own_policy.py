@@ -50,11 +50,16 @@ class OneForEachRow:
         return torch.stack([self._action(row, policy, seen) for row, (policy, seen) in rows]), None
 
     def _action(self, row: int, policy: OwnPolicy, seen: TensorDict) -> Tensor:
-        if bool(seen["is_init"]) and (reset := getattr(policy, "reset", None)) is not None:
-            reset()
-        proprio_Q = seen["proprio"].numpy() if "proprio" in seen.keys() else np.zeros(0, np.float32)  # noqa: SIM118
-        said = policy(seen["pixels"].permute(1, 2, 0).contiguous().numpy(), proprio_Q)
+        # copies: whatever a policy does to what it is shown, the episode stays as it is
+        pixels_HW3 = seen["pixels"].permute(1, 2, 0).numpy().copy()
+        proprio_Q = seen["proprio"].numpy().copy() if "proprio" in seen.keys() else np.zeros(0, np.float32)  # noqa: SIM118
         width, where = self.env.env_spec.action_dim, f"the policy in row {row}, episode {self.env.episodes[row]}"
+        try:
+            if bool(seen["is_init"]) and (reset := getattr(policy, "reset", None)) is not None:
+                reset()
+            said = policy(pixels_HW3, proprio_Q)
+        except Exception as error:  # whatever a user's class throws
+            raise EnvDataError(f"{where} raised {type(error).__name__}: {' '.join(str(error).split())}") from error
         try:
             action_A = torch.as_tensor(np.asarray(said, dtype=np.float32).copy())
         except (TypeError, ValueError) as error:

@@ -250,7 +250,7 @@ def weights(groups: Mapping[str, Any]) -> Iterator[str]:
         needed = numbers * 4 * (4 if cpu else 1)  # beside the weights their gradients and Adam's two moments
         if needed > free:
             yield (
-                f"{key}={value} needs at least {needed / 1e9:.0f} GB of memory for its weights, "
+                f"{key}={value} needs at least {needed / 1e9:.2f} GB of memory for its weights, "
                 f"{free / 1e9:.2f} GB are free; lower it"
             )
 

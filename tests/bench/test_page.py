@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mbrl.bench.figures import efficiency, profiles
-from mbrl.bench.page import MOST_FILM, page
+from mbrl.bench.page import MOST_VIDEO, page
 from mbrl.bench.plan import PLAN, Cell, extend_plan, write_failure
 from mbrl.bench.published import read_published
 from mbrl.bench.results import runs_in
@@ -98,8 +98,8 @@ def test_the_best_and_the_worst_run_of_each_method_are_shown(tmp_path: Path) -> 
         "dreamer, worst: door-close-v3, seed 0, 0.00",
         "dreamer, best: hammer-v3, seed 1, 0.50",
         "mbpo, worst: door-close-v3, seed 0, 0.20",
-    ]  # the best of mbpo left no film
-    next((cells[0].run / "videos").iterdir()).write_bytes(bytes(MOST_FILM + 1))
+    ]  # the best of mbpo left no video
+    next((cells[0].run / "videos").iterdir()).write_bytes(bytes(MOST_VIDEO + 1))
     assert "dreamer, worst" not in drawn(tmp_path, cells=cells)
 
 

@@ -78,6 +78,8 @@ def test_a_real_slurm_does_a_plan_and_a_task_whose_time_is_over_is_queued_again_
     extend_plan(to, cells_of(to, TWO, [*words, *DEBUG[1:], "agent=random", "worldmodel=none"], seeds=1, more=[]))
     assert main(["bench", f"to={to}", "launcher=slurm", "slots=2", "sbatch=--mem=0 --time=30"]) == 0
     job = capsys.readouterr().out.split()[1].rstrip(":")
+    assert main(["bench", f"to={to}", "launcher=slurm"]) == 2
+    assert f"job {job} of this plan is in the queue" in capsys.readouterr().err
     planned = read_plan(to)
     wait(lambda: all(state_of(cell) is State.RUNNING for cell in planned), "both runs", 120)
     wait(lambda: all((cell.run / "metrics.csv").exists() for cell in planned), "their first rows", 120)

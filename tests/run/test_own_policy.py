@@ -40,6 +40,11 @@ def act(pixels, proprio):
 def nothing():
     return None
 
+def raises():
+    def act(pixels, proprio):
+        raise KeyError("left")
+    return act
+
 def broken():
     return lambda pixels, proprio: [float("nan"), 0.0]
 """
@@ -125,6 +130,7 @@ def test_its_results_stand_beside_those_of_runs(
     [
         (["policy=cli_policies.wide"], 4, "must give 2 finite numbers (got (3,) of them)"),
         (["policy=cli_policies.broken"], 4, "row 0, episode 0 must give 2 finite numbers (got some that are not"),
+        (["policy=cli_policies.raises"], 4, "the policy in row 0, episode 0 raised KeyError: 'left'"),
         (["policy=cli_policies.none"], 2, "policy must be package.module.Name"),
         (["policy=cli_policies.np.pi"], 2, "policy must be package.module.Name"),
         (
