@@ -22,12 +22,15 @@ MakeSet = Callable[..., Path]
 @pytest.fixture(autouse=True)
 def leaves_no_trace() -> Iterator[None]:
     """A run in this process talks to a screen that is gone after its test, and chooses how matrices are multiplied."""
-    precision = torch.backends.mkldnn.matmul.fp32_precision
+    precision, said = torch.backends.mkldnn.matmul.fp32_precision, logging.getLogger("mbrl")
+    level, propagate = said.level, said.propagate
     yield
     torch.backends.mkldnn.matmul.fp32_precision = precision
-    for handler in list(logging.getLogger("mbrl").handlers):
-        logging.getLogger("mbrl").removeHandler(handler)
+    for handler in list(said.handlers):
+        said.removeHandler(handler)
         handler.close()
+    said.setLevel(level)
+    said.propagate = propagate  # pytest gives a logger that does not propagate a handler of its own
 
 
 @pytest.fixture

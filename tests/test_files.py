@@ -39,7 +39,7 @@ def test_a_file_system_without_fsync_is_gone_on_with_after_one_warning(
         write_atomically(tmp_path / name / "file", name.encode())
         fsync_folder(tmp_path / name)
     assert (tmp_path / "two" / "file").read_bytes() == b"two"
-    assert len({record.getMessage() for record in caplog.records}) == 1
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert str(tmp_path) in caplog.text
 
 
