@@ -19,18 +19,24 @@ Train = Callable[..., int]
 MakeSet = Callable[..., Path]
 
 
-@pytest.fixture(autouse=True)
-def leaves_no_trace() -> Iterator[None]:
-    """A run in this process talks to a screen that is gone after its test, and chooses how matrices are multiplied."""
-    precision, said = torch.backends.mkldnn.matmul.fp32_precision, logging.getLogger("mbrl")
-    level, propagate = said.level, said.propagate
-    yield
-    torch.backends.mkldnn.matmul.fp32_precision = precision
+def as_imported() -> None:
+    """The logger as a process finds it that runs nothing: pytest gives one that does not propagate a second handler."""
+    said = logging.getLogger("mbrl")
     for handler in list(said.handlers):
         said.removeHandler(handler)
         handler.close()
-    said.setLevel(level)
-    said.propagate = propagate  # pytest gives a logger that does not propagate a handler of its own
+    said.setLevel(logging.NOTSET)
+    said.propagate = True
+
+
+@pytest.fixture(autouse=True)
+def leaves_no_trace() -> Iterator[None]:
+    """A run in this process talks to a screen that is gone after its test, and chooses how matrices are multiplied."""
+    precision = torch.backends.mkldnn.matmul.fp32_precision
+    as_imported()  # the fixture of a module, which is older than this one, may have been a run
+    yield
+    torch.backends.mkldnn.matmul.fp32_precision = precision
+    as_imported()
 
 
 @pytest.fixture

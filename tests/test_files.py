@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import subprocess
 import sys
@@ -32,7 +31,6 @@ def test_a_file_system_without_fsync_is_gone_on_with_after_one_warning(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(files, "_warned", set())
-    monkeypatch.setattr(logging.getLogger("mbrl"), "propagate", True)
     refusing(monkeypatch, "fsync", number)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 from pathlib import Path
@@ -116,9 +115,7 @@ def test_the_newest_checkpoint_is_scored_and_where_it_is_damaged_it_is_named_and
     folder: Path,
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("mbrl"), "propagate", True)
     assert main(["eval", f"run={folder}", "episodes=1"]) == 0
     assert "weights of env step 525" in capsys.readouterr().out
     name = damage(folder, 525)

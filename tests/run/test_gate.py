@@ -50,9 +50,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], No
 
 
 @pytest.fixture
-def told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
+def told(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], str]]:
     """What the run has said so far."""
-    monkeypatch.setattr(logging.getLogger("mbrl"), "propagate", True)
     with caplog.at_level(logging.INFO, logger="mbrl"):
         yield lambda: "\n".join(record.getMessage() for record in caplog.records)
 

@@ -47,7 +47,6 @@ def test_no_name_of_a_metric_means_more_than_a_column() -> None:
 def test_long_work_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     seconds = iter(range(10_000))
     monkeypatch.setattr(time, "monotonic", lambda: float(next(seconds)))  # an update takes a second
-    monkeypatch.setattr(logging.getLogger("mbrl"), "propagate", True)
     caplog.set_level(logging.INFO, "mbrl")
     parts: dict[str, Any] = dict.fromkeys(("model", "replay", "updater", "agent", "gate"))
     cadences = {"dynamics": Cadence(every=0, start=0, initial=60, updates=0)}
