@@ -151,7 +151,7 @@ class Processes:
             return module
         if sharding == "ddp":
             # buffers are statistics of whole batches, and so the same everywhere; every parameter has a gradient
-            return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
+            return nn.parallel.DistributedDataParallel(module, forward_sync_buffers=False)
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 

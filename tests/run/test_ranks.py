@@ -84,7 +84,7 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     alone, together = tmp_path / "alone", tmp_path / "together"
     for processes in (start(alone, 1), start(together, 2)):
         codes, said = ended(processes)
-        assert not any(codes), said
+        assert not any(codes), "\n".join(said)
     parts = ("model", "updater", "agent", "replay", "run")
     one, two = (
         leaves({part: read_newest(run / "checkpoints").states[part] for part in parts}) for run in (alone, together)
@@ -111,7 +111,7 @@ def test_a_stop_saves_once_and_another_number_of_processes_goes_on(tmp_path: Pat
         for process in processes:
             process.send_signal(signal.SIGTERM)
         codes, said = ended(processes)
-        assert codes == [75] * world, said
+        assert codes == [75] * world, "\n".join(said)
         assert said[0].count("stopped and saved") == 1
         step = int(said[0].split("stopped and saved at env step ")[1].split(";")[0])
         newest = read_newest(folder / "checkpoints")
@@ -134,7 +134,7 @@ def test_where_one_dies_the_others_end_with_one_line_and_the_run_goes_on(tmp_pat
     for process in processes:
         process.send_signal(signal.SIGTERM)
     codes, said = ended(processes)
-    assert codes == [75, 75], said
+    assert codes == [75, 75], "\n".join(said)
     assert f"resumed from step {saved}" in said[0]
 
 
