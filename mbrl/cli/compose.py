@@ -241,16 +241,15 @@ def compose_variants(
         [f"hydra.searchpath=[{','.join(quoted(f'file://{folder}') for folder in folders[1:])}]"] if folders[1:] else []
     )
     for variant in variants:
-        known = choices(variant.key, folders)
+        known, where = choices(variant.key, folders), variant.place or variant.key
         name = variant.value
         several = name if isinstance(name, list) and name and variant.key in SEVERAL else [name]
         if wrong := [one for one in several if str(one) not in known and (one, variant.key) != (None, "experiment")]:
             name = wrong[0]
             hint = did_you_mean(str(name), known)
-            raise BadInput(f"{variant.text}: {variant.key} must be one of {', '.join(known)} (got {shown(name)}){hint}")
+            raise BadInput(f"{variant.text}: {where} must be one of {', '.join(known)} (got {shown(name)}){hint}")
         if name is None:  # what the root file says already; Hydra takes no null here
             continue
-        where = variant.place or variant.key
         name_in_full = variant.key if where == variant.key else f"{variant.key}@{where}"
         words.append(f"{'' if where in places else '+'}{name_in_full}={shown(name)}")
     try:

@@ -55,7 +55,7 @@ def settings(verb: str) -> str:
     configs = packaged_configs()
     _, _, root = (configs / f"{verb}.yaml").read_text(encoding="utf-8").partition("defaults:")
     groups = {
-        found[2]: found[1] for found in re.finditer(r"^  - (?:optional )?/?(?:(\w+)@)?(\w+):", root, re.MULTILINE)
+        found[2]: found[1] for found in re.finditer(r"^  - (?:optional )?/?(?:([\w/]+)@)?(\w+):", root, re.MULTILINE)
     }
     wide = max(map(len, groups))
     lines = ["Groups and their variants (group=variant; the files under configs/ hold every key and a line about it):"]
@@ -137,7 +137,7 @@ def console() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
         code = DONE
     if current().world > 1:
-        # gloo's threads may free tensors while the interpreter ends, which aborts it (pytorch issue 190489): leave first
+        # gloo's threads may free tensors while the interpreter ends, which aborts it (pytorch issue 190489)
         sys.stderr.flush()
         os._exit(code)
     raise SystemExit(code)

@@ -163,7 +163,7 @@ def test_a_variant_inside_a_variant_is_chosen_by_its_place_and_can_be_of_ones_ow
     assert compose("train", ["agent=holder"], tmp_path).agent.inner.k == 1
     changed = compose("train", ["agent.inner=other", "agent=holder", "agent.inner.size=3"], tmp_path)
     assert changed.agent == {"inner": {"_target_": "mine.Other", "size": 3}, "_target_": "mine.Holder", "share": 0.5}
-    with pytest.raises(BadInput, match=r"agent\.inner=othr: agent must be one of .*did you mean other"):
+    with pytest.raises(BadInput, match=r"agent\.inner=othr: agent\.inner must be one of .*did you mean other"):
         compose("train", ["agent=holder", "agent.inner=othr"], tmp_path)
     with pytest.raises(BadInput, match=r"agent\.inner=other: the files do not compose"):
         compose("train", ["agent.inner=other"], tmp_path)
