@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import signal
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 
 import safetensors.torch
 
-from mbrl.cli.main import main
+from mbrl.cli.main import console
 from mbrl.pretrain.run import Pretraining
 from mbrl.ranks import take
 from worldmodel.training.updater import Updater
@@ -37,8 +36,7 @@ def rehearse(notes: Path, *, dies_at: int) -> None:
 
 
 if __name__ == "__main__":
-    faulthandler.enable()
-    folder, when, *line = sys.argv[1:]
+    folder, when, *sys.argv[1:] = sys.argv[1:]
     take(os.environ)
     rehearse(Path(folder), dies_at=int(when))
-    raise SystemExit(main(line))
+    console()
