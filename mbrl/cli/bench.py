@@ -19,6 +19,7 @@ job; a task that comes to the end of its time saves, is queued again and goes on
 --dry-run  prints the plan and begins nothing
 status     how far every run is
 report     writes DIR/report.html: tables, curves, videos, every run; one file that needs nothing beside it
+           (a run whose files are damaged is named and left out of the tables; exit code 3)
 retry      lets the failed runs go on from their last checkpoints, once mbrl bench to=DIR is called again
 clean      deletes the failed runs, which then begin anew
 """
@@ -34,7 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mbrl.cli.errors import BUG, DONE, BadInput, did_you_mean
+from mbrl.cli.errors import BUG, DAMAGED, DONE, BadInput, did_you_mean
 from mbrl.cli.words import place, target, words
 from mbrl.program import command
 
@@ -291,19 +292,20 @@ def report(cells: Sequence[Cell], to: Path) -> int:
     from mbrl.bench.page import page
     from mbrl.bench.plan import State
     from mbrl.bench.published import read_published
-    from mbrl.bench.results import run_of
+    from mbrl.bench.results import read_runs
     from mbrl.bench.table import states_of
     from mbrl.cli.compose import packaged_configs
     from mbrl.files import write_atomically
-    from mbrl.report.record import read_record
 
-    runs = [run_of(read_record(cell.run)) for cell, state in states_of(cells).items() if state is State.DONE]
+    runs, damaged = read_runs(cell.run for cell, state in states_of(cells).items() if state is State.DONE)
     score = "success" if all(run.value("success") is not None for run in runs) else "reward"
     published = list(read_published(packaged_configs() / "published").values())
-    text = page(f"Benchmark {to.resolve().name}", cells, runs, published, score)
+    text = page(f"Benchmark {to.resolve().name}", cells, runs, published, score, damaged=damaged)
     write_atomically(to / "report.html", text.encode())
+    for reason in damaged.values():
+        print(f"damaged, left out: {reason}", file=sys.stderr)
     print(f"written to {to / 'report.html'}")
-    return DONE
+    return DAMAGED if damaged else DONE
 
 
 def retry(cells: Sequence[Cell], to: Path) -> int:
