@@ -13,7 +13,7 @@ from PIL import Image
 from mbrl.bench.scale import Sized, as_csv, interim, sentence
 from mbrl.cli.errors import BadInput
 from mbrl.cli.main import main
-from mbrl.cli.scale import at_equal_compute, read_sizes
+from mbrl.cli.scale import at_equal_compute, counted, read_sizes
 from tests.bench.finished import finished
 
 ROW = Sized(
@@ -67,19 +67,30 @@ def test_one_command_trains_the_sizes_and_the_same_again_only_reports(
         assert picture.size == (1400, 840)
 
 
-def test_at_equal_compute_the_larger_model_has_fewer_env_steps(tmp_path: Path) -> None:
+def test_at_equal_compute_the_larger_model_has_fewer_env_steps_and_the_plan_is_shown_with_its_cost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["task=toy", "task.name=reach", "experiment=toy", "transformer=micro,tiny", "fixed=compute", "seeds=2"]
     words.append("schedule.total=40000")
     asked, fixed = read_sizes([*words, f"to={tmp_path / 'out'}"])
+    assert main(["scale", *words, f"to={tmp_path / 'out'}", "--dry-run"]) == 0
+    said = capsys.readouterr().out.splitlines()
     totals = {
         (cell.method, cell.seed): int(word.partition("=")[2])
-        for cell in at_equal_compute(asked.cells)
+        for cell in at_equal_compute(asked.cells, counted(asked.cells))
         for word in cell.words
         if word.startswith("schedule.total=")
     }
     assert fixed == "compute" and len(totals) == 4
     assert totals["toy-micro", 0] == totals["toy-micro", 1] == 40_000
     assert 10_000 <= totals["toy-tiny", 0] == totals["toy-tiny", 1] < 40_000
+    assert said[0].split("  ")[0] == "size" and said[1].split()[0] == "toy-micro"
+    small, large = (line.split() for line in said[1:3])
+    assert large[5] == str(totals["toy-tiny", 0]) and small[5] == "40000"
+    assert float(small[3]) < float(large[3]), "operations of an update"
+    assert float(small[6]) == pytest.approx(float(large[6]), rel=0.05), "those of a run are the same"
+    assert f"schedule.total={totals['toy-tiny', 0]}" in said[4]
+    assert said[-1].startswith("4 queued of 4 runs") and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -104,7 +115,7 @@ def test_a_size_without_env_steps_of_the_same_operations_is_refused(
         ["task=toy", "task.name=reach", "experiment=debug", *words, "fixed=compute", "seeds=1", f"to={tmp_path}"]
     )
     with pytest.raises(BadInput, match=said):
-        at_equal_compute(asked.cells)
+        at_equal_compute(asked.cells, counted(asked.cells))
 
 
 @pytest.mark.parametrize(
