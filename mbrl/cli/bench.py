@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any
 from mbrl.cli.errors import BUG, DAMAGED, DONE, BadInput, did_you_mean
 from mbrl.cli.words import place, target, words
 from mbrl.program import command
+from mbrl.rundir.stop import SAVED_PLEASE_REQUEUE, Stop
 
 if TYPE_CHECKING:
     from mbrl.bench.plan import Cell
@@ -79,6 +80,9 @@ def run(args: list[str]) -> int:
     if args and args[0] in CARE:
         to: Path = words(f"mbrl bench {args[0]}", args[1:], KEYS)["to"]
         return CARE[args[0]](planned(to), to)
+    stop = Stop()
+    if any(word.startswith("only=") for word in args):
+        stop.listen()  # a task of SLURM's that is warned while it still reads and imports is queued again as well
     dry = "--dry-run" in args
     asked = read([word for word in args if word != "--dry-run"])
 
@@ -89,7 +93,7 @@ def run(args: list[str]) -> int:
     if dry:
         return show_plan(new, asked.slots)
     cells = extend_plan(asked.to, asked.cells) if asked.cells else planned(asked.to)
-    return work(cells, asked)
+    return work(cells, asked, stop)
 
 
 def read(args: list[str]) -> Asked:
@@ -209,13 +213,12 @@ def planned(to: Path) -> list[Cell]:
     return cells
 
 
-def work(cells: Sequence[Cell], asked: Asked) -> int:
-    """Runs what is left to do."""
+def work(cells: Sequence[Cell], asked: Asked, stop: Stop) -> int:
+    """Runs what is left to do, until that is done or `stop` is asked for."""
     from mbrl.bench.plan import State
     from mbrl.bench.queue import Queue
     from mbrl.bench.slurm import requeue
     from mbrl.bench.table import Screen, states_of
-    from mbrl.rundir.stop import SAVED_PLEASE_REQUEUE, Stop
 
     if asked.only is not None:
         if not 0 <= asked.only < len(cells):
@@ -224,7 +227,6 @@ def work(cells: Sequence[Cell], asked: Asked) -> int:
     todo = [cell for cell, state in states_of(cells).items() if state not in (State.DONE, State.FAILED)]
     if asked.launcher == "slurm":
         return launch(cells, todo, asked)
-    stop = Stop()
     stop.listen()
     screen = Screen(cells, slots=asked.slots, stream=sys.stdout)
     finished = Queue(todo, slots=asked.slots, stop=stop, watcher=screen, gpus=asked.gpus).work()

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mbrl.cli.errors import DONE, BadInput
+from mbrl.rundir.stop import Stop
 
 if TYPE_CHECKING:
     from mbrl.bench.plan import Cell
@@ -49,7 +50,7 @@ def run(args: list[str]) -> int:
         print("\n".join(priced(asked.cells, costs)))
         return show_plan(joined(read_plan(asked.to), asked.cells), asked.slots)
     cells = extend_plan(asked.to, asked.cells)
-    code = work(cells, asked)
+    code = work(cells, asked, Stop())
     return report(cells, asked.to, fixed) if code == DONE else code
 
 
