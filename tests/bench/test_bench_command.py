@@ -192,6 +192,17 @@ def test_the_plan_is_shown_and_nothing_is_begun(tmp_path: Path, capsys: pytest.C
     assert said.count("unknown  experiment=toy") == 4
     assert "4 queued of 4 runs" in said
     assert not to.exists()
+    words = [
+        "suite=mw6",
+        "agent=dreamer,mbpo",
+        "seeds=5",
+        f"to={to}",
+        "--dry-run",
+    ]  # agents as published, no experiment
+    assert main(["bench", *words]) == 0
+    said = capsys.readouterr().out
+    assert said.count("agent=dreamer ") == said.count("agent=mbpo ") == 30
+    assert "60 queued of 60 runs" in said
 
 
 def test_status_retry_and_clean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
