@@ -1,5 +1,7 @@
 """Size against sample efficiency: what runs that differ in the world model's size cost, and what they reached.
 
+The size is the number of parameters; of tokenizers, which differ in it by little, the number of codes of a frame.
+
 Reads finished runs; one row for each, one line of text over all.
 """
 
@@ -137,13 +139,16 @@ def as_csv(rows: Sequence[Sized]) -> str:
 def sentence(rows: Sequence[Sized]) -> str:
     """What follows: whether score, steps to 80 % and model quality change with size, over all runs.
 
-    Rank correlations (Spearman) with the number of parameters, and whether they can be told from chance.
+    Rank correlations (Spearman) with the size, and whether they can be told from chance. Cross-entropies of different
+    tokenizers are of different codes, so nothing is said of them.
     """
-    sizes = sorted({row.parameters for row in rows})
+    size_of = size_field(rows)
+    sizes = sorted({getattr(row, size_of) for row in rows})
     if len(sizes) < 2:
         return "Fewer than two sizes have finished: nothing follows."
-    runs = f"{short(sizes[0])} to {short(sizes[-1])} parameters, {len(sizes)} sizes, {len(rows)} runs"
-    means = {size: float(np.mean([row.score for row in rows if row.parameters == size])) for size in sizes}
+    what = "parameters" if size_of == "parameters" else "codes of a frame"
+    runs = f"{short(sizes[0])} to {short(sizes[-1])} {what}, {len(sizes)} sizes, {len(rows)} runs"
+    means = {size: float(np.mean([row.score for row in rows if getattr(row, size_of) == size])) for size in sizes}
     found = [f"final score {means[sizes[0]]:.2f} at the smallest and {means[sizes[-1]]:.2f} at the largest"]
     judged = {
         "the final score": "score",
@@ -151,11 +156,19 @@ def sentence(rows: Sequence[Sized]) -> str:
         "held-out cross-entropy": "cross_entropy",
         "held-out reward error": "reward_error",
     }
+    if size_of == "codes":
+        del judged["held-out cross-entropy"]
     for name, field in judged.items():
-        pairs = [(row.parameters, getattr(row, field)) for row in rows if not math.isnan(getattr(row, field))]
+        pairs = [(getattr(row, size_of), getattr(row, field)) for row in rows if not math.isnan(getattr(row, field))]
         found.append(f"{name} {change(pairs)}")
     reached = sum(not math.isnan(row.steps_80) for row in rows)
     return f"{runs}: {'; '.join(found)}; {reached} of {len(rows)} runs had 0.8 of the score at an interim evaluation."
+
+
+def size_field(rows: Sequence[Sized]) -> str:
+    """The field of `Sized` that the sizes are: `codes` where the runs have tokenizers of several, else `parameters`."""
+    codes = {row.codes for row in rows}
+    return "codes" if len(codes) > 1 and 0 not in codes else "parameters"
 
 
 def change(pairs: Sequence[tuple[float, float]]) -> str:
@@ -172,9 +185,11 @@ def change(pairs: Sequence[tuple[float, float]]) -> str:
 
 
 def short(count: float) -> str:
-    """A number of parameters as one says it.
+    """A number of parameters, or of codes, as one says it.
 
-    >>> short(683_365), short(14_347_365)
-    ('683k', '14.3M')
+    >>> short(683_365), short(14_347_365), short(16)
+    ('683k', '14.3M', '16')
     """
+    if count < 1e3:
+        return f"{count:.0f}"
     return f"{count / 1e3:.0f}k" if count < 1e6 else f"{count / 1e6:.1f}M"

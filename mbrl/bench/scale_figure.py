@@ -1,4 +1,4 @@
-"""The figure of `mbrl scale`: costs and scores over the number of parameters; a dot for each run, a line of means."""
+"""The figure of `mbrl scale`: costs and scores over size; a dot for each run, a line of means."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from mbrl.bench.scale import Sized, short
+from mbrl.bench.scale import Sized, short, size_field
 from mbrl.report.page import STYLE
 from mbrl.report.plots import BLUE, GREEN, ORANGE
 
@@ -46,11 +46,13 @@ def figure(rows: Sequence[Sized], *, title: str, follows: str) -> bytes:
 
 
 def panel(axis: Any, name: str, fields: Sequence[tuple[str, str, str]], rows: Sequence[Sized]) -> None:
-    """One plot over parameters."""
-    sizes = sorted({row.parameters for row in rows})
+    """One plot over size."""
+    size_of = size_field(rows)
+    sizes = sorted({getattr(row, size_of) for row in rows})
     scale = 1 / 60 if fields[0][0] == "wall_s" else 1.0
     for field, label, colour in fields:
-        found = [(row.parameters, getattr(row, field) * scale) for row in rows if not math.isnan(getattr(row, field))]
+        found = [(getattr(row, size_of), getattr(row, field) * scale) for row in rows]
+        found = [(size, value) for size, value in found if not math.isnan(value)]
         if not found:
             continue
         axis.plot(*zip(*found, strict=True), "o", color=colour, alpha=0.55, markersize=5)
@@ -59,7 +61,7 @@ def panel(axis: Any, name: str, fields: Sequence[tuple[str, str, str]], rows: Se
         axis.plot(*zip(*means, strict=True), "-", color=colour, linewidth=1.8, label=label)
     axis.set_title(name, loc="left", fontsize=11.5)
     axis.set_xscale("log")
-    axis.set_xlabel("parameters of the world model")
+    axis.set_xlabel("parameters of the world model" if size_of == "parameters" else "codes of an imagined frame")
     axis.set_xticks(sizes, [short(size) for size in sizes])
     axis.xaxis.set_minor_formatter(NullFormatter())
     if name == "counted operations":

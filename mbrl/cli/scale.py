@@ -4,12 +4,13 @@ usage: mbrl scale task.name=NAME transformer=A,B[,...] to=DIR [seeds=3] [slots=1
                   [--dry-run]
 
   mbrl scale task.name=door-close-v3 transformer=micro,tiny,mini,s seeds=3 slots=2 to=results/sizes
-  mbrl scale task.name=door-close-v3 tokenizer=tiny,fine fixed=compute to=results/codes   sizes of the tokenizer
+  mbrl scale task.name=door-close-v3 tokenizer=tiny,tiny16 fixed=compute to=results/codes   codes of a frame
   mbrl scale task=toy task.name=reach experiment=toy transformer=micro,tiny seeds=2 to=results/toy-sizes
 
 The runs are those of mbrl bench (its help has slots=, gpus= and what happens when it is stopped; mbrl bench status
-to=DIR works too). One key has several values: the size. fixed=data gives every size the same env steps; fixed=compute
-as many as take the counted operations (fits and dreams) of the first size's run.
+to=DIR works too). One key has several values: the size, told in parameters or, of tokenizers, in codes of a frame.
+fixed=data gives every size the same env steps; fixed=compute as many as take the counted operations (fits and dreams)
+of the first size's run.
 When all have finished: scale.csv (a row for each run), scale.png and the sentence that follows from them.
 --dry-run  prints what each size costs and every run with its expected hours, and begins nothing
 """
