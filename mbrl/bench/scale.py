@@ -19,10 +19,14 @@ import numpy as np
 from scipy import stats
 
 from mbrl.bench.plan import Cell
+from mbrl.files import DamagedFile
 from mbrl.measure.cost import Cost, cost_of
+from mbrl.measure.verdict import SCHEMA
 from mbrl.report.record import Row, read_record, read_table
 from mbrl.run.restore import configs_of
+from mbrl.rundir.folder import read_info
 from mbrl.rundir.result import Episodes, read_result
+from mbrl.rundir.schema import check_schema
 
 LEVELS = (0.5, 0.8)
 """Of the score, that a run is timed to."""
@@ -45,6 +49,8 @@ class Sized:
         steps_50, steps_80: env steps of the first interim evaluation with so much of the score; nan where none had.
         cross_entropy: nats of a held-out code in the newest measurement; nan where it was not measured.
         reward_error: root mean square after five imagined frames, held out.
+        ranking: correlation of imagined and true returns of sequences of actions within a start, by `mbrl audit`.
+        return_r2: R2 of imagined returns over all starts and sequences, by the same; nan where it was not audited.
         wall_s: seconds worked.
     """
 
@@ -62,6 +68,8 @@ class Sized:
     steps_80: float
     cross_entropy: float
     reward_error: float
+    ranking: float
+    return_r2: float
     wall_s: float
 
 
@@ -100,7 +108,7 @@ def _row(
     for level in LEVELS:
         reached[level] = next((step for step, value in curve if value >= level), math.nan)
     late = [value for step, value in curve if step >= result["env_steps"] / 2]
-    newest = _newest(read_table(cell.run / "metrics.csv"))
+    newest, audit = _newest(read_table(cell.run / "metrics.csv")), audit_of(cell.run, result)
     return Sized(
         size=cell.method,
         seed=cell.seed,
@@ -116,8 +124,26 @@ def _row(
         steps_80=reached[0.8],
         cross_entropy=newest.get("heldout/codes", math.nan),
         reward_error=newest.get("heldout/reward_rmse_5", math.nan),
+        ranking=audit.get("ranking", math.nan),
+        return_r2=audit.get("return", math.nan),
         wall_s=result["wall_s"],
     )
+
+
+def audit_of(folder: Path, result: Mapping[str, Any]) -> dict[str, float]:
+    """The audit of a run's final weights: the number of each check that could be made; empty where there is none.
+
+    Raises: DamagedFile.
+    """
+    audit = read_info(folder / "audit", "audit.json")
+    try:
+        if audit:
+            check_schema(audit, SCHEMA)
+    except ValueError as error:
+        raise DamagedFile(f"{folder / 'audit' / 'audit.json'}: {error}") from error
+    if not audit or any(audit[name] != result[name] for name in ("env_steps", "weights_step")):
+        return {}
+    return {check["name"]: check["value"] for check in audit["checks"] if check["value"] is not None}
 
 
 def _newest(rows: Sequence[Row]) -> dict[str, float]:
@@ -155,6 +181,7 @@ def sentence(rows: Sequence[Sized]) -> str:
         "the second half's mean score": "second_half",
         "held-out cross-entropy": "cross_entropy",
         "held-out reward error": "reward_error",
+        "the ranking of actions (audit)": "ranking",
     }
     if size_of == "codes":
         del judged["held-out cross-entropy"]

@@ -22,11 +22,13 @@ PANELS: Sequence[tuple[str, tuple[tuple[str, str, str], ...]]] = (
     ("env steps to a share of the score", (("steps_50", "50 %", ORANGE), ("steps_80", "80 %", BLUE))),
     ("cross-entropy of a held-out code, nats", (("cross_entropy", "", GREEN),)),
     ("held-out reward error after 5 frames", (("reward_error", "", GREEN),)),
+    ("audit: correlation of returns within a start", (("ranking", "", GREEN),)),
+    ("audit: R2 of returns", (("return_r2", "", GREEN),)),
     ("minutes of a run", (("wall_s", "", BLUE),)),
     ("counted operations", (("update_gflop", "GFLOP an update", BLUE), ("frame_mflop", "MFLOP a frame", ORANGE))),
 )
 """Title, and the fields of `Sized` with label and colour."""
-WRAPPED = 165
+WRAPPED = 215
 """Letters of a line over the panels."""
 
 
@@ -34,13 +36,13 @@ def figure(rows: Sequence[Sized], *, title: str, follows: str) -> bytes:
     """As a PNG."""
     stream = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        page = Figure(figsize=(14, 8.4), dpi=100)
+        page = Figure(figsize=(18, 8.4), dpi=100)
         lines = textwrap.wrap(follows, WRAPPED)
         page.text(0.02, 0.965, title, fontsize=15, fontweight="bold")
         page.text(0.02, 0.95, "\n".join(lines), fontsize=10.5, va="top", parse_math=False)
-        grid = page.add_gridspec(2, 3, left=0.06, right=0.98, bottom=0.08, top=0.88 - 0.02 * len(lines), hspace=0.42)
+        grid = page.add_gridspec(2, 4, left=0.04, right=0.98, bottom=0.08, top=0.88 - 0.02 * len(lines), hspace=0.42)
         for place, (name, fields) in enumerate(PANELS):
-            panel(page.add_subplot(grid[divmod(place, 3)]), name, fields, rows)
+            panel(page.add_subplot(grid[divmod(place, 4)]), name, fields, rows)
         page.savefig(stream, format="png")
     return stream.getvalue()
 
@@ -68,6 +70,8 @@ def panel(axis: Any, name: str, fields: Sequence[tuple[str, str, str]], rows: Se
         axis.set_yscale("log")
     elif name.startswith("final score"):
         axis.set_ylim(-0.03, 1.05)
+    elif name.startswith("audit"):
+        axis.set_ylim(min(0.0, axis.get_ylim()[0]), 1.05)
     else:
         axis.set_ylim(bottom=0)
     if any(label for _, label, _ in fields) and axis.lines:

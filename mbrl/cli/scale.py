@@ -1,7 +1,7 @@
 """Train the same task with world models of several sizes and say what size is good for; the same command goes on.
 
 usage: mbrl scale task.name=NAME transformer=A,B[,...] to=DIR [seeds=3] [slots=1] [fixed=data|compute] [key=value ...]
-                  [--dry-run]
+                  [starts=24] [--dry-run]
 
   mbrl scale task.name=door-close-v3 transformer=micro,tiny,mini,s seeds=3 slots=2 to=results/sizes
   mbrl scale task.name=door-close-v3 tokenizer=tiny,tiny16 fixed=compute to=results/codes   codes of a frame
@@ -11,7 +11,8 @@ The runs are those of mbrl bench (its help has slots=, gpus= and what happens wh
 to=DIR works too). One key has several values: the size, told in parameters or, of tokenizers, in codes of a frame.
 fixed=data gives every size the same env steps; fixed=compute as many as take the counted operations (fits and dreams)
 of the first size's run.
-When all have finished: scale.csv (a row for each run), scale.png and the sentence that follows from them.
+When all have finished, each is audited (mbrl audit, from starts= moments, a minute or two a run; starts=0: not). Then:
+scale.csv (a row for each run), scale.png and the sentence that follows from them.
 --dry-run  prints what each size costs and every run with its expected hours, and begins nothing
 """
 
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mbrl.cli.errors import DONE, BadInput
+from mbrl.cli.words import valued, words
 from mbrl.rundir.stop import Stop
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ def run(args: list[str]) -> int:
     from mbrl.cli.bench import check, show_plan, work
 
     dry = "--dry-run" in args
-    asked, fixed = read_sizes([word for word in args if word != "--dry-run"])
+    asked, fixed, starts = read_sizes([word for word in args if word != "--dry-run"])
     if not read_plan(asked.to):
         check(asked.cells)
     costs = counted(asked.cells) if dry or fixed == "compute" else {}
@@ -52,14 +54,19 @@ def run(args: list[str]) -> int:
         return show_plan(joined(read_plan(asked.to), asked.cells), asked.slots)
     cells = extend_plan(asked.to, asked.cells)
     code = work(cells, asked, Stop())
-    return report(cells, asked.to, fixed) if code == DONE else code
+    if code != DONE:
+        return code
+    if starts:
+        audit_runs(cells, starts, args)
+    return report(cells, asked.to, fixed)
 
 
-def read_sizes(args: Sequence[str]) -> tuple[Asked, str]:
-    """What `mbrl bench` would be asked for one task, and what is fixed. Raises: BadInput."""
+def read_sizes(args: Sequence[str]) -> tuple[Asked, str, int]:
+    """What `mbrl bench` would be asked for one task, what is fixed, and the starts of an audit. Raises: BadInput."""
+    from mbrl.cli.audit import KEYS
     from mbrl.cli.bench import OWN, axis, read
 
-    own = {"task.name": "", "task": "metaworld", "fixed": FIXED[0]}
+    own = {"task.name": "", "task": "metaworld", "fixed": FIXED[0], "starts": str(KEYS["starts"].default)}
     rest = []
     for word in args:
         key, _, value = word.partition("=")
@@ -79,7 +86,8 @@ def read_sizes(args: Sequence[str]) -> tuple[Asked, str]:
     if several == ["schedule.total"] and own["fixed"] == "compute":
         raise BadInput("schedule.total is what fixed=compute chooses; give another key several values, or fixed=data")
     suite = ["suite=cpu5", f"suite.task={own['task']}", f"suite.tasks=[{own['task.name']}]"]
-    return read([*suite, *rest]), own["fixed"]
+    starts = 0 if own["starts"] == "0" else valued("starts", own["starts"], KEYS["starts"])
+    return read([*suite, *rest]), own["fixed"], starts
 
 
 def counted(cells: Sequence[Cell]) -> dict[str, tuple[Mapping[str, Any], Cost]]:
@@ -155,6 +163,26 @@ def at_equal_compute(cells: Sequence[Cell], costs: Mapping[str, tuple[Mapping[st
 def timed(words: Sequence[str], total: int) -> tuple[str, ...]:
     """The words of a run of `total` env steps."""
     return (*(word for word in words if not word.startswith("schedule.total=")), f"schedule.total={total}")
+
+
+def audit_runs(cells: Sequence[Cell], starts: int, args: list[str]) -> None:
+    """Puts the final weights of every run that ended beside the simulator, once; says of which that cannot be done."""
+    from mbrl.bench.scale import audit_of
+    from mbrl.cli.audit import KEYS, write_audit
+    from mbrl.cli.compose import own_folder, take_config_dir
+    from mbrl.rundir.result import read_result
+
+    for cell in cells:
+        result = read_result(cell.run)
+        if not result or not result["model"]["parameters"] or audit_of(cell.run, result):
+            continue
+        print(f"audit of {cell.name}", flush=True)
+        own = take_config_dir([word for word in cell.words if word.startswith("--config-dir=")])[1]
+        asked = words("mbrl audit", [f"run={cell.run}", f"starts={starts}"], KEYS)
+        try:
+            write_audit(asked, own and own_folder(own), ["scale", *args])
+        except ValueError as error:
+            print(f"{cell.name} is not audited: {error}")
 
 
 def report(cells: Sequence[Cell], to: Path, fixed: str) -> int:

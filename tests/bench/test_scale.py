@@ -20,11 +20,12 @@ from tests.bench.finished import finished
 
 ROW = Sized(
     size="tiny", seed=0, parameters=10**6, dynamics=10**5, codes=4, update_gflop=3.0, frame_mflop=9.0, env_steps=100,
-    score=0.5, second_half=0.4, steps_50=60.0, steps_80=math.nan, cross_entropy=1.0, reward_error=0.3, wall_s=60.0,
+    score=0.5, second_half=0.4, steps_50=60.0, steps_80=math.nan, cross_entropy=1.0, reward_error=0.3,
+    ranking=0.2, return_r2=0.5, wall_s=60.0,
 )  # fmt: skip
 SIZES = [replace(ROW, size=f"s{n}", seed=seed, parameters=10 ** (5 + n)) for n in range(4) for seed in range(3)]
 TOY = ["task=toy", "task.name=reach", "experiment=debug", "transformer=micro,tiny", "schedule.total=150"]
-TOY += ["evaluation.episodes=2", "evaluation.interim=1", "evaluation.rows=2", "seeds=1"]
+TOY += ["evaluation.episodes=2", "evaluation.interim=1", "evaluation.rows=2", "seeds=1", "starts=2"]
 
 
 def test_what_changes_with_size_is_said_and_what_does_not_is_not() -> None:
@@ -78,8 +79,10 @@ def test_one_command_trains_the_sizes_and_the_same_again_only_reports(
     assert int(small["dynamics"]) < int(large["dynamics"])
     assert float(small["frame_mflop"]) < float(large["frame_mflop"])
     assert 0 <= float(small["score"]) <= 1 and small["env_steps"] == large["env_steps"] == "150"
+    for row in (small, large):
+        assert -1 <= float(row["ranking"]) <= 1 and float(row["return_r2"]) <= 1
     with Image.open(to / "scale.png") as picture:
-        assert picture.size == (1400, 840)
+        assert picture.size == (1800, 840)
 
 
 def test_at_equal_compute_the_larger_model_has_fewer_env_steps_and_the_plan_is_shown_with_its_cost(
@@ -87,7 +90,7 @@ def test_at_equal_compute_the_larger_model_has_fewer_env_steps_and_the_plan_is_s
 ) -> None:
     words = ["task=toy", "task.name=reach", "experiment=toy", "transformer=micro,tiny", "fixed=compute", "seeds=2"]
     words.append("schedule.total=40000")
-    asked, fixed = read_sizes([*words, f"to={tmp_path / 'out'}"])
+    asked, fixed, _ = read_sizes([*words, f"to={tmp_path / 'out'}"])
     assert main(["scale", *words, f"to={tmp_path / 'out'}", "--dry-run"]) == 0
     said = capsys.readouterr().out.splitlines()
     totals = {
@@ -126,7 +129,7 @@ def test_at_equal_compute_the_larger_model_has_fewer_env_steps_and_the_plan_is_s
 def test_a_size_without_env_steps_of_the_same_operations_is_refused(
     tmp_path: Path, words: list[str], said: str
 ) -> None:
-    asked, _ = read_sizes(
+    asked, _, _ = read_sizes(
         ["task=toy", "task.name=reach", "experiment=debug", *words, "fixed=compute", "seeds=1", f"to={tmp_path}"]
     )
     with pytest.raises(BadInput, match=said):
@@ -140,6 +143,7 @@ def test_a_size_without_env_steps_of_the_same_operations_is_refused(
         (["task.name=a,b", "transformer=micro,tiny"], "task.name must be the one task"),
         (["task.name=reach"], "one key must have several values, such as transformer=micro,tiny (got none)"),
         (["task.name=reach", "transformer=micro,tiny", "agent=a,b"], "(got transformer, agent)"),
+        (["task.name=reach", "transformer=micro,tiny", "starts=1"], "starts must be a whole number >= 2 (got 1)"),
         (["task.name=reach", "transformer=micro,tiny", "fixed=time"], "fixed must be data or compute (got time)"),
         (
             ["task.name=reach", "schedule.total=300,600", "fixed=compute"],
