@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,10 @@ from mbrl.bench.scale import Sized, as_csv, interim, sentence
 from mbrl.bench.scale_figure import figure
 from mbrl.cli.errors import BadInput
 from mbrl.cli.main import main
-from mbrl.cli.scale import at_equal_compute, counted, read_sizes
+from mbrl.cli.scale import at_equal_compute, audit_runs, counted, read_sizes
+from mbrl.cli.train import possible
+from mbrl.ranks import current
+from mbrl.rundir.folder import write_run
 from tests.bench.finished import finished
 
 ROW = Sized(
@@ -25,7 +29,7 @@ ROW = Sized(
 )  # fmt: skip
 SIZES = [replace(ROW, size=f"s{n}", seed=seed, parameters=10 ** (5 + n)) for n in range(4) for seed in range(3)]
 TOY = ["task=toy", "task.name=reach", "experiment=debug", "transformer=micro,tiny", "schedule.total=150"]
-TOY += ["evaluation.episodes=2", "evaluation.interim=1", "evaluation.rows=2", "seeds=1", "starts=2"]
+TOY += ["evaluation.episodes=2", "evaluation.interim=1", "evaluation.rows=2", "seeds=1"]
 
 
 def test_what_changes_with_size_is_said_and_what_does_not_is_not() -> None:
@@ -63,24 +67,32 @@ def test_a_run_is_timed_by_its_interim_evaluations_alone(tmp_path: Path) -> None
     assert interim(folder, "success") == [(1000, 0.0), (2000, 0.6)]
 
 
-def test_one_command_trains_the_sizes_and_the_same_again_only_reports(
+def test_one_command_trains_what_is_left_and_reports_and_an_audit_fills_its_columns(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     to = tmp_path / "sizes"
-    line = ["scale", *TOY, f"to={to}"]
+    line = ["scale", *TOY, "starts=0", f"to={to}"]
+    first, second = read_sizes(line[1:])[0].cells
+    ended = finished(to, "reach", first.method)  # its configuration is a real one; nothing was learned
+    write_run(ended, possible([*first.words, f"run_dir={tmp_path / 'other'}"], current())["plain"], {})
     assert main(line) == 0
+    results = [ended / "result.json", second.run / "result.json"]
+    before = [path.stat().st_mtime_ns for path in results]
     capsys.readouterr()
-    before = sorted((path, path.stat().st_mtime_ns) for path in to.rglob("result.json"))
+    audit_runs([first, second], 2, [])
+    said = capsys.readouterr().out
+    assert f"{first.name} is not audited: run={first.run} holds no checkpoint" in said
+    audit_runs([second], 2, [])
+    assert capsys.readouterr().out == "", "that is done already"
     assert main(line) == 0
-    assert sorted((path, path.stat().st_mtime_ns) for path in to.rglob("result.json")) == before and len(before) == 2
+    assert [path.stat().st_mtime_ns for path in results] == before
     assert "written to" in capsys.readouterr().out
     small, large = csv.DictReader((to / "scale.csv").read_text().splitlines())
     assert [row["size"] for row in (small, large)] == ["debug-micro", "debug-tiny"]
-    assert int(small["dynamics"]) < int(large["dynamics"])
     assert float(small["frame_mflop"]) < float(large["frame_mflop"])
-    assert 0 <= float(small["score"]) <= 1 and small["env_steps"] == large["env_steps"] == "150"
-    for row in (small, large):
-        assert -1 <= float(row["ranking"]) <= 1 and float(row["return_r2"]) <= 1
+    assert 0 <= float(large["score"]) <= 1 and (small["env_steps"], large["env_steps"]) == ("3000", "150")
+    assert (small["ranking"], small["return_r2"]) == ("", "")
+    assert -1 <= float(large["ranking"]) <= 1 and float(large["return_r2"]) <= 1
     with Image.open(to / "scale.png") as picture:
         assert picture.size == (1800, 840)
 
@@ -90,16 +102,14 @@ def test_at_equal_compute_the_larger_model_has_fewer_env_steps_and_the_plan_is_s
 ) -> None:
     words = ["task=toy", "task.name=reach", "experiment=toy", "transformer=micro,tiny", "fixed=compute", "seeds=2"]
     words.append("schedule.total=40000")
-    asked, fixed, _ = read_sizes([*words, f"to={tmp_path / 'out'}"])
     assert main(["scale", *words, f"to={tmp_path / 'out'}", "--dry-run"]) == 0
     said = capsys.readouterr().out.splitlines()
     totals = {
-        (cell.method, cell.seed): int(word.partition("=")[2])
-        for cell in at_equal_compute(asked.cells, counted(asked.cells))
-        for word in cell.words
-        if word.startswith("schedule.total=")
+        (found[1], int(found[2])): int(found[3])
+        for line in said
+        if (found := re.search(r"reach/(toy-\w+)/seed-(\d) .*schedule.total=(\d+)", line))
     }
-    assert fixed == "compute" and len(totals) == 4
+    assert len(totals) == 4
     assert totals["toy-micro", 0] == totals["toy-micro", 1] == 40_000
     assert 10_000 <= totals["toy-tiny", 0] == totals["toy-tiny", 1] < 40_000
     assert said[0].split("  ")[0] == "size" and said[1].split()[0] == "toy-micro"
@@ -107,7 +117,6 @@ def test_at_equal_compute_the_larger_model_has_fewer_env_steps_and_the_plan_is_s
     assert large[5] == str(totals["toy-tiny", 0]) and small[5] == "40000"
     assert float(small[3]) < float(large[3]), "operations of an update"
     assert float(small[6]) == pytest.approx(float(large[6]), rel=0.05), "those of a run are the same"
-    assert f"schedule.total={totals['toy-tiny', 0]}" in said[4]
     assert said[-1].startswith("4 queued of 4 runs") and not (tmp_path / "out").exists()
 
 
