@@ -16,6 +16,7 @@ from mbrl.bench.plan import (
     Cell,
     Pace,
     State,
+    cell_in,
     extend_plan,
     joined,
     read_plan,
@@ -24,7 +25,7 @@ from mbrl.bench.plan import (
 )
 from mbrl.bench.queue import Queue
 from mbrl.bench.suite import Suite
-from mbrl.bench.table import Screen, counted, left, states_of
+from mbrl.bench.table import Screen, counted, left, progress_of, states_of
 from mbrl.cli.bench import cells_of, read
 from mbrl.cli.compose import packaged_configs
 from mbrl.cli.errors import BadInput
@@ -33,6 +34,7 @@ from mbrl.files import DamagedFile
 from mbrl.rundir.result import read_result
 from mbrl.rundir.schema import write_json
 from tests.bench.cells import Notes, cells, fake
+from tests.bench.finished import finished
 from tests.children import run_child
 from tests.rundir.test_result import GOOD
 
@@ -183,6 +185,24 @@ def test_a_terminal_gets_a_table_over_itself_and_a_file_a_line_per_change(tmp_pa
             assert first == "2 queued of 2 runs; 1 at once; time left unknown until a run has ended"
             assert second == "running: reach/toy/seed-0; 1 running, 1 queued of 2 runs"
             assert len(said.splitlines()) == 5
+
+
+def test_what_is_said_takes_the_place_of_the_table_and_is_not_drawn_over(tmp_path: Path) -> None:
+    stream = Terminal()
+    screen = Screen(cells(tmp_path, ["good"]), slots=1, stream=stream)
+    screen.look([])
+    screen.say("stopping")
+    screen.close()
+    _, _, rest = stream.getvalue().partition("1 queued of 1 run; time left unknown until a run has ended\n")
+    assert rest == "\x1b[1F\x1b[Jstopping\n1 queued of 1 run; time left unknown until a run has ended\n"
+
+
+def test_time_left_of_a_run_is_told_by_its_pace_since_the_prefill(tmp_path: Path) -> None:
+    run = finished(tmp_path, "reach", "toy")  # 1500 of 3000 env steps are the prefill
+    cell = cell_in(tmp_path, task="reach", method="toy", seed=0, words=[])
+    assert str(progress_of(cell)) == "1000 of 3000 env steps"
+    (run / "metrics.csv").write_text("env_step,wall_s\n1000,5\n1500,6\n2000,106\n")
+    assert str(progress_of(cell)) == "2000 of 3000 env steps, 3m20s left"
 
 
 def test_the_plan_is_shown_and_nothing_is_begun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
