@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from mbrl.bench.results import Run
 from mbrl.bench.summary import Row, by_method, by_task, columns, pairs
 from mbrl.bench.table import counted, progress_of, states_of
 
+DAMAGED = "damaged"
+"""What stands for the state of a run that is done and cannot be read."""
 MOST_VIDEO = 2**20
 """Bytes of a video that goes into the page."""
 HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8">
@@ -28,24 +30,36 @@ figure{display:inline-block;margin:0 1rem 1rem 0;max-width:100%}figcaption{font-
 </style></head><body>"""
 
 
-def page(title: str, cells: Sequence[Cell], runs: Sequence[Run], published: Sequence[Published], score: str) -> str:
+def page(
+    title: str,
+    cells: Sequence[Cell],
+    runs: Sequence[Run],
+    published: Sequence[Published],
+    score: str,
+    *,
+    damaged: Mapping[Path, str],
+) -> str:
     """The page about a benchmark that is done or goes on.
 
     Args:
         runs: the results of its cells.
         published: what papers report, of which the tasks of this benchmark are shown.
+        damaged: run folders of cells that are done and whose results cannot be read, with the reason.
     """
     states = states_of(cells)
     parts = [HEAD.replace("TITLE", escape(title)), f"<h1>{escape(title)}</h1>"]
     tasks, methods = sorted({cell.task for cell in cells}), sorted({cell.method for cell in cells})
     seeds = len({cell.seed for cell in cells})
     question = f"How well do {', '.join(methods)} learn {', '.join(tasks)}?"
-    parts.append(f"<p>{escape(question)} {seeds} seed{'s' * (seeds != 1)} each. {escape(counted(states))}.</p>")
+    lost = f"; damaged and in no table: {len(damaged)}" if damaged else ""
+    parts.append(f"<p>{escape(question)} {seeds} seed{'s' * (seeds != 1)} each. {escape(counted(states))}{lost}.</p>")
     if runs:
         parts += figures(runs, score)
         parts += videos(cells, runs, score)
         parts += card(runs)
-    parts.append(section("Every run that was planned", table([of_cell(cell, states[cell], runs) for cell in cells])))
+    parts.append(
+        section("Every run that was planned", table([of_cell(cell, states[cell], runs, damaged) for cell in cells]))
+    )
     firsts = {cell.method: cell for cell in reversed(cells)}
     lines = "".join(f"<p><code>mbrl train {escape(' '.join(firsts[method].words))}</code></p>" for method in methods)
     parts.append(section("To repeat it: the first run of each method, the others with their task.name and seed", lines))
@@ -85,13 +99,13 @@ def table(rows: Sequence[Row]) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
     lines = []
     for row in rows:
-        marked = ' class="failed"' if row.get("state") == State.FAILED else ""
+        marked = ' class="failed"' if row.get("state") in (State.FAILED, DAMAGED) else ""
         cells = "".join(f"<td>{escape(row.get(name, ''))}</td>" for name in names)
         lines.append(f"<tr{marked}>{cells}</tr>")
     return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
 
 
-def of_cell(cell: Cell, state: State, runs: Sequence[Run]) -> Row:
+def of_cell(cell: Cell, state: State, runs: Sequence[Run], damaged: Mapping[Path, str]) -> Row:
     """What became of a cell."""
     run = next((run for run in runs if Path(run.source) == cell.run), None)
     row = {"task": cell.task, "method": cell.method, "seed": str(cell.seed), "state": str(state)}
@@ -102,7 +116,9 @@ def of_cell(cell: Cell, state: State, runs: Sequence[Run]) -> Row:
             row[name] = "" if value is None else f"{value:.2f}"
         row |= {"env steps": f"{final.step:.0f}", "weights of": str(run.more["weights_step"])}
         row["hours"] = f"{(final.wall_s or 0) / 3600:.2f}"
-    if state is State.FAILED:
+    if cell.run in damaged:
+        row |= {"state": DAMAGED, "what was said": damaged[cell.run]}
+    elif state is State.FAILED:
         row["what was said"] = failure_of(cell)
     elif state in (State.RUNNING, State.STOPPED):
         row["what was said"] = str(progress_of(cell) or "")

@@ -17,6 +17,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -90,12 +91,12 @@ def state_of(cell: Cell) -> State:
 
 
 def failure_of(cell: Cell) -> str:
-    """Why a cell failed, on one line. Raises: DamagedFile."""
-    failure = read_info(cell.folder, FAILED)
+    """Why a cell failed, on one line; where that cannot be read, why not."""
     try:
+        failure = read_info(cell.folder, FAILED)
         check_schema(failure, FAILURE)
-    except ValueError as error:
-        raise DamagedFile(f"{cell.folder / FAILED}: {error}") from error
+    except (DamagedFile, ValueError) as error:
+        return f"{cell.folder / FAILED} cannot be read: {error}"
     return f"exit code {failure['code']}: {failure['line']}"
 
 
@@ -207,12 +208,16 @@ class Pace:
         self._read: set[Cell] = set()
 
     def learn(self, done: Iterable[Cell]) -> Pace:
-        """Takes in the results of cells that are done, each once; returns itself. Raises: DamagedFile."""
-        for cell in done:
-            if cell not in self._read and (result := read_result(cell.run)):
-                self._read.add(cell)
-                for kind in ((cell.task, cell.method), (cell.method,)):
-                    self._seconds.setdefault(kind, []).append(result["wall_s"])
+        """Takes in the results of cells that are done, each once; returns itself.
+
+        A damaged one says nothing of how long a run takes; reports and tables name it.
+        """
+        for cell in [cell for cell in done if cell not in self._read]:
+            with suppress(DamagedFile):
+                if result := read_result(cell.run):
+                    self._read.add(cell)
+                    for kind in ((cell.task, cell.method), (cell.method,)):
+                        self._seconds.setdefault(kind, []).append(result["wall_s"])
         return self
 
     def seconds(self, cell: Cell) -> float | None:

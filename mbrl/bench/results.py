@@ -108,24 +108,47 @@ COLUMNS = (
 
 
 def runs_in(folder: Path) -> list[Run]:
-    """Every run with a result below `folder`, by path. Raises: ValueError, DamagedFile for one that cannot be read."""
-    return [run_of(read_record(path.parent, trained=False)) for path in sorted(folder.rglob(RESULT))]
+    """Every run with a result below `folder`, by path. Raises: DamagedFile naming those that cannot be read."""
+    runs, damaged = read_runs(finished_in(folder))
+    if damaged:
+        raise DamagedFile("; ".join(damaged.values()))
+    return runs
+
+
+def finished_in(folder: Path) -> list[Path]:
+    """The run folders with a result below `folder`, readable or not."""
+    return [path.parent for path in sorted(folder.rglob(RESULT))]
+
+
+def read_runs(folders: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
+    """The runs in finished run folders; and of each folder that cannot be read the reason, which names the file."""
+    runs, damaged = [], {}
+    for folder in folders:
+        try:
+            runs.append(run_of(read_record(folder, trained=False)))
+        except (DamagedFile, ValueError, OSError) as error:
+            damaged[folder] = " ".join(str(error).split())
+    return runs, damaged
 
 
 def run_of(record: Record) -> Run:
-    """A finished run folder as a run."""
+    """A finished run folder as a run. Raises: DamagedFile."""
     result, config = record.result, record.config
-    final = record.final
-    assert final is not None  # it has a result
+    if (final := record.final) is None:
+        raise DamagedFile(f"{record.folder / RESULT} holds no result")
     step = {"step": float(result["env_steps"])}
     points = [point_of("random", row) for row in record.scores[:1]]
     points += [point_of("interim", row) for row in record.greedy]
+    try:
+        terms = terms_of(result, config)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedFile(f"{record.folder / 'config.yaml'} is not the configuration of a run: {error!r}") from error
     points.append(replace(point_of("final", {**final, "env_step": step["step"]}), wall_s=result["wall_s"]))
     return Run(
         task=result["task"],
         method=method_of(record.folder, result),
         seed=result["seed"],
-        terms=terms_of(result, config),
+        terms=terms,
         points=tuple(points),
         source=str(record.folder),
         config=dict(leaves(config)),

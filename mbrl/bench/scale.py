@@ -1,5 +1,7 @@
 """Size against sample efficiency: what runs that differ in the world model's size cost, and what they reached.
 
+The size is the number of parameters; of tokenizers, which differ in it by little, the number of codes of a frame.
+
 Reads finished runs; one row for each, one line of text over all.
 """
 
@@ -17,10 +19,14 @@ import numpy as np
 from scipy import stats
 
 from mbrl.bench.plan import Cell
+from mbrl.files import DamagedFile
 from mbrl.measure.cost import Cost, cost_of
+from mbrl.measure.verdict import SCHEMA
 from mbrl.report.record import Row, read_record, read_table
 from mbrl.run.restore import configs_of
+from mbrl.rundir.folder import read_info
 from mbrl.rundir.result import Episodes, read_result
+from mbrl.rundir.schema import check_schema
 
 LEVELS = (0.5, 0.8)
 """Of the score, that a run is timed to."""
@@ -43,6 +49,8 @@ class Sized:
         steps_50, steps_80: env steps of the first interim evaluation with so much of the score; nan where none had.
         cross_entropy: nats of a held-out code in the newest measurement; nan where it was not measured.
         reward_error: root mean square after five imagined frames, held out.
+        ranking: correlation of imagined and true returns of sequences of actions within a start, by `mbrl audit`.
+        return_r2: R2 of imagined returns over all starts and sequences, by the same; nan where it was not audited.
         wall_s: seconds worked.
     """
 
@@ -60,6 +68,8 @@ class Sized:
     steps_80: float
     cross_entropy: float
     reward_error: float
+    ranking: float
+    return_r2: float
     wall_s: float
 
 
@@ -98,7 +108,7 @@ def _row(
     for level in LEVELS:
         reached[level] = next((step for step, value in curve if value >= level), math.nan)
     late = [value for step, value in curve if step >= result["env_steps"] / 2]
-    newest = _newest(read_table(cell.run / "metrics.csv"))
+    newest, audit = _newest(read_table(cell.run / "metrics.csv")), audit_of(cell.run, result)
     return Sized(
         size=cell.method,
         seed=cell.seed,
@@ -114,8 +124,26 @@ def _row(
         steps_80=reached[0.8],
         cross_entropy=newest.get("heldout/codes", math.nan),
         reward_error=newest.get("heldout/reward_rmse_5", math.nan),
+        ranking=audit.get("ranking", math.nan),
+        return_r2=audit.get("return", math.nan),
         wall_s=result["wall_s"],
     )
+
+
+def audit_of(folder: Path, result: Mapping[str, Any]) -> dict[str, float]:
+    """The audit of a run's final weights: the number of each check that could be made; empty where there is none.
+
+    Raises: DamagedFile.
+    """
+    audit = read_info(folder / "audit", "audit.json")
+    try:
+        if audit:
+            check_schema(audit, SCHEMA)
+    except ValueError as error:
+        raise DamagedFile(f"{folder / 'audit' / 'audit.json'}: {error}") from error
+    if not audit or any(audit[name] != result[name] for name in ("env_steps", "weights_step")):
+        return {}
+    return {check["name"]: check["value"] for check in audit["checks"] if check["value"] is not None}
 
 
 def _newest(rows: Sequence[Row]) -> dict[str, float]:
@@ -137,25 +165,37 @@ def as_csv(rows: Sequence[Sized]) -> str:
 def sentence(rows: Sequence[Sized]) -> str:
     """What follows: whether score, steps to 80 % and model quality change with size, over all runs.
 
-    Rank correlations (Spearman) with the number of parameters, and whether they can be told from chance.
+    Rank correlations (Spearman) with the size, and whether they can be told from chance. Cross-entropies of different
+    tokenizers are of different codes, so nothing is said of them.
     """
-    sizes = sorted({row.parameters for row in rows})
+    size_of = size_field(rows)
+    sizes = sorted({getattr(row, size_of) for row in rows})
     if len(sizes) < 2:
         return "Fewer than two sizes have finished: nothing follows."
-    runs = f"{short(sizes[0])} to {short(sizes[-1])} parameters, {len(sizes)} sizes, {len(rows)} runs"
-    means = {size: float(np.mean([row.score for row in rows if row.parameters == size])) for size in sizes}
+    what = "parameters" if size_of == "parameters" else "codes of a frame"
+    runs = f"{short(sizes[0])} to {short(sizes[-1])} {what}, {len(sizes)} sizes, {len(rows)} runs"
+    means = {size: float(np.mean([row.score for row in rows if getattr(row, size_of) == size])) for size in sizes}
     found = [f"final score {means[sizes[0]]:.2f} at the smallest and {means[sizes[-1]]:.2f} at the largest"]
     judged = {
         "the final score": "score",
         "the second half's mean score": "second_half",
         "held-out cross-entropy": "cross_entropy",
         "held-out reward error": "reward_error",
+        "the ranking of actions (audit)": "ranking",
     }
+    if size_of == "codes":
+        del judged["held-out cross-entropy"]
     for name, field in judged.items():
-        pairs = [(row.parameters, getattr(row, field)) for row in rows if not math.isnan(getattr(row, field))]
+        pairs = [(getattr(row, size_of), getattr(row, field)) for row in rows if not math.isnan(getattr(row, field))]
         found.append(f"{name} {change(pairs)}")
     reached = sum(not math.isnan(row.steps_80) for row in rows)
     return f"{runs}: {'; '.join(found)}; {reached} of {len(rows)} runs had 0.8 of the score at an interim evaluation."
+
+
+def size_field(rows: Sequence[Sized]) -> str:
+    """The field of `Sized` that the sizes are: `codes` where the runs have tokenizers of several, else `parameters`."""
+    codes = {row.codes for row in rows}
+    return "codes" if len(codes) > 1 and 0 not in codes else "parameters"
 
 
 def change(pairs: Sequence[tuple[float, float]]) -> str:
@@ -172,9 +212,11 @@ def change(pairs: Sequence[tuple[float, float]]) -> str:
 
 
 def short(count: float) -> str:
-    """A number of parameters as one says it.
+    """A number of parameters, or of codes, as one says it.
 
-    >>> short(683_365), short(14_347_365)
-    ('683k', '14.3M')
+    >>> short(683_365), short(14_347_365), short(16)
+    ('683k', '14.3M', '16')
     """
+    if count < 1e3:
+        return f"{count:.0f}"
     return f"{count / 1e3:.0f}k" if count < 1e6 else f"{count / 1e6:.1f}M"

@@ -1,4 +1,4 @@
-"""The figure of `mbrl scale`: costs and scores over the number of parameters; a dot for each run, a line of means."""
+"""The figure of `mbrl scale`: costs and scores over size; a dot for each run, a line of means."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from mbrl.bench.scale import Sized, short
+from mbrl.bench.scale import Sized, short, size_field
 from mbrl.report.page import STYLE
 from mbrl.report.plots import BLUE, GREEN, ORANGE
 
@@ -22,11 +22,13 @@ PANELS: Sequence[tuple[str, tuple[tuple[str, str, str], ...]]] = (
     ("env steps to a share of the score", (("steps_50", "50 %", ORANGE), ("steps_80", "80 %", BLUE))),
     ("cross-entropy of a held-out code, nats", (("cross_entropy", "", GREEN),)),
     ("held-out reward error after 5 frames", (("reward_error", "", GREEN),)),
+    ("audit: correlation of returns within a start", (("ranking", "", GREEN),)),
+    ("audit: R2 of returns", (("return_r2", "", GREEN),)),
     ("minutes of a run", (("wall_s", "", BLUE),)),
     ("counted operations", (("update_gflop", "GFLOP an update", BLUE), ("frame_mflop", "MFLOP a frame", ORANGE))),
 )
 """Title, and the fields of `Sized` with label and colour."""
-WRAPPED = 165
+WRAPPED = 215
 """Letters of a line over the panels."""
 
 
@@ -34,23 +36,25 @@ def figure(rows: Sequence[Sized], *, title: str, follows: str) -> bytes:
     """As a PNG."""
     stream = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        page = Figure(figsize=(14, 8.4), dpi=100)
+        page = Figure(figsize=(18, 8.4), dpi=100)
         lines = textwrap.wrap(follows, WRAPPED)
         page.text(0.02, 0.965, title, fontsize=15, fontweight="bold")
         page.text(0.02, 0.95, "\n".join(lines), fontsize=10.5, va="top", parse_math=False)
-        grid = page.add_gridspec(2, 3, left=0.06, right=0.98, bottom=0.08, top=0.88 - 0.02 * len(lines), hspace=0.42)
+        grid = page.add_gridspec(2, 4, left=0.04, right=0.98, bottom=0.08, top=0.88 - 0.02 * len(lines), hspace=0.42)
         for place, (name, fields) in enumerate(PANELS):
-            panel(page.add_subplot(grid[divmod(place, 3)]), name, fields, rows)
+            panel(page.add_subplot(grid[divmod(place, 4)]), name, fields, rows)
         page.savefig(stream, format="png")
     return stream.getvalue()
 
 
 def panel(axis: Any, name: str, fields: Sequence[tuple[str, str, str]], rows: Sequence[Sized]) -> None:
-    """One plot over parameters."""
-    sizes = sorted({row.parameters for row in rows})
+    """One plot over size."""
+    size_of = size_field(rows)
+    sizes = sorted({getattr(row, size_of) for row in rows})
     scale = 1 / 60 if fields[0][0] == "wall_s" else 1.0
     for field, label, colour in fields:
-        found = [(row.parameters, getattr(row, field) * scale) for row in rows if not math.isnan(getattr(row, field))]
+        found = [(getattr(row, size_of), getattr(row, field) * scale) for row in rows]
+        found = [(size, value) for size, value in found if not math.isnan(value)]
         if not found:
             continue
         axis.plot(*zip(*found, strict=True), "o", color=colour, alpha=0.55, markersize=5)
@@ -59,13 +63,15 @@ def panel(axis: Any, name: str, fields: Sequence[tuple[str, str, str]], rows: Se
         axis.plot(*zip(*means, strict=True), "-", color=colour, linewidth=1.8, label=label)
     axis.set_title(name, loc="left", fontsize=11.5)
     axis.set_xscale("log")
-    axis.set_xlabel("parameters of the world model")
+    axis.set_xlabel("parameters of the world model" if size_of == "parameters" else "codes of an imagined frame")
     axis.set_xticks(sizes, [short(size) for size in sizes])
     axis.xaxis.set_minor_formatter(NullFormatter())
     if name == "counted operations":
         axis.set_yscale("log")
     elif name.startswith("final score"):
         axis.set_ylim(-0.03, 1.05)
+    elif name.startswith("audit"):
+        axis.set_ylim(min(0.0, axis.get_ylim()[0]), 1.05)
     else:
         axis.set_ylim(bottom=0)
     if any(label for _, label, _ in fields) and axis.lines:

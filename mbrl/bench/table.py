@@ -21,27 +21,33 @@ MOST_FAILURES = 8
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: env steps, of how many, and the seconds left at its pace so far."""
+    """How far a run is: env steps, of how many, and the seconds left at its pace since the prefill; None before."""
 
     env_steps: float
     total: float
-    left_s: float
+    left_s: float | None
 
     def __str__(self) -> str:
-        return f"{self.env_steps:.0f} of {self.total:.0f} env steps, {clock_time(self.left_s)} left"
+        left = "" if self.left_s is None else f", {clock_time(self.left_s)} left"
+        return f"{self.env_steps:.0f} of {self.total:.0f} env steps{left}"
 
 
 def progress_of(cell: Cell) -> Progress | None:
     """How far a cell's run is; None before its first row."""
     try:
         rows = read_table(cell.run / "metrics.csv")
-        total = float(read_config(cell.run)["schedule"]["total"])
+        schedule = read_config(cell.run)["schedule"]
+        total, prefill = float(schedule["total"]), float(schedule["prefill"])
     except (OSError, ValueError, DamagedFile):  # it is just beginning, or a line is being written: asked again soon
         return None
     if not rows or not rows[-1]["env_step"]:
         return None
     steps, spent = rows[-1]["env_step"], rows[-1].get("wall_s", 0.0)
-    return Progress(steps, total, max(0.0, total - steps) * spent / steps)
+    # the prefill learns nothing and takes seconds: its pace says nothing of the rest
+    began = max((row for row in rows if row["env_step"] <= prefill), key=lambda row: row["env_step"], default=None)
+    before, taken = (began["env_step"], began.get("wall_s", 0.0)) if began else (0.0, 0.0)
+    left_s = max(0.0, total - steps) * (spent - taken) / (steps - before) if steps > before else None
+    return Progress(steps, total, left_s)
 
 
 def states_of(cells: Sequence[Cell]) -> dict[Cell, State]:
@@ -109,10 +115,10 @@ class Screen:
             self._stream.flush()
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """A line that stays, in place of the table, which is drawn again below."""
+        self._erase()
         self._stream.write(f"{line}\n")
         self._stream.flush()
-        self._drawn = 0  # what was drawn before stays too
 
     def look(self, running: Sequence[Cell]) -> None:
         """On a terminal draws the table anew once a second."""
@@ -128,14 +134,19 @@ class Screen:
             self._draw()
 
     def _draw(self) -> None:
-        """Over what was drawn before: up so many lines, and clear to the end of the screen."""
+        """The table, over what was drawn before."""
         failed = [cell for cell, state in self._states.items() if state is State.FAILED][-MOST_FAILURES:]
         running = [cell for cell, state in self._states.items() if state is State.RUNNING]
         shown = {cell: self._states[cell] for cell in (*running, *failed)}
         heading = "; ".join(filter(None, (counted(self._states), left(self._states, self._slots, self._pace))))
         columns = shutil.get_terminal_size().columns - 1
         text = [line[:columns] for line in (heading, *lines(shown))]
-        self._stream.write(f"\x1b[{self._drawn}F\x1b[J" if self._drawn else "")
+        self._erase()
         self._stream.write("".join(f"{line}\n" for line in text))
         self._stream.flush()
         self._drawn = len(text)
+
+    def _erase(self) -> None:
+        """Up over what was drawn, and clear to the end of the screen."""
+        self._stream.write(f"\x1b[{self._drawn}F\x1b[J" if self._drawn else "")
+        self._drawn = 0

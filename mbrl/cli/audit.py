@@ -46,9 +46,22 @@ def run(args: list[str]) -> int:
     from mbrl.cli.compose import own_folder, take_config_dir
 
     typed, own = take_config_dir(args)
-    asked = words("mbrl audit", typed, KEYS)
+    audit, to = write_audit(words("mbrl audit", typed, KEYS), own and own_folder(own), args)
+    print("\n".join(table(audit)))
+    print(f"written to {to}: audit.json, audit.png, audit.gif")
+    return DONE
+
+
+def write_audit(asked: dict[str, Any], own: Path | None, args: list[str]) -> tuple[dict[str, Any], Path]:
+    """Audits a run: what was found, and the folder that holds it.
+
+    Args:
+        asked: the values of `KEYS`.
+        own: the folder of the user's own configurations.
+        args: what was typed, which the audit keeps.
+    Raises: BadInput; ValueError where no episode is long enough for a start.
+    """
     folder: Path = asked["run"].resolve()
-    own = own and own_folder(own)
 
     from mbrl.run.restore import configs_of
 
@@ -70,9 +83,7 @@ def run(args: list[str]) -> int:
     write_json(to / "audit.json", audit)
     write_atomically(to / "audit.png", page(audit, rows, kinds, pictures))
     write_pictures(to / "audit.gif", moving(pictures), fps=FPS)
-    print("\n".join(table(audit)))
-    print(f"written to {to}: audit.json, audit.png, audit.gif")
-    return DONE
+    return audit, to
 
 
 def sizes(asked: Mapping[str, Any], configs: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ job; a task that comes to the end of its time saves, is queued again and goes on
 --dry-run  prints the plan and begins nothing
 status     how far every run is
 report     writes DIR/report.html: tables, curves, videos, every run; one file that needs nothing beside it
+           (a run whose files are damaged is named and left out of the tables; exit code 3)
 retry      lets the failed runs go on from their last checkpoints, once mbrl bench to=DIR is called again
 clean      deletes the failed runs, which then begin anew
 """
@@ -34,9 +35,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mbrl.cli.errors import BUG, DONE, BadInput, did_you_mean
+from mbrl.cli.errors import BUG, DAMAGED, DONE, BadInput, did_you_mean
 from mbrl.cli.words import place, target, words
 from mbrl.program import command
+from mbrl.rundir.stop import SAVED_PLEASE_REQUEUE, Stop
 
 if TYPE_CHECKING:
     from mbrl.bench.plan import Cell
@@ -78,6 +80,9 @@ def run(args: list[str]) -> int:
     if args and args[0] in CARE:
         to: Path = words(f"mbrl bench {args[0]}", args[1:], KEYS)["to"]
         return CARE[args[0]](planned(to), to)
+    stop = Stop()
+    if any(word.startswith("only=") for word in args):
+        stop.listen()  # a task of SLURM's that is warned while it still reads and imports is queued again as well
     dry = "--dry-run" in args
     asked = read([word for word in args if word != "--dry-run"])
 
@@ -88,7 +93,7 @@ def run(args: list[str]) -> int:
     if dry:
         return show_plan(new, asked.slots)
     cells = extend_plan(asked.to, asked.cells) if asked.cells else planned(asked.to)
-    return work(cells, asked)
+    return work(cells, asked, stop)
 
 
 def read(args: list[str]) -> Asked:
@@ -208,13 +213,12 @@ def planned(to: Path) -> list[Cell]:
     return cells
 
 
-def work(cells: Sequence[Cell], asked: Asked) -> int:
-    """Runs what is left to do."""
+def work(cells: Sequence[Cell], asked: Asked, stop: Stop) -> int:
+    """Runs what is left to do, until that is done or `stop` is asked for."""
     from mbrl.bench.plan import State
     from mbrl.bench.queue import Queue
     from mbrl.bench.slurm import requeue
     from mbrl.bench.table import Screen, states_of
-    from mbrl.rundir.stop import SAVED_PLEASE_REQUEUE, Stop
 
     if asked.only is not None:
         if not 0 <= asked.only < len(cells):
@@ -223,7 +227,6 @@ def work(cells: Sequence[Cell], asked: Asked) -> int:
     todo = [cell for cell, state in states_of(cells).items() if state not in (State.DONE, State.FAILED)]
     if asked.launcher == "slurm":
         return launch(cells, todo, asked)
-    stop = Stop()
     stop.listen()
     screen = Screen(cells, slots=asked.slots, stream=sys.stdout)
     finished = Queue(todo, slots=asked.slots, stop=stop, watcher=screen, gpus=asked.gpus).work()
@@ -291,19 +294,20 @@ def report(cells: Sequence[Cell], to: Path) -> int:
     from mbrl.bench.page import page
     from mbrl.bench.plan import State
     from mbrl.bench.published import read_published
-    from mbrl.bench.results import run_of
+    from mbrl.bench.results import read_runs
     from mbrl.bench.table import states_of
     from mbrl.cli.compose import packaged_configs
     from mbrl.files import write_atomically
-    from mbrl.report.record import read_record
 
-    runs = [run_of(read_record(cell.run)) for cell, state in states_of(cells).items() if state is State.DONE]
+    runs, damaged = read_runs(cell.run for cell, state in states_of(cells).items() if state is State.DONE)
     score = "success" if all(run.value("success") is not None for run in runs) else "reward"
     published = list(read_published(packaged_configs() / "published").values())
-    text = page(f"Benchmark {to.resolve().name}", cells, runs, published, score)
+    text = page(f"Benchmark {to.resolve().name}", cells, runs, published, score, damaged=damaged)
     write_atomically(to / "report.html", text.encode())
+    for reason in damaged.values():
+        print(f"damaged, left out: {reason}", file=sys.stderr)
     print(f"written to {to / 'report.html'}")
-    return DONE
+    return DAMAGED if damaged else DONE
 
 
 def retry(cells: Sequence[Cell], to: Path) -> int:

@@ -11,6 +11,9 @@ Of the newest checkpoint the best weights so far are scored, or with evaluation.
 have the same starts and goals as those of the run's first (random) and last evaluation: episode by episode the
 first ones here are the ones there. Nothing was chosen or trained on them. With more episodes new ones follow.
 
+Three rules are told: success at any decision, at the last one, and the decision of the first success (success_step in
+the JSON, null in an episode without). Which of the first two counts, the protocol says.
+
 Writes evaluation.json (the same schema as the run's own result.json) into the run folder, or to=, and changes nothing
 else.
 
@@ -95,10 +98,14 @@ def run(args: list[str]) -> int:
 
 
 def print_rules(score: Episodes, rule: str) -> None:
-    """By which rule success counts here, and what it is by the other one."""
+    """By which rule success counts here, what it is by the other one, and when it came first."""
     metrics = score.metrics()
-    if "success" in metrics:
-        print(
-            f"success at {'any' if rule == 'any' else 'the last'} decision, which counts here, "
-            f"{metrics['success']:.2f}; at the last decision {metrics['success_last']:.2f}"
-        )
+    if score.success_step is None:
+        return
+    print(
+        f"success at {'any' if rule == 'any' else 'the last'} decision, which counts here, "
+        f"{metrics['success']:.2f}; at the last decision {metrics['success_last']:.2f}"
+    )
+    by_episode = " ".join("-" if step is None else str(step) for step in score.success_step)
+    mean = f"; {metrics['success_step']:.1f} in the mean of the solved ones" if "success_step" in metrics else ""
+    print(f"first solved decision by episode: {by_episode}{mean}")

@@ -19,6 +19,7 @@ from mbrl.cli.errors import DONE, BadInput, did_you_mean, guarded
 from mbrl.envs.back_end import unimportable
 from mbrl.program import packaged_configs
 from mbrl.ranks import current
+from mbrl.rundir.stop import leave_early
 
 NAMES = (
     "train", "eval", "bench", "results", "scale", "audit", "report", "predict", "metrics", "data", "pretrain",
@@ -129,6 +130,7 @@ def version() -> str:
 
 def console() -> None:
     """Entry point of `python -m mbrl`; a reader that closed its end early (`mbrl tasks | head`) is no error."""
+    leave_early(sys.argv[1:])
     faulthandler.enable()  # a crash in a library's native code tells the line of ours that led there
     try:
         code = main()

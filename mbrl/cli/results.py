@@ -16,19 +16,22 @@ usage: mbrl results from=DIR[,DIR|FILE.csv ...] [show=runs] [score=success] [to=
   mbrl results show=published task=hammer                 what papers report, each with its source and protocol
 
 score= success (by the protocol's rule), success_last, or reward (the return). Never averaged: runs of different
-protocols, success rules, numbers of demonstrations or versions of the physics; the line says of which two. import=
-reads TD-MPC2's CSVs, DreamerV3's JSON and JSON lines, and any CSV with step, seed and success or reward.
+protocols, success rules, numbers of demonstrations or versions of the physics; the line says of which two. A run
+whose files are damaged is named and left out (exit code 3). import= reads TD-MPC2's CSVs, DreamerV3's JSON and JSON
+lines, and any CSV with step, seed and success or reward.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mbrl.cli.errors import DONE, BadInput
+from mbrl.cli.errors import DAMAGED, DONE, BadInput
 from mbrl.cli.words import Word, choice, expanded, listed, place, whole, words
+from mbrl.files import DamagedFile
 
 
 def places(text: str) -> list[str]:
@@ -103,14 +106,17 @@ def run(args: list[str]) -> int:
         return show_published(filters)
     if not asked["from"]:
         raise BadInput(f"from= is missing: {KEYS['from'].what} (or import=, or show=published)")
-    runs = filters.keep(collected(asked["from"]))
+    found, damaged = collected(asked["from"])
+    for reason in damaged:
+        print(f"damaged, left out: {reason}", file=sys.stderr)
+    runs = filters.keep(found)
     for line in shown(runs, asked["show"] or "runs", asked["score"] or "success"):
         print(line)
     for line in lacking(asked["from"]):
         print(line)
     if to is not None:
         export(runs, to)
-    return DONE
+    return DAMAGED if damaged else DONE
 
 
 def lacking(names: Sequence[str]) -> Iterator[str]:
@@ -124,19 +130,26 @@ def lacking(names: Sequence[str]) -> Iterator[str]:
             yield f"{name} is not finished: {counted(states)}"
 
 
-def collected(names: Sequence[str]) -> list[Any]:
-    """The runs of folders and tidy CSVs. Raises: BadInput where there are none."""
-    from mbrl.bench.results import read_csv, runs_in
+def collected(names: Sequence[str]) -> tuple[list[Any], list[str]]:
+    """The runs of folders and tidy CSVs, and why others are none.
+
+    Raises: BadInput where there are none; DamagedFile for a CSV, and where no run can be read.
+    """
+    from mbrl.bench.results import finished_in, read_csv, read_runs
 
     runs: list[Any] = []
+    damaged: list[str] = []
     for name in names:
         path = Path(name).expanduser()
         if not path.exists():
             raise BadInput(f"from={name} is not there; give {KEYS['from'].what}")
-        runs += runs_in(path) if path.is_dir() else read_csv(path)
+        read, broken = read_runs(finished_in(path)) if path.is_dir() else (read_csv(path), {})
+        runs, damaged = [*runs, *read], [*damaged, *broken.values()]
+    if damaged and not runs:
+        raise DamagedFile("; ".join(damaged))
     if not runs:
         raise BadInput(f"from={','.join(names)} holds no finished run: there is no result.json below it")
-    return runs
+    return runs, damaged
 
 
 def shown(runs: Sequence[Any], what: str, score: str) -> list[str]:

@@ -116,11 +116,16 @@ def read_record(folder: Path, *, trained: bool = True) -> Record:
     Args:
         trained: there must be rows of metrics.csv, as there are none of a policy that was only scored.
     Raises: ValueError where it is none or has no rows yet; DamagedFile for a file that is not what a run writes, and
-    for rows that are not those that the newest checkpoint was saved with.
+    for rows that are missing or not those that the newest checkpoint was saved with.
     """
     config = read_config(folder)
     checkpoint = newest_json(folder / "checkpoints", "logger")
     saved = checkpoint[1]["tables"] if checkpoint else {}
+    for name, table in sorted(saved.items()):
+        if table["rows"] and not (folder / f"{name}.csv").is_file():
+            raise DamagedFile(
+                f"{folder / name}.csv is missing: the newest checkpoint was saved with {table['rows']} rows"
+            )
     metrics = folder / "metrics.csv"
     training = read_table(metrics, saved.get("metrics")) if metrics.is_file() else []
     if trained and not training:

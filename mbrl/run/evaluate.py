@@ -69,6 +69,7 @@ class Evaluator:
             returns=tuple(float(steps["next", "reward"].sum()) for steps in steps_ET),
             success=tuple(solved(steps, rule) for steps in steps_ET) if knows else None,
             success_last=tuple(solved(steps, "last") for steps in steps_ET) if knows else None,
+            success_step=tuple(map(first_success, steps_ET)) if knows else None,
             first=episode_of(list(steps_ET[0].unbind(0)), env=0, number=0),
         )
 
@@ -97,3 +98,9 @@ def solved(steps: TensorDict, rule: str) -> bool:
     """Whether an episode counts as a success: at `any` decision, or at the `last`."""
     success = steps["next", "success"]
     return bool(success.any() if rule == "any" else success[-1])
+
+
+def first_success(steps: TensorDict) -> int | None:
+    """The decision of an episode's first success, counted from 1; None where there is none."""
+    at = steps["next", "success"].flatten().nonzero()
+    return int(at[0]) + 1 if len(at) else None

@@ -21,7 +21,7 @@ from mbrl.rundir.schema import check_schema
 RESULT, EVALUATION = "result.json", "evaluation.json"
 """The file of a run's own final score, and that of the newest `mbrl eval`; both have the same schema."""
 FLAGS = (None, [bool])
-EPISODES = {"returns": [float], "success": FLAGS, "success_last": FLAGS}
+EPISODES = {"returns": [float], "success": FLAGS, "success_last": FLAGS, "success_step": (None, [(None, int)])}
 SCHEMA: Mapping[str, Any] = {
     "schema": 1,
     "task": str,
@@ -49,9 +49,10 @@ SCHEMA: Mapping[str, Any] = {
 rehearsal: data sets that lay in the replay beside the run's own episodes. begun_from: the folder whose weights the
 world model began with, null for fresh ones. env_steps: how far the run had come. weights: whose score `final` is, the
 `last` or the `best` by the interim evaluations, which are of `weights_step`. random: the random policy on the same
-starts and goals, null where it was not played. success: by the protocol's rule, success_last: at the last decision;
-null in a world without success. wall_s: seconds worked until then. protocol.sha256: of its keys and values, sorted,
-as JSON.
+starts and goals, null where it was not played. success: by the protocol's rule, success_last: at the last decision,
+success_step: the first decision with success, counted from 1, null in an episode without; all null in a world without
+success, success_step also in files from before it was told. wall_s: seconds worked until then. protocol.sha256: of its
+keys and values, sorted, as JSON.
 """
 Z = 1.96
 """Half the width of a 95 % interval in standard errors."""
@@ -61,25 +62,27 @@ Z = 1.96
 class Episodes:
     """What n episodes gave. `success` follows the protocol's rule, `success_last` looks at the last decision.
 
-    Both are None in a world that knows no success.
+    `success_step` is the decision of the first success, counted from 1, None in an episode without. All three are None
+    in a world that knows no success.
     """
 
     returns: tuple[float, ...]
     success: tuple[bool, ...] | None
     success_last: tuple[bool, ...] | None
+    success_step: tuple[int | None, ...] | None
 
     @classmethod
     def of(cls, plain: Mapping[str, Sequence[Any] | None]) -> Episodes:
         """From a result's `final` or `random`."""
-        held = {name: None if (values := plain[name]) is None else tuple(values) for name in EPISODES}
-        return cls(held["returns"] or (), held["success"], held["success_last"])
+        held = {name: None if (values := plain.get(name)) is None else tuple(values) for name in EPISODES}
+        return cls(held["returns"] or (), held["success"], held["success_last"], held["success_step"])
 
     def plain(self) -> dict[str, Any]:
         """Plain JSON; inverse of `of`."""
         return {name: None if (held := getattr(self, name)) is None else list(held) for name in EPISODES}
 
     def metrics(self) -> dict[str, float]:
-        """The row of eval.csv; success is left out where there is none."""
+        """The row of eval.csv; success is left out where there is none, `success_step` where none is solved."""
         found = {
             "episodes": float(len(self.returns)),
             "return": float(np.mean(self.returns)),
@@ -89,6 +92,8 @@ class Episodes:
             low, high = success_interval(sum(self.success), len(self.success))
             found |= {"success": float(np.mean(self.success)), "success_low": low, "success_high": high}
             found["success_last"] = float(np.mean(self.success_last))
+        if steps := [step for step in self.success_step or () if step is not None]:
+            found["success_step"] = float(np.mean(steps))
         return found
 
     def __str__(self) -> str:
@@ -144,6 +149,9 @@ def result_of(
 def read_result(folder: Path, name: str = RESULT) -> dict[str, Any]:
     """The result in `folder`; empty where there is none. Raises: DamagedFile where it is not by the schema."""
     result = read_info(folder, name)
+    for episodes in (result.get("final"), result.get("random")):
+        if isinstance(episodes, dict):
+            episodes.setdefault("success_step", None)  # not told by earlier versions
     try:
         if result:
             check_result(result)

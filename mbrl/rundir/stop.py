@@ -5,12 +5,29 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Sequence
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 SAVED_PLEASE_REQUEUE = 75
+GOING_ON = ("train", "pretrain", "bench", "scale")
+"""Verbs that go on where they stopped when the same command is given again."""
 SAME_S = 0.5
 """A second signal within so many seconds is the first one once more: torchrun hands on what a terminal sent to all."""
+
+
+def leave_early(words: Sequence[str]) -> None:
+    """Until a `Stop` listens a signal ends the process with exit code 75: nothing was begun, so nothing is lost.
+
+    Importing torch takes seconds; a scheduler that warns just then shall start the run again, not count it as failed.
+
+    Args:
+        words: the command line. Verbs that do not go on, and Ctrl-C, stay as Python has them.
+    """
+    if next((word for word in words if not word.startswith("-")), "") in GOING_ON:
+        for number in SIGNALS:
+            if number != signal.SIGINT:
+                signal.signal(number, lambda number, frame: os._exit(SAVED_PLEASE_REQUEUE))
 
 
 class Stop:

@@ -16,6 +16,7 @@ from mbrl.bench.plan import (
     Cell,
     Pace,
     State,
+    cell_in,
     extend_plan,
     joined,
     read_plan,
@@ -24,7 +25,7 @@ from mbrl.bench.plan import (
 )
 from mbrl.bench.queue import Queue
 from mbrl.bench.suite import Suite
-from mbrl.bench.table import Screen, counted, left, states_of
+from mbrl.bench.table import Screen, counted, left, progress_of, states_of
 from mbrl.cli.bench import cells_of, read
 from mbrl.cli.compose import packaged_configs
 from mbrl.cli.errors import BadInput
@@ -33,6 +34,7 @@ from mbrl.files import DamagedFile
 from mbrl.rundir.result import read_result
 from mbrl.rundir.schema import write_json
 from tests.bench.cells import Notes, cells, fake
+from tests.bench.finished import finished
 from tests.children import run_child
 from tests.rundir.test_result import GOOD
 
@@ -185,6 +187,24 @@ def test_a_terminal_gets_a_table_over_itself_and_a_file_a_line_per_change(tmp_pa
             assert len(said.splitlines()) == 5
 
 
+def test_what_is_said_takes_the_place_of_the_table_and_is_not_drawn_over(tmp_path: Path) -> None:
+    stream = Terminal()
+    screen = Screen(cells(tmp_path, ["good"]), slots=1, stream=stream)
+    screen.look([])
+    screen.say("stopping")
+    screen.close()
+    _, _, rest = stream.getvalue().partition("1 queued of 1 run; time left unknown until a run has ended\n")
+    assert rest == "\x1b[1F\x1b[Jstopping\n1 queued of 1 run; time left unknown until a run has ended\n"
+
+
+def test_time_left_of_a_run_is_told_by_its_pace_since_the_prefill(tmp_path: Path) -> None:
+    run = finished(tmp_path, "reach", "toy")  # 1500 of 3000 env steps are the prefill
+    cell = cell_in(tmp_path, task="reach", method="toy", seed=0, words=[])
+    assert str(progress_of(cell)) == "1000 of 3000 env steps"
+    (run / "metrics.csv").write_text("env_step,wall_s\n1000,5\n1500,6\n2000,106\n")
+    assert str(progress_of(cell)) == "2000 of 3000 env steps, 3m20s left"
+
+
 def test_the_plan_is_shown_and_nothing_is_begun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     to = tmp_path / "new"
     assert main(["bench", "suite=toy", "agent=dreamer_toy,random", "seeds=1", f"to={to}", "--dry-run"]) == 0
@@ -192,6 +212,17 @@ def test_the_plan_is_shown_and_nothing_is_begun(tmp_path: Path, capsys: pytest.C
     assert said.count("unknown  experiment=toy") == 4
     assert "4 queued of 4 runs" in said
     assert not to.exists()
+    words = [
+        "suite=mw6",
+        "agent=dreamer,mbpo",
+        "seeds=5",
+        f"to={to}",
+        "--dry-run",
+    ]  # agents as published, no experiment
+    assert main(["bench", *words]) == 0
+    said = capsys.readouterr().out
+    assert said.count("agent=dreamer ") == said.count("agent=mbpo ") == 30
+    assert "60 queued of 60 runs" in said
 
 
 def test_status_retry_and_clean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,19 +240,14 @@ def test_status_retry_and_clean(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.timeout(300)
-def test_a_small_benchmark_is_stopped_goes_on_and_ends(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_small_benchmark_is_stopped_goes_on_and_ends(tmp_path: Path) -> None:
     to = tmp_path / "with space"
-    words = ["bench", "suite=toy", "suite.tasks=[reach]", "experiment=debug", "agent=dreamer_toy,nobody", f"to={to}"]
-    words.append("schedule.total=150")
-    assert run_child(words) == 2
-    assert "agent must be one of" in capfd.readouterr().err
-    assert not to.exists()
-    words[4] = "agent=dreamer_toy"
-    run = to / "reach" / "dreamer_toy-debug" / "seed-0" / "run"
-    begun = run / "metrics.csv"
-    assert run_child([*words, "seeds=1"], once=begun.exists, number=signal.SIGTERM) == 75
+    words = ["bench", "suite=toy", "suite.tasks=[reach]", "experiment=debug", "agent=random", "worldmodel=none"]
+    words += ["schedule.total=2000", "schedule.evaluate.every=0", "evaluation.episodes=2", "seeds=1", f"to={to}"]
+    begun = to / "reach" / "random-debug-none" / "seed-0" / "run" / "metrics.csv"
+    assert run_child(words, once=begun.exists, number=signal.SIGTERM) == 75
     assert state_of(read_plan(to)[0]) is State.STOPPED
     assert run_child(["bench", f"to={to}"]) == 0
     result = read_result(read_plan(to)[0].run)
     assert (result["task"], result["seed"], result["threads"]) == ("reach", 0, 1)
-    assert run_child([*words, "seeds=1"]) == 0  # nothing is left to do
+    assert run_child(words) == 0  # nothing is left to do

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +18,10 @@ from mbrl.bench.figures import efficiency, profiles
 from mbrl.bench.page import MOST_VIDEO, page
 from mbrl.bench.plan import PLAN, Cell, extend_plan, write_failure
 from mbrl.bench.published import read_published
-from mbrl.bench.results import runs_in
+from mbrl.bench.results import finished_in, read_runs, runs_in
 from mbrl.cli.compose import packaged_configs
 from mbrl.cli.main import main
+from mbrl.io.checkpoint import Checkpoints
 from tests.bench.finished import cell, finished
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -64,7 +67,9 @@ def benchmark(to: Path) -> list[Cell]:
 
 def drawn(to: Path, *, cells: list[Cell] | None = None) -> str:
     published = list(read_published(packaged_configs() / "published").values())
-    return page("Benchmark a & b", cells or benchmark(to), runs_in(to), published, "success")
+    cells = cells or benchmark(to)
+    runs, damaged = read_runs(finished_in(to))
+    return page("Benchmark a & b", cells, runs, published, "success", damaged=damaged)
 
 
 def test_the_page_needs_nothing_beside_it_and_is_well_formed(tmp_path: Path) -> None:
@@ -107,7 +112,7 @@ def test_what_may_not_be_averaged_is_told_in_place_of_the_table(tmp_path: Path) 
     cells = [cell(tmp_path, "door-close-v3", "dreamer", seed) for seed in range(2)]
     finished(tmp_path, seed=0)
     finished(tmp_path, seed=1, result={"demos": 5})
-    text = page("b", cells, runs_in(tmp_path), [], "success")
+    text = page("b", cells, runs_in(tmp_path), [], "success", damaged={})
     assert re.search(r'class="refused">.*has demos=0 and .* has demos=5', text)
     assert "Every run that was planned" in text
 
@@ -137,6 +142,41 @@ def test_the_verb_writes_it_at_any_time(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["results", f"from={tmp_path}"]) == 0
     assert capsys.readouterr().out.endswith(f"{tmp_path} is not finished: 1 done, 1 queued of 2 runs\n")
     assert main(["bench", "report", f"to={tmp_path / 'nothing'}"]) == 2
+
+
+def test_a_damaged_run_is_named_and_the_others_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    planned = [cell(tmp_path, "door-close-v3", "dreamer", seed) for seed in range(4)]
+    extend_plan(tmp_path, planned)
+    whole, cut, other, halved = (finished(tmp_path, seed=seed, success=seed / 10) for seed in range(4))
+    (cut / "result.json").write_text((cut / "result.json").read_text()[:200])
+    (other / "config.yaml").write_text("task: []\nseed: 2\nformat: 2\n")
+    saved(halved, metrics=1, eval=4)
+    (halved / "metrics.csv").unlink()
+    said = (f"{cut}/result.json is not JSON", f"{other}/config.yaml is not the", f"{halved}/metrics.csv is missing")
+    out = tmp_path / "out.csv"
+    for line in (["bench", "report", f"to={tmp_path}"], ["results", f"from={tmp_path}", f"to={out}"]):
+        assert main(line) == 3
+        told = capsys.readouterr()
+        for reason, line_said in zip(said, told.err.splitlines(), strict=True):
+            assert line_said.startswith(f"damaged, left out: {reason}")
+    assert {run["source"] for run in csv.DictReader(out.read_text().splitlines())} == {str(whole)}
+    assert "1 run\n" in told.out
+    text = (tmp_path / "report.html").read_text()
+    assert "4 done of 4 runs; damaged and in no table: 3." in text
+    for reason in said:
+        assert re.search(rf'<tr class="failed"><td>door.*<td>damaged</td>.*<td>{re.escape(reason)}', text)
+    (whole / "result.json").write_text("{}")
+    assert main(["results", f"from={tmp_path}"]) == 3, "nothing is left to show"
+    assert main(["bench", "status", f"to={tmp_path}"]) == 0
+    assert main(["bench", "report", f"to={tmp_path}"]) == 3
+
+
+def saved(run: Path, **rows: int) -> None:
+    """A checkpoint that was saved with so many rows of each table."""
+    tables = {name: {"rows": count, "columns": []} for name, count in rows.items()}
+    Checkpoints(run / "checkpoints", keep=2).save(
+        3000, {"logger": SimpleNamespace(state_dict=lambda: {"tables": tables})}
+    )
 
 
 LOADED = """<script>window.onload = () => {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,14 +13,19 @@ import pytest
 from PIL import Image
 
 from mbrl.bench.scale import Sized, as_csv, interim, sentence
+from mbrl.bench.scale_figure import figure
 from mbrl.cli.errors import BadInput
 from mbrl.cli.main import main
-from mbrl.cli.scale import at_equal_compute, read_sizes
+from mbrl.cli.scale import at_equal_compute, audit_runs, counted, read_sizes
+from mbrl.cli.train import possible
+from mbrl.ranks import current
+from mbrl.rundir.folder import write_run
 from tests.bench.finished import finished
 
 ROW = Sized(
     size="tiny", seed=0, parameters=10**6, dynamics=10**5, codes=4, update_gflop=3.0, frame_mflop=9.0, env_steps=100,
-    score=0.5, second_half=0.4, steps_50=60.0, steps_80=math.nan, cross_entropy=1.0, reward_error=0.3, wall_s=60.0,
+    score=0.5, second_half=0.4, steps_50=60.0, steps_80=math.nan, cross_entropy=1.0, reward_error=0.3,
+    ranking=0.2, return_r2=0.5, wall_s=60.0,
 )  # fmt: skip
 SIZES = [replace(ROW, size=f"s{n}", seed=seed, parameters=10 ** (5 + n)) for n in range(4) for seed in range(3)]
 TOY = ["task=toy", "task.name=reach", "experiment=debug", "transformer=micro,tiny", "schedule.total=150"]
@@ -37,6 +44,19 @@ def test_what_changes_with_size_is_said_and_what_does_not_is_not() -> None:
     assert sentence(SIZES[:3]) == "Fewer than two sizes have finished: nothing follows."
 
 
+def test_tokenizers_are_compared_by_the_codes_of_a_frame_and_not_by_the_cross_entropy_of_different_codes() -> None:
+    rows = [
+        replace(ROW, size=f"t{codes}", seed=seed, codes=codes, score=0.1 * seed + codes / 32, cross_entropy=1 / codes)
+        for codes in (1, 4, 16)
+        for seed in range(3)
+    ]
+    said = sentence(rows)
+    assert said.startswith("1 to 16 codes of a frame, 3 sizes, 9 runs: final score 0.13 at the smallest and 0.60 at")
+    assert "the final score grows with size (rank correlation" in said and "cross-entropy" not in said
+    with Image.open(io.BytesIO(figure(rows, title="t", follows=said))) as picture:
+        assert picture.format == "PNG"
+
+
 def test_a_table_leaves_empty_what_was_not_reached() -> None:
     first, *_ = csv.DictReader(as_csv([ROW]).splitlines())
     assert (first["size"], first["parameters"], first["steps_50"], first["steps_80"]) == ("tiny", "1000000", "60.0", "")
@@ -47,39 +67,57 @@ def test_a_run_is_timed_by_its_interim_evaluations_alone(tmp_path: Path) -> None
     assert interim(folder, "success") == [(1000, 0.0), (2000, 0.6)]
 
 
-def test_one_command_trains_the_sizes_and_the_same_again_only_reports(
+def test_one_command_trains_what_is_left_and_reports_and_an_audit_fills_its_columns(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     to = tmp_path / "sizes"
-    line = ["scale", *TOY, f"to={to}"]
+    line = ["scale", *TOY, "starts=0", f"to={to}"]
+    first, second = read_sizes(line[1:])[0].cells
+    ended = finished(to, "reach", first.method)  # its configuration is a real one; nothing was learned
+    write_run(ended, possible([*first.words, f"run_dir={tmp_path / 'other'}"], current())["plain"], {})
     assert main(line) == 0
+    results = [ended / "result.json", second.run / "result.json"]
+    before = [path.stat().st_mtime_ns for path in results]
     capsys.readouterr()
-    before = sorted((path, path.stat().st_mtime_ns) for path in to.rglob("result.json"))
+    audit_runs([first, second], 2, [])
+    said = capsys.readouterr().out
+    assert f"{first.name} is not audited: run={first.run} holds no checkpoint" in said
+    audit_runs([second], 2, [])
+    assert capsys.readouterr().out == "", "that is done already"
     assert main(line) == 0
-    assert sorted((path, path.stat().st_mtime_ns) for path in to.rglob("result.json")) == before and len(before) == 2
+    assert [path.stat().st_mtime_ns for path in results] == before
     assert "written to" in capsys.readouterr().out
     small, large = csv.DictReader((to / "scale.csv").read_text().splitlines())
     assert [row["size"] for row in (small, large)] == ["debug-micro", "debug-tiny"]
-    assert int(small["dynamics"]) < int(large["dynamics"])
     assert float(small["frame_mflop"]) < float(large["frame_mflop"])
-    assert 0 <= float(small["score"]) <= 1 and small["env_steps"] == large["env_steps"] == "150"
+    assert 0 <= float(large["score"]) <= 1 and (small["env_steps"], large["env_steps"]) == ("3000", "150")
+    assert (small["ranking"], small["return_r2"]) == ("", "")
+    assert -1 <= float(large["ranking"]) <= 1 and float(large["return_r2"]) <= 1
     with Image.open(to / "scale.png") as picture:
-        assert picture.size == (1400, 840)
+        assert picture.size == (1800, 840)
 
 
-def test_at_equal_compute_the_larger_model_has_fewer_env_steps(tmp_path: Path) -> None:
+def test_at_equal_compute_the_larger_model_has_fewer_env_steps_and_the_plan_is_shown_with_its_cost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["task=toy", "task.name=reach", "experiment=toy", "transformer=micro,tiny", "fixed=compute", "seeds=2"]
     words.append("schedule.total=40000")
-    asked, fixed = read_sizes([*words, f"to={tmp_path / 'out'}"])
+    assert main(["scale", *words, f"to={tmp_path / 'out'}", "--dry-run"]) == 0
+    said = capsys.readouterr().out.splitlines()
     totals = {
-        (cell.method, cell.seed): int(word.partition("=")[2])
-        for cell in at_equal_compute(asked.cells)
-        for word in cell.words
-        if word.startswith("schedule.total=")
+        (found[1], int(found[2])): int(found[3])
+        for line in said
+        if (found := re.search(r"reach/(toy-\w+)/seed-(\d) .*schedule.total=(\d+)", line))
     }
-    assert fixed == "compute" and len(totals) == 4
+    assert len(totals) == 4
     assert totals["toy-micro", 0] == totals["toy-micro", 1] == 40_000
     assert 10_000 <= totals["toy-tiny", 0] == totals["toy-tiny", 1] < 40_000
+    assert said[0].split("  ")[0] == "size" and said[1].split()[0] == "toy-micro"
+    small, large = (line.split() for line in said[1:3])
+    assert large[5] == str(totals["toy-tiny", 0]) and small[5] == "40000"
+    assert float(small[3]) < float(large[3]), "operations of an update"
+    assert float(small[6]) == pytest.approx(float(large[6]), rel=0.05), "those of a run are the same"
+    assert said[-1].startswith("4 queued of 4 runs") and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -100,11 +138,11 @@ def test_at_equal_compute_the_larger_model_has_fewer_env_steps(tmp_path: Path) -
 def test_a_size_without_env_steps_of_the_same_operations_is_refused(
     tmp_path: Path, words: list[str], said: str
 ) -> None:
-    asked, _ = read_sizes(
+    asked, _, _ = read_sizes(
         ["task=toy", "task.name=reach", "experiment=debug", *words, "fixed=compute", "seeds=1", f"to={tmp_path}"]
     )
     with pytest.raises(BadInput, match=said):
-        at_equal_compute(asked.cells)
+        at_equal_compute(asked.cells, counted(asked.cells))
 
 
 @pytest.mark.parametrize(
@@ -114,6 +152,7 @@ def test_a_size_without_env_steps_of_the_same_operations_is_refused(
         (["task.name=a,b", "transformer=micro,tiny"], "task.name must be the one task"),
         (["task.name=reach"], "one key must have several values, such as transformer=micro,tiny (got none)"),
         (["task.name=reach", "transformer=micro,tiny", "agent=a,b"], "(got transformer, agent)"),
+        (["task.name=reach", "transformer=micro,tiny", "starts=1"], "starts must be a whole number >= 2 (got 1)"),
         (["task.name=reach", "transformer=micro,tiny", "fixed=time"], "fixed must be data or compute (got time)"),
         (
             ["task.name=reach", "schedule.total=300,600", "fixed=compute"],

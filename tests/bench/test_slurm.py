@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mbrl.bench.plan import State, extend_plan, read_plan, state_of
 from mbrl.bench.slurm import requeue, script
-from mbrl.cli.bench import cells_of
+from mbrl.cli.bench import cells_of, read
 from mbrl.cli.main import main
 from tests.bench.cells import cells
 from tests.bench.cluster import lacking, slurm, wait
 from tests.bench.test_bench_command import TWO
+from tests.children import run_child
 
 DEBUG = ["experiment=debug", "evaluation.episodes=2", "evaluation.interim=1", "evaluation.rows=2"]
 
@@ -59,6 +63,26 @@ def test_one_run_of_a_plan_can_be_done_alone(tmp_path: Path) -> None:
     )
     assert main(["bench", f"to={to}", "only=1"]) == 0
     assert [state_of(cell) for cell in read_plan(to)] == [State.QUEUED, State.DONE]
+
+
+def test_a_task_that_is_warned_before_it_has_begun_is_queued_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extend_plan(tmp_path / "b", cells(tmp_path / "b", ["good"]))
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+
+    def warned(args: list[str]) -> Any:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        return read(args)
+
+    monkeypatch.setattr("mbrl.cli.bench.read", warned)
+    assert run_child(["bench", f"to={tmp_path / 'b'}", "only=0"]) == 75
+    assert (tmp_path / "asked").read_text() == "requeue 7_0\n"
+    assert state_of(read_plan(tmp_path / "b")[0]) is State.QUEUED
 
 
 @pytest.fixture

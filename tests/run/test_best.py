@@ -38,7 +38,8 @@ class Weights:
 def score(success: int, total: float) -> Score:
     """Of 4 episodes."""
     solved = tuple(i < success for i in range(4))
-    return Score(returns=(total,) * 4, success=solved, success_last=solved, first=None)  # type: ignore[arg-type]
+    steps = tuple(1 if one else None for one in solved)
+    return Score((total,) * 4, solved, solved, steps, first=None)  # type: ignore[arg-type]
 
 
 def test_more_successes_win_then_the_higher_return_then_the_later_one() -> None:
@@ -67,7 +68,7 @@ def test_the_best_survives_a_checkpoint() -> None:
 
 def test_evaluations_of_different_sizes_are_not_compared() -> None:
     best = Best({"model": Weights(0)})
-    best.offer(Score((5.0,), (True,), (True,), first=None), env_step=10)  # type: ignore[arg-type]
+    best.offer(Score((5.0,), (True,), (True,), (1,), first=None), env_step=10)  # type: ignore[arg-type]
     best.offer(score(3, 1.0), env_step=20)
     assert best.env_step == 20, "3 of 4 say more than 1 of 1"
 
@@ -95,7 +96,7 @@ def test_the_final_score_is_that_of_the_chosen_weights_on_starts_that_chose_noth
         found = honest(self, agent, episodes, stream=stream)
         acting[run.clock.env_steps, stream] = {k: v.clone() for k, v in agent.state_dict().items() if "actor." in k}
         lucky = run.clock.env_steps == 200
-        return Score((9.0 if lucky else 0.0,), (lucky,), (lucky,), found.first)
+        return Score((9.0 if lucky else 0.0,), (lucky,), (lucky,), (1 if lucky else None,), found.first)
 
     monkeypatch.setattr(Evaluator, "score", judged)
     with run.logger:

@@ -17,7 +17,7 @@ from mbrl.bench.results import runs_in
 from mbrl.cli.main import main
 from mbrl.envs.make import make_envs
 from mbrl.envs.simulator import EnvDataError
-from mbrl.run.evaluate import Evaluator
+from mbrl.run.evaluate import Evaluator, first_success, solved
 from mbrl.run.own_policy import score_policy
 from mbrl.rundir.result import read_result
 from tests.envs.worlds import config
@@ -87,6 +87,18 @@ def test_a_policy_gets_the_episodes_that_an_agent_is_scored_on_and_is_told_where
     assert [policy.resets for policy in Bright.made] == [3, 3], "three rounds of two rows"
 
 
+@pytest.mark.parametrize(
+    ("came", "by_any", "by_last", "first"),
+    [("0110", True, False, 2), ("0001", True, True, 4), ("000", False, False, None)],
+)
+def test_an_episode_is_judged_by_any_decision_by_the_last_and_by_when_it_was_first_solved(
+    came: str, by_any: bool, by_last: bool, first: int | None
+) -> None:
+    flags_T1 = torch.tensor([[one == "1"] for one in came])
+    steps = TensorDict({"next": {"success": flags_T1}}, batch_size=[len(came)])
+    assert (solved(steps, "any"), solved(steps, "last"), first_success(steps)) == (by_any, by_last, first)
+
+
 @pytest.fixture
 def own(tmp_path: Path) -> list[str]:
     (tmp_path / "cli_policies.py").write_text(OWN)
@@ -102,7 +114,10 @@ def test_each_seed_s_result_is_as_a_run_s_and_nothing_is_written_over(
     assert {one["agent"] for one in results.values()} == {"cli_policies.Still"}
     assert results[4]["seed"] == 4 and len(results[4]["final"]["returns"]) == 3
     assert results[0]["final"] != results[4]["final"]
-    assert "success at any decision, which counts here" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "success at any decision, which counts here" in said
+    steps = results[4]["final"]["success_step"]
+    assert "by episode: " + " ".join("-" if step is None else str(step) for step in steps) in said
     assert main(line) == 2
     assert "holds seed-0/result.json already" in capsys.readouterr().err
 

@@ -31,8 +31,8 @@ GOOD: dict[str, Any] = {
     "env_steps": 3000,
     "weights": "best",
     "weights_step": 2500,
-    "final": {"returns": [1.5, 2], "success": [True, False], "success_last": [False, False]},
-    "random": {"returns": [0.0], "success": None, "success_last": None},
+    "final": {"returns": [1.5, 2], "success": [True, False], "success_last": [False, False], "success_step": [3, None]},
+    "random": {"returns": [0.0], "success": None, "success_last": None, "success_step": None},
     "wall_s": 70.25,
     "device": "cpu",
     "threads": 1,
@@ -55,8 +55,11 @@ def at(node: Any, path: tuple[Any, ...]) -> Any:
     return node
 
 
+FINAL = GOOD["final"]
 FREE = {("model", "parameters", "tokenizer"), ("model", "parameters", "dynamics"), ("versions", "torch")}
-NULL = [(name, part) for name in ("final", "random") for part in ("success", "success_last")] + [
+NULL = [(name, part) for name in ("final", "random") for part in ("success", "success_last", "success_step")] + [
+    ("final", "success_step", 0),
+    ("final", "success_step", 1),
     ("random",),
     ("begun_from",),
 ]
@@ -101,8 +104,10 @@ def test_a_value_of_another_kind_is_refused_in_one_line(place: tuple[Any, ...], 
     [
         ({"more": 1}, "more is unknown"),
         ({"schema": 2}, "schema must be 1"),
-        ({"final": {"returns": [1.0], "success": [True, True], "success_last": [True]}}, "final"),
-        ({"final": {"returns": [], "success": None, "success_last": None}}, "final"),
+        ({"final": FINAL | {"success": [True] * 3}}, "final"),
+        ({"final": FINAL | {"success_step": [1]}}, "final"),
+        ({"final": FINAL | {"success_step": [1, 2.5]}}, "final.success_step.1 must be of type int"),
+        ({"final": {"returns": [], "success": None, "success_last": None, "success_step": None}}, "final"),
         ({"seed": True}, "seed"),
     ],
 )
@@ -115,18 +120,23 @@ def test_a_result_comes_back_as_it_was_written_and_a_damaged_one_is_named(tmp_pa
     assert read_result(tmp_path) == {}
     write_json(tmp_path / RESULT, GOOD)
     assert read_result(tmp_path) == GOOD
+    earlier = copy.deepcopy(GOOD)
+    for part in ("final", "random"):
+        del earlier[part]["success_step"]
+    write_json(tmp_path / RESULT, earlier)
+    assert Episodes.of(read_result(tmp_path)["final"]).success_step is None, "an earlier version did not tell"
     (tmp_path / RESULT).write_text(json.dumps(GOOD | {"seed": "7"}))
     with pytest.raises(DamagedFile, match=r"result\.json: seed must be of type int"):
         read_result(tmp_path)
 
 
 def test_episodes_without_success_are_told_by_their_return_alone() -> None:
-    silent = Episodes((1.0, 3.0), None, None)
+    silent = Episodes((1.0, 3.0), None, None, None)
     assert Episodes.of(silent.plain()) == silent
     assert "success" not in silent.metrics() and "success" not in str(silent)
     assert silent.metrics()["return"] == 2.0
-    told = Episodes((1.0, 3.0), (True, False), (False, False))
-    assert told.metrics()["success"] == 0.5 and "success 0.50 [" in str(told)
+    told = Episodes((1.0, 3.0), (True, False), (False, False), (4, None))
+    assert told.metrics()["success"] == 0.5 and told.metrics()["success_step"] == 4 and "success 0.50 [" in str(told)
 
 
 def test_a_run_ends_with_a_result_and_eval_scores_the_same_episodes_in_a_file_of_the_same_schema(
@@ -138,6 +148,9 @@ def test_a_run_ends_with_a_result_and_eval_scores_the_same_episodes_in_a_file_of
     assert (result["task"], result["env_steps"], result["weights"]) == ("reach", 300, "best")
     assert [len(result[name]["returns"]) for name in ("random", "final")] == [3, 3]
     assert min(result["model"]["parameters"].values()) > 1000
+    for part in ("random", "final"):
+        came = [step is not None for step in result[part]["success_step"]]
+        assert came == result[part]["success"], "the rule is: at any decision"
     capsys.readouterr()
     assert main(["eval", f"run={folder}", "episodes=5"]) == 0
     again = read_result(folder, EVALUATION)
