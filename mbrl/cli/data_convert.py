@@ -24,9 +24,12 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "frames": (),
     "bair": ("key",),
     "robonet": ("camera",),
+    "robomimic": ("key",),
     "rlds": ("key", "action", "action_row", "split"),
 }
 """Each with the words that say what is read of it; two conversions into one folder agree in them."""
+OF_THE_MIXTURE = ("published_npz", "bair", "rlds")
+"""Formats in which the paper's mixture has its sets: there the name of the folder may say the key of the frames."""
 CONVERT = {
     "from": there("from", "the folder of the archive"),
     "to": place("to", "a folder", needed=True),
@@ -54,7 +57,7 @@ def run_convert(args: list[str]) -> int:
         if given[key] != CONVERT[key].default:
             raise BadInput(f"{key}={given[key]} has no effect with format={kind}; leave it out")
     known = known_part(archive.name)
-    if "key" in FORMATS[kind]:
+    if kind in OF_THE_MIXTURE:
         given["key"] = given["key"] or known.get("image_key", "")
 
     from mbrl.data.convert.run import Job, check_target, convert
@@ -134,6 +137,10 @@ def items_of(given: Mapping[str, Any], archive: Path) -> Any:
         from mbrl.data.convert.robonet import robonet
 
         return robonet(archive, camera=given["camera"])
+    if kind == "robomimic":
+        from mbrl.data.convert.robomimic import robomimic
+
+        return robomimic(archive, key=given["key"])
     from mbrl.data.convert.rlds import TensorFlowDatasets, rlds
 
     reader = TensorFlowDatasets(archive, given["split"])

@@ -56,6 +56,15 @@ Items = Iterable[Item]
 """A reader's whole answer, in an order that is the same each time."""
 
 
+def raising(error: Exception) -> Callable[[], Clip]:
+    """What reads an item that was found to be unreadable before: raises Unreadable with the same words."""
+
+    def read() -> Clip:
+        raise Unreadable(str(error))
+
+    return read
+
+
 def frames_of(array: Any, *, what: str) -> NDArray[np.uint8]:
     """Frames u8 [L, H, W, 3] from numbers of any kind that mean the same: 0..255, or real ones in [0, 1].
 
