@@ -25,6 +25,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "bair": ("key",),
     "robonet": ("camera",),
     "robomimic": ("key",),
+    "lerobot": ("key", "action"),
     "rlds": ("key", "action", "action_row", "split"),
 }
 """Each with the words that say what is read of it; two conversions into one folder agree in them."""
@@ -103,8 +104,8 @@ def known_part(name: str) -> Mapping[str, Any]:
     return part
 
 
-def items_of(given: Mapping[str, Any], archive: Path) -> Any:
-    """The reader of the format that was asked for."""
+def items_of(given: dict[str, Any], archive: Path) -> Any:
+    """The reader of the format that was asked for; sets `rate` where an archive says it."""
     kind, action = given["format"], given["action"]
     if kind == "published_npz":
         from mbrl.data.convert.arrays import Keys, published_npz
@@ -141,6 +142,12 @@ def items_of(given: Mapping[str, Any], archive: Path) -> Any:
         from mbrl.data.convert.robomimic import robomimic
 
         return robomimic(archive, key=given["key"])
+    if kind == "lerobot":
+        from mbrl.data.convert.lerobot import lerobot
+
+        items, fps = lerobot(archive, key=given["key"] or "", action="" if action == "none" else action)
+        given["rate"] = given["rate"] or fps
+        return items
     from mbrl.data.convert.rlds import TensorFlowDatasets, rlds
 
     reader = TensorFlowDatasets(archive, given["split"])

@@ -123,7 +123,8 @@ def test_bad_words_are_refused_in_one_line(
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("tensorflow_datasets", "rlds"), ("h5py", "robonet"), ("h5py", "robomimic")]
+    ("name", "kind"),
+    [("tensorflow_datasets", "rlds"), ("h5py", "robonet"), ("h5py", "robomimic"), ("pyarrow", "lerobot")],
 )
 def test_a_library_that_is_not_installed_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, name: str, kind: str

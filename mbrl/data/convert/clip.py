@@ -33,6 +33,7 @@ class Clip:
         frames: u8 [L, H, W, 3].
         action: f32 [L - 1, A], row i leads from frame i to the next; None where there are none.
         reward: f32 [L - 1]; None where they are unknown.
+        success: bool [L - 1]; None where nobody says.
         terminated: whether the task ended with the last frame; otherwise the episode was cut there.
         note: what a person should know of how it was read; empty for nothing.
     """
@@ -40,6 +41,7 @@ class Clip:
     frames: NDArray[np.uint8]
     action: NDArray[np.float32] | None = None
     reward: NDArray[np.float32] | None = None
+    success: NDArray[np.bool_] | None = None
     terminated: bool = False
     note: str = ""
 
@@ -112,6 +114,11 @@ def rows_of(array: Any, frames: int, *, what: str, row: str = "from") -> NDArray
     return numbers
 
 
+def lost(what: str) -> str:
+    """For a note: the last rows of `what` have no frame to lead to, as there are as many of both; empty for nothing."""
+    return f"the last of {what} led to a frame that is not stored, and is left out; " if what else ""
+
+
 def check_row(array: Any, frames: int, *, what: str, is_first: bool = False) -> None:
     """Raises: UnclearRow where as many rows as frames look as if the first were a filler: `row` must be said.
 
@@ -179,7 +186,7 @@ def episode_of(clip: Clip, *, number: int, side: int | None, crop: bool) -> Epis
             reward=np.full(decisions, np.nan, np.float32) if clip.reward is None else clip.reward,
             terminated=last & clip.terminated,
             truncated=last & (not clip.terminated),
-            success=last & False,
+            success=last & False if clip.success is None else clip.success,
             env=0,
             number=number,
         )

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbrl.data.convert.arrays import one_a_step
-from mbrl.data.convert.clip import Clip, Item, Items, Unreadable, frames_of, raising, rows_of
+from mbrl.data.convert.clip import Clip, Item, Items, Unreadable, frames_of, lost, raising, rows_of
 from mbrl.data.convert.files import natural
 from mbrl.data.convert.hdf5 import archives, array, opened
 
@@ -77,14 +77,13 @@ def demonstration(demo: Any, key: str) -> Clip:
     numbers = {name: rows_of(rows, len(frames), what=name) for name, rows in steps.items()}
     if numbers["actions"].ndim != 2:
         raise Unreadable(f"actions must be [L, A] (got {list(steps['actions'].shape)})")
-    lost = "" if ends else f"the last of {' and '.join(steps)} led to a frame that is not stored, and is left out; "
     unread = [name for name in demo if name not in (*steps, "obs", "next_obs")]
     unread += [f"obs/{name}" for name in demo["obs"] if name != key]
     return Clip(
         frames=frames,
         action=numbers["actions"],
         reward=one_a_step(numbers["rewards"], what="rewards") if "rewards" in numbers else None,
-        note=f"{lost}not read: {', '.join(sorted(unread)) or 'nothing'}",
+        note=("" if ends else lost(" and ".join(steps))) + f"not read: {', '.join(sorted(unread)) or 'nothing'}",
     )
 
 
