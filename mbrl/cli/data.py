@@ -6,7 +6,8 @@ usage: mbrl data collect|convert|export|check|preview|mixture ...
       task: names, or all 50; several tasks get a folder each. policy: scripted, noisy (the expert, with noise=0.3 that
       lasts), random, or a run folder. Also seed=0 protocol=default, and --config-dir DIR for worlds of your own.
       Started again it plays what is missing.
-  mbrl data convert from=DIR to=DIR format=published_npz|drqv2|video|frames|bair|robonet|robomimic|lerobot|rlds
+  mbrl data convert from=DIR to=DIR
+      format=published_npz|drqv2|dreamerv3|video|frames|bair|robonet|robomimic|lerobot|rlds
       [image=64] [rate=10] [key=image] [action=action] [action_row=from|into] [reward=reward] [reward_row=from|into]
       [crop=centre] [camera=0] [split=train] [limit=N] [damaged=skip]
   mbrl data export from=DIR to=DIR format=lerobot [fps=10]     for LeRobot's loaders (version 3.0), without loss

@@ -19,7 +19,8 @@ def side_of(text: str) -> int | None:
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "published_npz": ("key", "action", "action_row", "reward", "reward_row"),
-    "drqv2": (),
+    "drqv2": ("key",),
+    "dreamerv3": ("key", "action"),
     "video": (),
     "frames": (),
     "bair": ("key",),
@@ -121,7 +122,11 @@ def items_of(given: dict[str, Any], archive: Path) -> Any:
     if kind == "drqv2":
         from mbrl.data.convert.arrays import drqv2
 
-        return drqv2(archive)
+        return drqv2(archive, key=given["key"] or "observation")
+    if kind == "dreamerv3":
+        from mbrl.data.convert.dreamerv3 import dreamerv3
+
+        return dreamerv3(archive, key=given["key"] or "image", action="" if action == "none" else action)
     if kind == "video":
         from mbrl.data.convert.pictures import videos
 
