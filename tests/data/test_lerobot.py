@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mbrl.cli.main import main
+from mbrl.data.convert import parquet
 from mbrl.data.dataset import DataSet, EpisodeCache, read_card
 from tests.data import lerobot_layout as layout
 from tests.data.lerobot_layout import CAMERA, FPS
@@ -285,7 +286,7 @@ def test_every_cut_and_changed_byte_of_a_parquet_file_is_read_or_refused(
     source = layout.write(tmp_path / "in", [recorded(0, 4), recorded(1, 4)], "v2.1", image=True)
     path = source / "data" / "chunk-000" / "episode_000000.parquet"
     good, random = path.read_bytes(), np.random.default_rng(0)
-    for place in range(60):
+    for place in range(24):
         bad = bytearray(good)
         if place % 2:
             bad[random.integers(len(good))] ^= int(random.integers(1, 256))
@@ -295,3 +296,25 @@ def test_every_cut_and_changed_byte_of_a_parquet_file_is_read_or_refused(
         assert convert(source, tmp_path / f"out{place}", "format=lerobot", "limit=1") in (0, 3)
         err = capsys.readouterr().err
         assert "Traceback" not in err and err.count("error: ") <= 1
+
+
+@both
+def test_a_file_on_which_pyarrow_ends_the_process_is_a_row_and_the_others_are_read(
+    version: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = layout.write(tmp_path / "in", [recorded(n) for n in range(3)], version, image=True)
+    path = sorted((source / "data").rglob("*.parquet"))[-1]
+    looks = "        metadata = pq.read_metadata(json.loads(line))\n"
+    assert looks in parquet.FOOTERS
+    dies = f"        if {path.name!r} in line: __import__('os').abort()\n"
+    monkeypatch.setattr(parquet, "FOOTERS", parquet.FOOTERS.replace(looks, dies + looks))
+    assert convert(source, tmp_path / "out", "format=lerobot") == 3
+    captured = capsys.readouterr()
+    assert "  episode 2  its file is damaged, so that pyarrow cannot go on after it" in captured.out
+    assert "error: 1 of 3 items cannot be converted" in captured.err
+    assert convert(source, tmp_path / "out", "format=lerobot", "damaged=skip") == 0
+    dies = "        if 'meta' in line: __import__('os').abort()\n"
+    monkeypatch.setattr(parquet, "FOOTERS", parquet.FOOTERS.replace(looks, dies + looks))
+    assert convert(source, tmp_path / "b", "format=lerobot") == 3
+    refused = "file-000.parquet is damaged, so that pyarrow cannot go on after it"
+    assert (refused in capsys.readouterr().err) is (version == "v3.0")

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from mbrl.cli.main import main
+from mbrl.data.convert.clip import Unreadable
+from mbrl.data.convert.robomimic import robomimic
 from mbrl.data.dataset import DataSet, EpisodeCache, read_card
 from tests.data.test_foreign import ACTIONS_M, FRAMES_M, convert, episode, explained
 
@@ -222,6 +224,25 @@ def test_a_file_that_is_cut_off_is_one_row(cut: int, tmp_path: Path, capsys: pyt
     captured = capsys.readouterr()
     assert "image.hdf5  it cannot be read (" in captured.out
     refused(captured.err, tmp_path / "out")
+
+
+def test_changed_bytes_of_a_file_are_read_or_refused_and_nothing_else(tmp_path: Path) -> None:
+    source = archive(tmp_path / "in", {"demo_0": demo(), "demo_1": demo(next_obs=False)}, compression="gzip")
+    path = source / "image.hdf5"
+    good, random = path.read_bytes(), np.random.default_rng(0)
+    refusals = 0
+    for _ in range(200):
+        bad = bytearray(good)
+        for place in random.integers(min(len(good), 20_000), size=3):  # where it says what it holds
+            bad[place] = random.integers(256)
+        path.write_bytes(bytes(bad))
+        for item in robomimic(source, key=KEY):
+            try:
+                item.read()
+            except Unreadable as error:
+                refusals += 1
+                assert "\n" not in str(error) and len(str(error)) < 400
+    assert refusals > 20
 
 
 def test_robonet_s_files_come_through_the_same_door(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,11 @@ from mbrl.data.convert.clip import UnclearRow, Unreadable
 from mbrl.data.convert.files import listed
 from mbrl.replay.episode import MAX_BYTES
 
+FAILURES = (
+    *(OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError),
+    SystemError,  # Cython, where an error meets another one
+)
+"""What h5py raises on files that are damaged."""
 MOST = MAX_BYTES * 8
 """Bytes of one array: the frames of an episode as numbers of 64 bits."""
 
@@ -49,8 +54,8 @@ def opened(path: Path) -> Iterator[Any]:
             yield file
     except (Unreadable, UnclearRow):
         raise
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        raise Unreadable(f"it cannot be read ({' '.join(str(error).split())})") from error
+    except FAILURES as error:
+        raise Unreadable(f"it cannot be read ({' '.join(str(error).split())[:200]})") from error
 
 
 def array(found: Any, *, what: str) -> NDArray[Any]:

@@ -109,10 +109,17 @@ def lerobot(folder: Path, *, key: str, action: str | None) -> tuple[Items, float
         raise DamagedSet(f"{folder / EPISODES}: {error}") from error
     if twice := [one.index for one, other in pairwise(places) if one.index == other.index]:
         raise DamagedSet(f"{folder / EPISODES}: episode {twice[0]} is listed twice")
-    return [
-        Item(f"episode {place.index}", lambda place=place: episode(info, place, camera=camera, action=taken))  # type: ignore[misc]
-        for place in places
-    ], info.fps
+    try:
+        fatal = parquet.fatal(path_of(info, info.data_path, place.data) for place in places)
+    except Unreadable as error:
+        raise DamagedSet(f"{folder / INFO}: {error}") from error
+
+    def read(place: Place) -> Clip:
+        if path_of(info, info.data_path, place.data) in fatal:
+            raise Unreadable("its file is damaged, so that pyarrow cannot go on after it")
+        return episode(info, place, camera=camera, action=taken)
+
+    return [Item(f"episode {place.index}", lambda place=place: read(place)) for place in places], info.fps  # type: ignore[misc]
 
 
 def read_info(folder: Path) -> Info:
@@ -212,6 +219,8 @@ def _places_of_3(info: Info, camera: str) -> Iterator[Place]:
     video = info.features[camera]["dtype"] == "video"
     names = ["episode_index", "length", "data/chunk_index", "data/file_index"]
     names += [f"videos/{camera}/chunk_index", f"videos/{camera}/file_index"] if video else []
+    if fatal := parquet.fatal(paths):
+        raise Unreadable(f"{min(fatal).name} is damaged, so that pyarrow cannot go on after it")
     for path in paths:
         with parquet.opened(path) as file:
             if file.metadata.num_rows > MOST_EPISODES:
