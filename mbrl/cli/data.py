@@ -1,14 +1,16 @@
-"""Collect, convert, check and look at data sets of videos and episodes.
+"""Collect, convert, export, check and look at data sets of videos and episodes.
 
-usage: mbrl data collect|convert|check|preview|mixture ...
+usage: mbrl data collect|convert|export|check|preview|mixture ...
 
   mbrl data collect task=[door-close-v3,reach-v3] policy=noisy episodes=20 to=data/mine workers=2
       task: names, or all 50; several tasks get a folder each. policy: scripted, noisy (the expert, with noise=0.3 that
       lasts), random, or a run folder. Also seed=0 protocol=default, and --config-dir DIR for worlds of your own.
       Started again it plays what is missing.
-  mbrl data convert from=DIR to=DIR format=published_npz|drqv2|video|frames|bair|robonet|rlds [image=64] [rate=10]
-      [key=image] [action=action] [action_row=from|into] [reward=reward] [reward_row=from|into] [crop=centre] [camera=0]
-      [split=train] [limit=N] [damaged=skip]
+  mbrl data convert from=DIR to=DIR
+      format=published_npz|drqv2|dreamerv3|video|frames|bair|robonet|robomimic|lerobot|rlds
+      [image=64] [rate=10] [key=image] [action=action] [action_row=from|into] [reward=reward] [reward_row=from|into]
+      [crop=centre] [camera=0] [split=train] [limit=N] [damaged=skip]
+  mbrl data export from=DIR to=DIR format=lerobot [fps=10]     for LeRobot's loaders (version 3.0), without loss
   mbrl data check DIR ...                        reads every byte and lists all that is wrong (exit code 3)
   mbrl data preview DIR [out=preview.png] [episodes=6] [columns=8]     a contact sheet, or a GIF
   mbrl data mixture [name=oxe] [root=data/oxe]   which data sets of the paper's mixture are on disk
@@ -34,13 +36,15 @@ MIXTURE = {"name": Word("oxe or oxe_sthsth", default="oxe"), "root": path("a fol
 
 
 def run(args: list[str]) -> int:
-    """Does one of the five. Raises: BadInput for a word that is none of them."""
+    """Does one of the six. Raises: BadInput for a word that is none of them."""
     from mbrl.cli.data_collect import run_collect
     from mbrl.cli.data_convert import run_convert
+    from mbrl.cli.data_export import run_export
 
     kinds: dict[str, Callable[[list[str]], int]] = {
         "collect": run_collect,
         "convert": run_convert,
+        "export": run_export,
         "check": run_check,
         "preview": run_preview,
         "mixture": run_mixture,

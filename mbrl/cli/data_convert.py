@@ -19,14 +19,19 @@ def side_of(text: str) -> int | None:
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "published_npz": ("key", "action", "action_row", "reward", "reward_row"),
-    "drqv2": (),
+    "drqv2": ("key",),
+    "dreamerv3": ("key", "action"),
     "video": (),
     "frames": (),
     "bair": ("key",),
     "robonet": ("camera",),
+    "robomimic": ("key",),
+    "lerobot": ("key", "action"),
     "rlds": ("key", "action", "action_row", "split"),
 }
 """Each with the words that say what is read of it; two conversions into one folder agree in them."""
+OF_THE_MIXTURE = ("published_npz", "bair", "rlds")
+"""Formats in which the paper's mixture has its sets: there the name of the folder may say the key of the frames."""
 CONVERT = {
     "from": there("from", "the folder of the archive"),
     "to": place("to", "a folder", needed=True),
@@ -54,7 +59,7 @@ def run_convert(args: list[str]) -> int:
         if given[key] != CONVERT[key].default:
             raise BadInput(f"{key}={given[key]} has no effect with format={kind}; leave it out")
     known = known_part(archive.name)
-    if "key" in FORMATS[kind]:
+    if kind in OF_THE_MIXTURE:
         given["key"] = given["key"] or known.get("image_key", "")
 
     from mbrl.data.convert.run import Job, check_target, convert
@@ -100,8 +105,8 @@ def known_part(name: str) -> Mapping[str, Any]:
     return part
 
 
-def items_of(given: Mapping[str, Any], archive: Path) -> Any:
-    """The reader of the format that was asked for."""
+def items_of(given: dict[str, Any], archive: Path) -> Any:
+    """The reader of the format that was asked for; sets `rate` where an archive says it."""
     kind, action = given["format"], given["action"]
     if kind == "published_npz":
         from mbrl.data.convert.arrays import Keys, published_npz
@@ -117,7 +122,11 @@ def items_of(given: Mapping[str, Any], archive: Path) -> Any:
     if kind == "drqv2":
         from mbrl.data.convert.arrays import drqv2
 
-        return drqv2(archive)
+        return drqv2(archive, key=given["key"] or "observation")
+    if kind == "dreamerv3":
+        from mbrl.data.convert.dreamerv3 import dreamerv3
+
+        return dreamerv3(archive, key=given["key"] or "image", action="" if action == "none" else action)
     if kind == "video":
         from mbrl.data.convert.pictures import videos
 
@@ -134,6 +143,16 @@ def items_of(given: Mapping[str, Any], archive: Path) -> Any:
         from mbrl.data.convert.robonet import robonet
 
         return robonet(archive, camera=given["camera"])
+    if kind == "robomimic":
+        from mbrl.data.convert.robomimic import robomimic
+
+        return robomimic(archive, key=given["key"])
+    if kind == "lerobot":
+        from mbrl.data.convert.lerobot import lerobot
+
+        items, fps = lerobot(archive, key=given["key"] or "", action="" if action == "none" else action)
+        given["rate"] = given["rate"] or fps
+        return items
     from mbrl.data.convert.rlds import TensorFlowDatasets, rlds
 
     reader = TensorFlowDatasets(archive, given["split"])

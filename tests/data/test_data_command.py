@@ -122,7 +122,10 @@ def test_bad_words_are_refused_in_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("name", "kind"), [("tensorflow_datasets", "rlds"), ("h5py", "robonet")])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("tensorflow_datasets", "rlds"), ("h5py", "robonet"), ("h5py", "robomimic"), ("pyarrow", "lerobot")],
+)
 def test_a_library_that_is_not_installed_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, name: str, kind: str
 ) -> None:

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ from mbrl.replay.episode import MAX_BYTES
 
 Arrays = Mapping[str, Any]
 """The arrays of an npz by name, each read when it is asked for."""
+Made = TypeVar("Made")
+PICKLES = (".pt", ".pth", ".pkl", ".pickle")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,27 +47,37 @@ def published_npz(folder: Path, keys: Keys) -> Items:
     return _items(folder, lambda arrays: clip_of(arrays, keys))
 
 
-def drqv2(folder: Path) -> Items:
+def drqv2(folder: Path, *, key: str) -> Items:
     """Every npz of `folder`, by name, as DrQ-v2 stores episodes. Raises: ValueError if there is none."""
-    return _items(folder, unstacked)
+    return _items(folder, lambda arrays: unstacked(arrays, key))
 
 
 def _items(folder: Path, clip: Callable[[Arrays], Clip]) -> Items:
+    return [Item(path.name, lambda path=path: read(path, clip)) for path in npz_in(folder)]  # type: ignore[misc]
+
+
+def npz_in(folder: Path) -> list[Path]:
+    """Every npz of `folder`, in natural order. Raises: ValueError if there is none, and what to do with pickles."""
     paths = listed(folder, lambda path: path.suffix == ".npz")
+    if not paths and (pickles := listed(folder, lambda path: path.suffix in PICKLES)):
+        raise ValueError(
+            f"from={folder} holds pickles ({pickles[0].name}), which may run code when they are opened, and no .npz "
+            "file: if you trust them, store each episode with numpy.savez (docs/data.md, Converting, has the lines)"
+        )
     if not paths:
         raise ValueError(f"from={folder} holds no .npz file")
-    return [Item(path.name, lambda path=path: read(path, clip)) for path in paths]  # type: ignore[misc]
+    return paths
 
 
-def read(path: Path, clip: Callable[[Arrays], Clip]) -> Clip:
-    """What `clip` makes of the arrays in a file. Raises: Unreadable."""
+def read(path: Path, make: Callable[[Arrays], Made]) -> Made:
+    """What `make` makes of the arrays in a file. Raises: Unreadable."""
     try:
         with zipfile.ZipFile(path) as archive:  # before numpy allocates anything
             size = sum(member.file_size for member in archive.infolist())
         if size > MAX_BYTES * 8:  # int64 frames take 8 bytes a number
             raise Unreadable(f"it unpacks to more than {MAX_BYTES * 8} bytes")
         with np.load(path, allow_pickle=False) as file:
-            return clip(file)
+            return make(file)
     except (Unreadable, UnclearRow):
         raise
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
@@ -81,6 +93,9 @@ def held(arrays: Arrays, key: str) -> NDArray[Any]:
 
 def clip_of(arrays: Arrays, keys: Keys) -> Clip:
     """An episode as `keys` say. Raises: Unreadable; UnclearRow."""
+    if "is_first" in arrays and len(begins := np.flatnonzero(np.asarray(arrays["is_first"]).reshape(-1)[1:]) + 1):
+        raise Unreadable(f"it holds several episodes (is_first marks row {begins[0]} too); chunks of DreamerV3's "
+                         "replay are format=dreamerv3")  # fmt: skip
     frames = frames_of(held(arrays, keys.image), what=keys.image)
     action_key = keys.action if keys.action is not None else "action" if "action" in arrays else ""
     rows = {key: held(arrays, key) for key in (action_key, keys.reward) if key}
@@ -106,21 +121,22 @@ def clip_of(arrays: Arrays, keys: Keys) -> Clip:
     )
 
 
-def unstacked(arrays: Arrays) -> Clip:
-    """An episode as DrQ-v2's replay stores it, of which the paper's demonstrations are.
+def unstacked(arrays: Arrays, key: str = "observation") -> Clip:
+    """An episode as DrQ-v2's replay stores it, of which the paper's demonstrations are, and as TD-MPC2's holds it.
 
-    `observation` u8 [L, 3 n, H, W]: the n newest frames, oldest first, at the beginning the first one repeated. Row i
-    of `action` [L, A], `reward` and `discount` came with observation i, so the first is a filler
-    (facebookresearch/drqv2, `ExtendedTimeStepWrapper` and `FrameStackWrapper` in dmc.py).
+    `key` (there `observation`, here `obs`) u8 [L, 3 n, H, W]: the n newest frames, oldest first, at the beginning the
+    first one repeated. Row i of `action` [L, A], `reward` and `discount` came with observation i, so the first is a
+    filler (facebookresearch/drqv2, `ExtendedTimeStepWrapper` and `FrameStackWrapper` in dmc.py; nicklashansen/tdmpc2,
+    `to_td` in online_trainer.py).
     Raises: Unreadable.
     """
-    stacked = held(arrays, "observation")
+    stacked = held(arrays, key)
     if stacked.dtype != np.uint8 or stacked.ndim != 4 or stacked.shape[1] % 3 or not stacked.shape[1]:
-        raise Unreadable(f"observation must be uint8 [L, 3 n, H, W] (got {stacked.dtype} {list(stacked.shape)})")
+        raise Unreadable(f"{key} must be uint8 [L, 3 n, H, W] (got {stacked.dtype} {list(stacked.shape)})")
     if (stacked[1:, :-3] != stacked[:-1, 3:]).any():
-        raise Unreadable("observation is no stack of frames, oldest first: what follows does not repeat what was")
-    frames = frames_of(stacked[:, -3:].transpose(0, 2, 3, 1), what="observation")
-    action, reward = (rows_of(held(arrays, key), len(frames), what=key, row="into") for key in ("action", "reward"))
+        raise Unreadable(f"{key} is no stack of frames, oldest first: what follows does not repeat what was")
+    frames = frames_of(stacked[:, -3:].transpose(0, 2, 3, 1), what=key)
+    action, reward = (rows_of(held(arrays, name), len(frames), what=name, row="into") for name in ("action", "reward"))
     if action.ndim != 2:
         raise Unreadable(f"action must be [L, A] (got {list(action.shape)})")
     return Clip(frames=frames, action=action, reward=one_a_step(reward, what="reward"), terminated=ends(arrays))

@@ -33,6 +33,7 @@ class Clip:
         frames: u8 [L, H, W, 3].
         action: f32 [L - 1, A], row i leads from frame i to the next; None where there are none.
         reward: f32 [L - 1]; None where they are unknown.
+        success: bool [L - 1]; None where nobody says.
         terminated: whether the task ended with the last frame; otherwise the episode was cut there.
         note: what a person should know of how it was read; empty for nothing.
     """
@@ -40,6 +41,7 @@ class Clip:
     frames: NDArray[np.uint8]
     action: NDArray[np.float32] | None = None
     reward: NDArray[np.float32] | None = None
+    success: NDArray[np.bool_] | None = None
     terminated: bool = False
     note: str = ""
 
@@ -54,6 +56,15 @@ class Item:
 
 Items = Iterable[Item]
 """A reader's whole answer, in an order that is the same each time."""
+
+
+def raising(error: Exception) -> Callable[[], Clip]:
+    """What reads an item that was found to be unreadable before: raises Unreadable with the same words."""
+
+    def read() -> Clip:
+        raise Unreadable(str(error))
+
+    return read
 
 
 def frames_of(array: Any, *, what: str) -> NDArray[np.uint8]:
@@ -101,6 +112,11 @@ def rows_of(array: Any, frames: int, *, what: str, row: str = "from") -> NDArray
     if not np.isfinite(numbers).all():
         raise Unreadable(f"{what} must be finite")
     return numbers
+
+
+def lost(what: str) -> str:
+    """For a note: the last rows of `what` have no frame to lead to, as there are as many of both; empty for nothing."""
+    return f"the last of {what} led to a frame that is not stored, and is left out; " if what else ""
 
 
 def check_row(array: Any, frames: int, *, what: str, is_first: bool = False) -> None:
@@ -170,7 +186,7 @@ def episode_of(clip: Clip, *, number: int, side: int | None, crop: bool) -> Epis
             reward=np.full(decisions, np.nan, np.float32) if clip.reward is None else clip.reward,
             terminated=last & clip.terminated,
             truncated=last & (not clip.terminated),
-            success=last & False,
+            success=last & False if clip.success is None else clip.success,
             env=0,
             number=number,
         )

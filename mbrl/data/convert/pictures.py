@@ -6,6 +6,7 @@ import io
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ from mbrl.data.convert.clip import Clip, Item, Items, Unreadable, collected
 from mbrl.data.convert.files import listed
 
 VIDEOS = (".gif", ".mp4", ".webm", ".avi", ".mov", ".mkv")
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
+"""What ffmpeg may take a video for, whatever it is called: a playlist would open other files and connections."""
 FRAMES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
@@ -97,9 +100,11 @@ def gif(path: Path) -> Iterator[NDArray[np.uint8]]:
         raise Unreadable(str(error)) from error
 
 
-def decoded(source: Path | bytes) -> Iterator[NDArray[np.uint8]]:
+def decoded(source: Path | bytes, *, window: tuple[float, float] | None = None) -> Iterator[NDArray[np.uint8]]:
     """Frames of a video in any other format, through imageio's ffmpeg plugin: each picture once, however long it stays.
 
+    Args:
+        window: begin and length in seconds: only frames that begin in it.
     Raises: ValueError if that is not installed; Unreadable.
     """
     import imageio.v3 as imageio
@@ -110,7 +115,10 @@ def decoded(source: Path | bytes) -> Iterator[NDArray[np.uint8]]:
         raise ValueError("videos other than GIF need ffmpeg: pip install imageio-ffmpeg, or extract frames") from error
     try:
         named = {} if isinstance(source, Path) else {"extension": ".mp4"}
-        yield from imageio.imiter(source, plugin="FFMPEG", output_params=["-fps_mode", "passthrough"], **named)
+        seek = ["-ss", f"{window[0]:.6f}", "-t", f"{window[1]:.6f}"] if window else []
+        only = ["-format_whitelist", CONTAINERS, *seek]
+        how: dict[str, Any] = {"input_params": only, "output_params": ["-fps_mode", "passthrough"], **named}
+        yield from imageio.imiter(source, plugin="FFMPEG", **how)
     except (OSError, ValueError, IndexError, RuntimeError, StopIteration) as error:
         words = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise Unreadable(f"it is no video that ffmpeg reads ({words[-1]})") from error  # without ffmpeg's banner

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbrl.data.convert.clip import Clip, Item, Items, Unreadable, collected, frames_of, rows_of
-from mbrl.data.convert.files import listed
+from mbrl.data.convert.hdf5 import archives, array, opened
 from mbrl.data.convert.pictures import decoded, picture
 
 WIDTH = 5
@@ -23,25 +23,13 @@ WIDTH = 5
 
 def robonet(folder: Path, *, camera: int) -> Items:
     """Every .hdf5 of `folder`, by name. Raises: ValueError without h5py, or if there is none."""
-    try:
-        import h5py  # noqa: F401 - asked for before anything is written
-    except ImportError as error:
-        raise ValueError("RoboNet archives need h5py: pip install h5py") from error
-    paths = listed(folder, lambda path: path.suffix.lower() in (".hdf5", ".h5"), deep=True)
-    if not paths:
-        raise ValueError(f"from={folder} holds no .hdf5 file")
-    return [Item(path.name, lambda path=path: opened(path, camera=camera)) for path in paths]  # type: ignore[misc]
+    return [Item(path.name, lambda path=path: read(path, camera=camera)) for path in archives(folder)]  # type: ignore[misc]
 
 
-def opened(path: Path, *, camera: int) -> Clip:
+def read(path: Path, *, camera: int) -> Clip:
     """One file. Raises: Unreadable."""
-    import h5py
-
-    try:
-        with h5py.File(path, "r") as file:
-            return trajectory(file, camera=camera)
-    except (OSError, KeyError, RuntimeError) as error:
-        raise Unreadable(f"it cannot be read ({error})") from error
+    with opened(path) as file:
+        return trajectory(file, camera=camera)
 
 
 def trajectory(file: Any, *, camera: int) -> Clip:
@@ -53,8 +41,8 @@ def trajectory(file: Any, *, camera: int) -> Clip:
     frames = in_rgb(video(file["env"][name]), metadata)
     if "policy" not in file or "actions" not in file["policy"]:
         return Clip(frames=frames)
-    actions = np.asarray(file["policy"]["actions"])
-    state = np.asarray(file["env"]["state"]) if "state" in file["env"] else None
+    actions = array(file["policy"]["actions"], what="policy/actions")
+    state = array(file["env"]["state"], what="env/state") if "state" in file["env"] else None
     lengths = {"frames": len(frames), "policy/actions": len(actions) + 1}
     lengths |= {} if state is None else {"env/state": len(state)}
     length = min(lengths.values())
@@ -82,12 +70,12 @@ def in_rgb(frames: NDArray[np.uint8], metadata: Mapping[str, Any]) -> NDArray[np
 def video(group: Any) -> NDArray[np.uint8]:
     """Frames of one camera."""
     if "frames" in group:
-        held = np.asarray(group["frames"])
+        held = array(group["frames"], what="frames")
         if held.ndim == 4:
             return frames_of(held, what="frames")
         return collected(decoded(held.astype(np.uint8).tobytes()), what="frames")
     names = [f"frame{place}" for place in range(len(group)) if f"frame{place}" in group]
-    pictures = (picture(np.asarray(group[name]).astype(np.uint8).tobytes()) for name in names)
+    pictures = (picture(array(group[name], what=name).astype(np.uint8).tobytes()) for name in names)
     return collected(pictures, what="frames")
 
 

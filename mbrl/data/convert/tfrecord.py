@@ -8,13 +8,13 @@ Everything is checked against what is left of its own message before it is cut o
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mbrl.data.convert.clip import Clip, Item, Items, Unreadable, rows_of
+from mbrl.data.convert.clip import Clip, Item, Items, Unreadable, raising, rows_of
 from mbrl.data.convert.files import listed
 from mbrl.data.convert.pictures import picture
 
@@ -186,20 +186,13 @@ def _records(paths: list[Path], view: str) -> Iterator[Item]:
         try:
             places = offsets(path)
         except (Unreadable, OSError) as error:
-            yield Item(path.name, _raising(error))  # one row of the table for the whole file
+            yield Item(path.name, raising(error))  # one row of the table for the whole file
             continue
         for place, (begin, length) in enumerate(places):
             yield Item(
                 f"{path.name}#{place}",
                 lambda path=path, begin=begin, length=length: pushed(record(path, begin, length), view=view),  # type: ignore[misc]
             )
-
-
-def _raising(error: Exception) -> Callable[[], Clip]:
-    def read() -> Clip:
-        raise Unreadable(str(error))
-
-    return read
 
 
 def pushed(content: bytes, *, view: str) -> Clip:

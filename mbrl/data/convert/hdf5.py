@@ -1,0 +1,73 @@
+"""The one door for HDF5 files, through h5py where it is installed: nothing leads out of them, sizes are checked first.
+
+An HDF5 file may link to other files, hold arrays that lie in other files, and declare arrays of any size in few bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mbrl.data.convert.clip import UnclearRow, Unreadable
+from mbrl.data.convert.files import listed
+from mbrl.replay.episode import MAX_BYTES
+
+FAILURES = (
+    *(OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError),
+    SystemError,  # Cython, where an error meets another one
+)
+"""What h5py raises on files that are damaged."""
+MOST = MAX_BYTES * 8
+"""Bytes of one array: the frames of an episode as numbers of 64 bits."""
+
+
+def archives(folder: Path) -> list[Path]:
+    """Every .hdf5 of `folder` and below it, in natural order. Raises: ValueError without h5py, or if there is none."""
+    try:
+        import h5py  # noqa: F401 - asked for before anything is written
+    except ImportError as error:
+        raise ValueError("HDF5 archives need h5py: pip install 'h5py>=3.10'") from error
+    paths = listed(folder, lambda path: path.is_file() and path.suffix.lower() in (".hdf5", ".h5"), deep=True)
+    if not paths:
+        raise ValueError(f"from={folder} holds no .hdf5 file")
+    return paths
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """The file, in which no link leads to another one. Raises: Unreadable, also for what h5py raises in the body."""
+    import h5py
+
+    def leads_out(name: str, link: Any) -> str | None:
+        return None if isinstance(link, h5py.HardLink | h5py.SoftLink) else name
+
+    try:
+        with h5py.File(path, "r") as file:
+            if (name := file.visititems_links(leads_out)) is not None:
+                raise Unreadable(f"{name} is a link to another file")
+            yield file
+    except (Unreadable, UnclearRow):
+        raise
+    except FAILURES as error:
+        raise Unreadable(f"it cannot be read ({' '.join(str(error).split())[:200]})") from error
+
+
+def array(found: Any, *, what: str) -> NDArray[Any]:
+    """The numbers of a data set, copied once what it says of itself is in bounds. Raises: Unreadable."""
+    shape, dtype = getattr(found, "shape", None), getattr(found, "dtype", None)
+    if not shape or dtype is None or dtype.kind not in "uifb":
+        raise Unreadable(
+            f"{what} must be an array of numbers (got {dtype or type(found).__name__} {list(shape or ())})"
+        )
+    if getattr(found, "is_virtual", False) or getattr(found, "external", None):
+        raise Unreadable(f"{what} lies in other files")
+    for size in (shape, getattr(found, "chunks", None) or ()):  # a chunk is unpacked whole
+        if math.prod(size) * dtype.itemsize > MOST:
+            raise Unreadable(f"{what} says {list(size)} of {dtype}: more than {MOST} bytes")
+    return np.array(found)
