@@ -137,7 +137,7 @@ def console() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
         code = DONE
     if current().world > 1:
-        # gloo's threads may free tensors while the interpreter ends, which aborts it (pytorch issue 190489): leave first
+        # gloo's threads may free tensors while the interpreter ends, which aborts it (pytorch issue 190489): leave
         sys.stderr.flush()
         os._exit(code)
     raise SystemExit(code)
