@@ -17,12 +17,12 @@ from typing import Protocol
 
 import numpy as np
 
-from mbrl.bench.statistics import Estimate
 from mbrl.cli.errors import guarded
 from mbrl.cli.words import words
 from mbrl.report.record import Record, Row, read_table
 from mbrl.rundir.folder import read_info
 from mbrl.rundir.result import half_interval, success_interval
+from mbrl.statistics import Estimate
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
