@@ -154,7 +154,7 @@ class Pretraining:
                     made: found.made,
                     "difference": difference(found.truth, found.made),
                 }
-                path = self.writer.videos.gif(kind, self.updates, strip(shown), fps=FPS)
+                path = self.writer.videos.film(kind, self.updates, strip(shown), fps=FPS)
                 self.writer.logger.video(kind, path, self.x())
         self.writer.logger.evaluation(numbers, self.x())
         log.info("update %d: %s", self.updates, ", ".join(f"{n} {numbers[n]:.4g}" for n in TOLD if n in numbers))
