@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from mbrl.cli.errors import DAMAGED, DONE, BadInput, did_you_mean
-from mbrl.cli.words import Word, expanded, path, place, progress, show, whole, words
+from mbrl.cli.words import Word, expanded, path, place, show, whole, words
+from mbrl.progress import told
 
 PREVIEW = {
     "out": place("out", "a path ending in .png or .gif", file=True),
@@ -60,7 +61,7 @@ def run_check(args: list[str]) -> int:
         raise BadInput(f"mbrl data check takes folders of data sets (got {' '.join(args) or 'nothing'})")
     rows: list[tuple[str, str]] = []
     for folder in [inside for word in args for inside in sets_in(expanded(word))]:
-        report = check(folder, on_progress=progress(f"files of {folder.name}"))
+        report = check(folder, on_progress=told(f"files of {folder.name}"))
         card = report.card
         kind = f"{card.action_dim} actions, rewards {'known' if card.rewards else 'unknown'}" if card else "no card"
         size = f"{report.episodes} episodes, {report.frames} frames, {report.bytes / 1e6:.1f} MB"

@@ -320,7 +320,7 @@ def as_plain(cfg: DictConfig) -> dict[str, Any]:
 
 def describe(state: Any, info: Mapping[str, Any], resumed: int | None) -> str:
     """What is about to run, in a few lines."""
-    from mbrl.program import clock_time
+    from mbrl.progress import clock_time
     from mbrl.run.run import parameter_counts
 
     sizes = parameter_counts(state.model)
