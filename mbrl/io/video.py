@@ -75,12 +75,15 @@ def strip(clips: Mapping[str, Tensor], *, rewards: Mapping[str, Tensor] | None =
     return np.stack([_write_texts(picture, text) for picture, text in zip(canvas, texts, strict=True)])
 
 
-def sheet(clips: Mapping[str, Tensor], *, columns: int) -> NDArray[np.uint8]:
-    """One row per clip, at most `columns` of its frames, evenly spread from the first to the last, their index above.
+def sheet(
+    clips: Mapping[str, Tensor], *, columns: int, numbers: Mapping[str, Sequence[int]] | None = None
+) -> NDArray[np.uint8]:
+    """One row per clip, at most `columns` of its frames, evenly spread from the first to the last, their number above.
 
     Args:
         clips: u8 [T, 3, H, W] by name, all of one shape.
         columns: pictures per row.
+        numbers: of the frames of a clip, where they are not 0, 1, 2, ...; a long name loses its beginning.
 
     Returns: u8 [height, width, 3].
     """
@@ -91,7 +94,9 @@ def sheet(clips: Mapping[str, Tensor], *, columns: int) -> NDArray[np.uint8]:
     rows = []
     for name, clip in clips.items():
         pictures = strip({"": clip[torch.from_numpy(shown)]})
-        labelled = [_write_texts(p, [(2, 0, f"{name} {index}")]) for p, index in zip(pictures, shown, strict=True)]
+        told = [numbers[name][index] if numbers else index for index in shown]
+        most = pictures.shape[2] - 2 * GAP
+        labelled = [_write_texts(p, [(2, 0, _cut(name, f" {n}", most))]) for p, n in zip(pictures, told, strict=True)]
         rows.append(np.concatenate([np.pad(picture, ((0, GAP), (0, GAP), (0, 0))) for picture in labelled], axis=1))
     return np.concatenate(rows)
 
@@ -188,6 +193,14 @@ def _enlarge(clip_TCHW: Tensor) -> NDArray[np.uint8]:
     """u8 [T, 3, H, W] -> [T, H * SCALE, W * SCALE, 3]."""
     frames = clip_TCHW.detach().cpu().numpy().astype(np.uint8, copy=False).transpose(0, 2, 3, 1)
     return frames.repeat(SCALE, axis=1).repeat(SCALE, axis=2)
+
+
+def _cut(name: str, ending: str, most: int) -> str:
+    """As much of the name's end as leaves room for the ending, in so many pixels."""
+    font = ImageFont.load_default(size=11)
+    while name and font.getlength(name + ending) > most:
+        name = name[1:]
+    return (name + ending).strip()
 
 
 def _write_texts(picture: NDArray[np.uint8], texts: Sequence[tuple[int, int, str]]) -> NDArray[np.uint8]:

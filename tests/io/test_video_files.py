@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from mbrl.files import TEMPORARY
-from mbrl.io.video import GAP, LINE, Videos, difference, sheet, strip
+from mbrl.io.video import GAP, LINE, Videos, _cut, difference, sheet, strip
 
 
 def _clip(length: int, value: int) -> torch.Tensor:
@@ -49,6 +49,13 @@ def test_a_sheet_has_one_row_per_clip_and_runs_from_the_first_to_the_last_frame(
     shown = [picture[LINE + 8, place * (40 + GAP) + 28, 0] for place in range(3)]
     assert shown == [0, 80, 160]
     assert sheet({"truth": _clip(2, 30)}, columns=5).shape[1] == 2 * (40 + GAP)
+
+
+def test_a_number_is_never_cut_off_a_picture() -> None:
+    assert _cut("short", " 17", 200) == "short 17"
+    assert (long := _cut("a very long name of a data set, episode 3, frame", " 17", 120)).endswith("3, frame 17")
+    assert 8 < len(long) < 30
+    assert _cut("any name", " 17", 1) == "17"
 
 
 def test_a_gif_holds_every_frame_at_its_speed(tmp_path: Path) -> None:
