@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mbrl.cli.errors import guarded
 from mbrl.cli.words import path, words
-from mbrl.report.page import circumstances, protocol_name, task_name
+from mbrl.report.heading import circumstances, protocol_name, task_name
 from mbrl.report.record import Record, check_comparable, read_record
 
 KEYS = {"out": path("FILE.png, and behind it run folders", needed=True)}
@@ -26,6 +26,7 @@ def draw(records: Sequence[Record], out: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False  # a folder's name is no formula
     from matplotlib import pyplot
 
     if not records:

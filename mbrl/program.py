@@ -1,4 +1,4 @@
-"""How this program speaks: commands that can be pasted back, and times that can be read."""
+"""How this program is called: commands that can be pasted back."""
 
 from __future__ import annotations
 
@@ -45,10 +45,3 @@ def found_as(path: Path) -> str:
         return path.name
     relative = os.path.relpath(path.absolute())
     return shlex.quote(str(path.absolute()) if relative.startswith("..") else relative)
-
-
-def clock_time(seconds: float) -> str:
-    """`95.0` -> `1m35s`."""
-    minutes, rest = divmod(round(max(0.0, seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"

@@ -68,8 +68,9 @@ def test_a_path_that_is_named_already_stays_and_two_are_both_said(tmp_path: Path
     assert one_line(error.value) == f"{tmp_path / 'a'} to {tmp_path / 'b'}: No such file or directory"
 
 
-def test_what_a_kill_left_of_a_film_is_swept(tmp_path: Path) -> None:
-    left = tmp_path / ".tmp-eval-000000100.gif-77"
+@pytest.mark.parametrize("name", [".tmp-eval-000000100.gif-77", ".tmp-eval-000000100-77.mp4"])
+def test_what_a_kill_left_of_a_film_is_swept(name: str, tmp_path: Path) -> None:
+    left = tmp_path / name
     left.write_bytes(b"GIF")
     Videos(tmp_path, keep=2)
     assert not left.exists()

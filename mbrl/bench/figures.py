@@ -11,10 +11,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mbrl.bench.results import Run
-from mbrl.bench.statistics import aggregate, on_grid, performance_profile
 from mbrl.bench.summary import check_rows, common, finals, groups
 from mbrl.report.page import thousands
 from mbrl.report.plots import COLOURS
+from mbrl.statistics import aggregate, on_grid, performance_profile
 
 MIDDLE = "#808080"
 """Grey that can be read on white and on black."""
@@ -26,6 +26,7 @@ STYLE: Any = {
     "grid.alpha": 0.25,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "text.parse_math": False,
     "font.size": 11,
     "svg.hashsalt": "mbrl",  # the same page twice is the same file
 }

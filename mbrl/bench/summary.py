@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from mbrl.bench.results import Run, check_same_method, check_terms
-from mbrl.bench.statistics import AGGREGATES, aggregate, paired, probability_of_improvement, steps_to_threshold
 from mbrl.rundir.result import success_interval
+from mbrl.statistics import AGGREGATES, aggregate, paired, probability_of_improvement, steps_to_threshold
 
 Row = dict[str, str]
 THRESHOLDS = (0.5, 0.8)

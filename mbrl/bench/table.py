@@ -10,7 +10,7 @@ from typing import TextIO
 
 from mbrl.bench.plan import Cell, Pace, State, failure_of, state_of
 from mbrl.files import DamagedFile
-from mbrl.program import clock_time
+from mbrl.progress import clock_time
 from mbrl.report.record import read_table
 from mbrl.rundir.folder import read_config
 

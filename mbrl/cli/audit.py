@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from mbrl.cli.errors import DONE, BadInput
-from mbrl.cli.words import Word, place, progress, there, whole, words
+from mbrl.cli.words import Word, place, there, whole, words
 from mbrl.program import program
+from mbrl.progress import told
 
 SEQUENCES, HORIZON = 12, 10
 """Defaults of `sequences` and of `horizon` (less where the model imagines no more)."""
@@ -152,7 +153,7 @@ def made(folder: Path, configs: Any, asked: Mapping[str, Any], args: list[str]) 
     starts = gathered(env, policies, sides, count=asked["starts"])
     rest, why = rested(env, sides, first=2 * asked["starts"])
     env.close()
-    rows, shown = compared(sides, starts, on_progress=progress("starts"))
+    rows, shown = compared(sides, starts, on_progress=told("starts"))
     kinds = [start.kind for start in starts]
     found = findings(rows, rest, kinds=kinds, own=sides.own)
     left_out = {"rest": why} if why else {}

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from mbrl.cli.errors import DAMAGED, DONE, BadInput, did_you_mean
-from mbrl.cli.words import Word, expanded, path, place, progress, show, whole, words
+from mbrl.cli.words import Word, expanded, path, place, show, whole, words
+from mbrl.progress import told
 
 PREVIEW = {
     "out": place("out", "a path ending in .png or .gif", file=True),
@@ -57,14 +58,17 @@ def run(args: list[str]) -> int:
 
 def run_check(args: list[str]) -> int:
     """Reads every byte of data sets; exit code 3 if anything is wrong."""
-    from mbrl.data.check import check
     from mbrl.data.dataset import sets_in
 
     if not args or any("=" in word for word in args):
         raise BadInput(f"mbrl data check takes folders of data sets (got {' '.join(args) or 'nothing'})")
     rows: list[tuple[str, str]] = []
-    for folder in [inside for word in args for inside in sets_in(expanded(word))]:
-        report = check(folder, on_progress=progress(f"files of {folder.name}"))
+    folders = [inside for word in args for inside in sets_in(expanded(word))]
+
+    from mbrl.data.check import check  # heavy, so behind all that is refused
+
+    for folder in folders:
+        report = check(folder, on_progress=told(f"files of {folder.name}"))
         card = report.card
         kind = f"{card.action_dim} actions, rewards {'known' if card.rewards else 'unknown'}" if card else "no card"
         size = f"{report.episodes} episodes, {report.frames} frames, {report.bytes / 1e6:.1f} MB"
@@ -82,10 +86,12 @@ def run_preview(args: list[str]) -> int:
     if not folders:
         raise BadInput("mbrl data preview needs the folder of a data set: mbrl data preview DIR out=preview.png")
     from mbrl.data.dataset import DataSet, EpisodeCache, sets_in
-    from mbrl.data.preview import preview
 
     found = [inside for folder in folders for inside in sets_in(expanded(folder))]
     out, sets = given["out"] or Path("preview.png"), [DataSet(folder, cache=EpisodeCache(0)) for folder in found]
+
+    from mbrl.data.preview import preview  # heavy, so behind all that is refused
+
     drawn = preview(sets, out, episodes=given["episodes"] or (6 if len(found) == 1 else 1), columns=given["columns"])
     print(f"{drawn} episodes drawn into {out}")
     return DONE

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mbrl.cli.errors import DONE, BadInput, did_you_mean
-from mbrl.cli.words import Word, expanded, listed, number, place, progress, whole, words
+from mbrl.cli.words import Word, expanded, listed, number, place, whole, words
+from mbrl.progress import told
 
 COLLECT = {
     "task": Word("one of the tasks of `mbrl tasks`, a list [a,b], or all of them", needed=True),
@@ -45,7 +46,7 @@ def run_collect(args: list[str]) -> int:
     began = time.monotonic()
     with ExitStack() as stack:
         stack.enter_context(RunLock(to))
-        made = collect(orders, workers=given["workers"], on_progress=progress("episodes"))
+        made = collect(orders, workers=given["workers"], on_progress=told("episodes"))
     took = time.monotonic() - began
     print(
         f"{made} episodes in {took:.0f} s; {to} holds {episodes} of policy {policy['policy']} "

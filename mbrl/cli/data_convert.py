@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mbrl.cli.errors import DONE, BadInput
-from mbrl.cli.words import Word, choice, number, place, progress, show, there, whole, words
+from mbrl.cli.words import Word, choice, number, place, show, there, whole, words
+from mbrl.progress import leave_line, told
 
 
 def side_of(text: str) -> int | None:
@@ -78,7 +79,7 @@ def run_convert(args: list[str]) -> int:
         skip=given["damaged"] == "skip",
         limit=given["limit"],
     )
-    on_progress = progress("items")
+    on_progress = told("items")
     total = len(items) if isinstance(items, list) else 0
     check_beside(to)  # before the lock, which makes a folder
     check_target(job)
@@ -86,8 +87,10 @@ def run_convert(args: list[str]) -> int:
         with RunLock(to):
             outcome = convert(items, job, on_progress=lambda done: on_progress(done, total))
     except DamagedSet as error:
+        leave_line()
         show(error.rows)
         raise
+    leave_line()
     show([*outcome.notes, *outcome.damaged])
     print(f"{to} holds {outcome.episodes} episodes, {outcome.written} of them new; {len(outcome.damaged)} left out")
     return DONE

@@ -27,7 +27,7 @@ Level = Literal["ok", "warn", "fail"]
 VERSIONS = ("torch", "tensordict", "torchrl", "numpy", "hydra-core", "gymnasium", "metaworld", "mujoco")
 IMPORTED = ("worldmodel", "agents", "mbrl")
 OUR_NAMES = (*IMPORTED, "benchmarks", "configs")
-DECISIONS = 25  # per speed measurement; enough for two digits, 3 s in the slow mode
+DECISIONS, WITHIN_S = 25, 1.0  # per speed measurement: enough for two digits, and less where drawing is slow
 ENOUGH_FRAMES = 40.0  # frames/s below which drawing, not learning, is what one waits for
 MOST_OF_MEMORY = 0.7
 ROWS = 64  # of the rollout that is timed
@@ -179,9 +179,9 @@ def rollout(plain: Mapping[str, Any]) -> Iterator[Finding]:
         context, context.new_zeros(ROWS, 0, layout.codes_future), torch.zeros(ROWS, 0, action_dim, device=device)
     )
     engine.sample_frame(action, engine.uniform(draws))  # the first frame allocates
-    frames, begin = parts["worldmodel"].max_frames - 1, time.perf_counter()
-    for _ in range(frames):
-        last = engine.sample_frame(action, engine.uniform(draws))
+    most, frames, begin = parts["worldmodel"].max_frames - 1, 0, time.perf_counter()
+    while frames < most and (not frames or time.perf_counter() - begin < WITHIN_S):
+        last, frames = engine.sample_frame(action, engine.uniform(draws)), frames + 1
     finite = bool(torch.isfinite(last.hidden_BD).all())  # sync
     rate = ROWS * frames / (time.perf_counter() - begin)
     yield Finding(
@@ -219,32 +219,38 @@ def captured() -> tuple[bool, str]:
 
 
 def memory(plain: Mapping[str, Any]) -> Iterator[Finding]:
-    """What the replay of this run will need, against what is free."""
+    """What the replay of this run will need of memory, against what is free."""
     from mbrl.replay.store import available_ram
+
+    protocol, schedule = plain["protocol"], plain["schedule"]
+    kept = min(plain["replay"]["capacity"], schedule["total"] // protocol["action_repeat"])
+    yield room(plain, kept, "ram", available_ram(), "lower replay.capacity")
+
+
+def disk(plain: Mapping[str, Any]) -> Iterator[Finding]:
+    """What all episodes of this run will need of the disk, against what is free."""
+    folder = Path(plain["run_dir"] or ".").absolute()
+    while not folder.exists():
+        folder = folder.parent
+    collected = plain["schedule"]["total"] // plain["protocol"]["action_repeat"]
+    yield room(plain, collected, "disk", shutil.disk_usage(folder).free, "choose another run_dir")
+
+
+def room(plain: Mapping[str, Any], decisions: int, of: str, free: int, mend: str) -> Finding:
+    """Whether so many decisions, and the demonstrations beside them, find room."""
     from mbrl.run.validate import footprint
     from mbrl.rundir.build import make
 
     groups = {name: make(plain[name], name, trusted=True) for name in ("task", "protocol", "worldmodel")}
-    protocol, schedule, replay = plain["protocol"], plain["schedule"], plain["replay"]
-    decisions, shown = schedule["total"] // protocol["action_repeat"], plain["demos"] * protocol["decisions"]
-    kept = min(replay["capacity"], decisions) + shown
-    ram = footprint(groups, kept).ram
-    decisions += shown
-    disk = footprint(groups, decisions).disk
-    folder = Path(plain["run_dir"] or ".").absolute()
-    while not folder.exists():
-        folder = folder.parent
-    for what, need, free in (("memory", ram, available_ram()), ("disk", disk, shutil.disk_usage(folder).free)):
-        count, mend = (kept, "lower replay.capacity") if what == "memory" else (decisions, "choose another run_dir")
-        side, per = protocol["image"], need / count
-        text = (
-            f"replay: {count} decisions of {side}x{side} x {per:.0f} bytes = {need / 1e9:.2f} GB of {what}, "
-            f"{free / 1e9:.2f} GB are free"
-        )
-        if need > free:
-            yield Finding("fail", f"{text}; {mend}")
-        else:
-            yield Finding("warn" if need > MOST_OF_MEMORY * free else "ok", text)
+    side, count = plain["protocol"]["image"], decisions + plain["demos"] * plain["protocol"]["decisions"]
+    need = getattr(footprint(groups, count), of)
+    text = (
+        f"replay: {count} decisions of {side}x{side} x {need / count:.0f} bytes = {need / 1e9:.2f} GB, "
+        f"{free / 1e9:.2f} GB are free"
+    )
+    if need > free:
+        return Finding("fail", f"{text}; {mend}")
+    return Finding("warn" if need > MOST_OF_MEMORY * free else "ok", text)
 
 
 def worlds(plain: Mapping[str, Any]) -> Iterator[Finding]:
@@ -272,8 +278,9 @@ def rendering(plain: Mapping[str, Any]) -> Iterator[Finding]:
 
     yield Finding("ok", drawn_by())
     task, protocol = (make(plain[name], name, trusted=True) for name in ("task", "protocol"))
+    timed: dict[str, Any] = {"decisions": DECISIONS, "within_s": WITHIN_S}
     rates = {
-        quality: frames_per_second(task, dataclasses.replace(protocol, quality=quality), decisions=DECISIONS)
+        quality: frames_per_second(task, dataclasses.replace(protocol, quality=quality), **timed)
         for quality in ("fast", "full")
     }
     text = (
@@ -298,6 +305,7 @@ CHECKS: dict[str, Callable[[Mapping[str, Any]], Iterator[Finding]]] = {
     "gpu": gpu,
     "rollout": rollout,
     "memory": memory,
+    "disk": disk,
     "worlds": worlds,
     "rendering": rendering,
 }

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterable
 
 from mbrl.files import DamagedFile
+from mbrl.progress import leave_line
 
 DONE = 0
 BUG = 1
@@ -74,6 +75,7 @@ def guarded(work: Callable[[], int], *, debug: bool) -> int:
     except BrokenPipeError:
         raise  # the reader has gone: there is nobody to tell
     except Exception as error:
+        leave_line()
         if debug or foreseen(error) is None:
             traceback.print_exc()
         print(f"error: {one_line(error)}", file=sys.stderr)
@@ -81,6 +83,7 @@ def guarded(work: Callable[[], int], *, debug: bool) -> int:
             print(table, file=sys.stderr)
         return exit_code(error)
     except KeyboardInterrupt as error:
+        leave_line()
         print(f"error: {one_line(error)}", file=sys.stderr)
         return exit_code(error)
 

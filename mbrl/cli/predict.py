@@ -23,7 +23,8 @@ from typing import Any
 
 from mbrl.cli.compose import compose, own_folder, take_config_dir
 from mbrl.cli.errors import DONE, BadInput
-from mbrl.cli.words import expanded, progress, target
+from mbrl.cli.words import expanded, target
+from mbrl.progress import told
 
 
 def run(args: list[str]) -> int:
@@ -72,7 +73,7 @@ def run(args: list[str]) -> int:
         seeds=Seeds(config.seed),
         sampled=sampled,
         videos=min(config.videos, len(clips.clips)),
-        on_progress=progress("clips"),
+        on_progress=told("clips"),
     )
     found = as_json(config, loaded, clips, evaluation, data=composed, missing=missing, seen=seen)
     print("\n".join(table(evaluation, judge.metrics, samples=samples)))

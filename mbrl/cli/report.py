@@ -1,4 +1,4 @@
-"""Draw one page of plots about a run: where does learning fail?.
+"""Draw one page of plots about a run: where it fails.
 
 usage: mbrl report run=DIR[,DIR...] [out=PATH.png]
 
@@ -6,7 +6,8 @@ usage: mbrl report run=DIR[,DIR...] [out=PATH.png]
   mbrl report run=runs/a,runs/b out=compare.png  several runs in the same panels (without out=: report.png right here)
 
 Reads config.yaml, metrics.csv, eval.csv and, at the end of a run, result.json; a run may still go on. A panel says what
-was not measured. Runs of different protocols are not drawn together: their scores are not comparable.
+was not measured. Runs that differ in their seeds only are drawn as one: their mean with its 95 % interval over them.
+Runs of different protocols are not drawn together: their scores are not comparable.
 """
 
 from __future__ import annotations

@@ -49,6 +49,7 @@ class ResolvedRun:
         trusted: whether its classes were chosen by the user.
         stored: the configuration that it had so far; None for a new run.
         sizes: what came with the weights that it begins from, as a line.
+        ours: whether the folder is a default one.
     """
 
     plain: dict[str, Any]
@@ -56,6 +57,7 @@ class ResolvedRun:
     trusted: bool
     stored: dict[str, Any] | None
     sizes: str = ""
+    ours: bool = False
 
     def plain_json(self) -> dict[str, Any]:
         """Plain JSON, for the other processes of a run."""
@@ -145,7 +147,7 @@ def begin(resolved: ResolvedRun, configs: Any, args: list[str], processes: Any) 
     from mbrl.run.assemble import assemble
     from mbrl.run.train import train
     from mbrl.run.validate import check_recorded
-    from mbrl.rundir.folder import emptied_on_failure, holds_run, run_info, write_run
+    from mbrl.rundir.folder import emptied_on_failure, holds_run, point_latest, run_info, write_run
     from mbrl.rundir.origin import start_from
     from mbrl.rundir.stop import SAVED_PLEASE_REQUEUE, Stop
 
@@ -160,6 +162,8 @@ def begin(resolved: ResolvedRun, configs: Any, args: list[str], processes: Any) 
             if new:
                 write_run(folder, resolved.plain, info)
             setup_logging(folder / "console.log")
+            if new and resolved.ours:
+                point_latest(folder)
             stop.listen()
             state = assemble(configs, folder, info=info, stop=stop, processes=processes)
             lines = [resolved.sizes]
@@ -174,9 +178,8 @@ def begin(resolved: ResolvedRun, configs: Any, args: list[str], processes: Any) 
             check_recorded(ours, state.collector.env.widths)
             if resolved.stored is not None:
                 if resumed is not None and skip_backlog(state, resolved.stored, resolved.plain):
-                    state.save(
-                        owed=False
-                    )  # before the new cadences are on disk: a kill must not bring the old debt back
+                    # before the new cadences are on disk: a kill must not bring the old debt back
+                    state.save(owed=False)
                 write_run(folder, resolved.plain, info)
             log.info("%s", describe(state, info, resumed))
             if warning := privileged(state.model.spec.obs_keys):
@@ -203,10 +206,10 @@ def resolve_run(args: Sequence[str]) -> ResolvedRun:
     from mbrl.rundir.folder import allowed_classes, check_resumed, default_folder, holds_run, is_free, read_config
 
     args = spelled_out(args)
-    named = typed("train", args, "run_dir")
+    named, ours = typed("train", args, "run_dir"), False
     if named is None or "${" in str(named):  # chosen by a file, by a reference, or by us
         plain = as_plain(compose("train", args))
-        named = plain["run_dir"] or default_folder(plain, chosen("train", args))
+        named, ours = plain["run_dir"] or default_folder(plain, chosen("train", args)), not plain["run_dir"]
     folder = target("run_dir", str(named)).resolve()
     if holds_run(folder):
         stored = read_config(folder)
@@ -219,7 +222,9 @@ def resolve_run(args: Sequence[str]) -> ResolvedRun:
         raise ValueError(f"run_dir={folder} is not empty and holds no run; give a new or an empty folder")
     plain, sizes = compose_new("train", args)
     plain = fitted_to_model(plain, args, trusted=True)
-    return ResolvedRun(plain={**plain, "run_dir": str(folder)}, folder=folder, trusted=True, stored=None, sizes=sizes)
+    return ResolvedRun(
+        plain={**plain, "run_dir": str(folder)}, folder=folder, trusted=True, stored=None, sizes=sizes, ours=ours
+    )
 
 
 def fitted_to_model(plain: dict[str, Any], args: Sequence[str], *, trusted: bool) -> dict[str, Any]:
@@ -320,7 +325,7 @@ def as_plain(cfg: DictConfig) -> dict[str, Any]:
 
 def describe(state: Any, info: Mapping[str, Any], resumed: int | None) -> str:
     """What is about to run, in a few lines."""
-    from mbrl.program import clock_time
+    from mbrl.progress import clock_time
     from mbrl.run.run import parameter_counts
 
     sizes = parameter_counts(state.model)

@@ -68,6 +68,13 @@ def leaves(node: Any, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
+CALLED = {
+    **dict.fromkeys(("steps", "max_steps", "num_steps", "total_steps", "total_timesteps"), "schedule.total"),
+    **dict.fromkeys(("env", "env_id", "env_name"), "task.name"),
+}
+"""What other code bases call a key of ours -> it."""
+
+
 def assign(cfg: DictConfig, assignment: Assignment, known: set[str]) -> None:
     """Sets one existing key to a value of the kind it has by default; a mapping sets each of its keys.
 
@@ -77,6 +84,8 @@ def assign(cfg: DictConfig, assignment: Assignment, known: set[str]) -> None:
     nodes = {leaf.rsplit(".", depth)[0] for leaf in known for depth in range(leaf.count(".") + 1)}
     if key not in nodes:
         hint = did_you_mean(key, known) or did_you_mean(key, nodes) or "; the files under configs/ hold every key"
+        if CALLED.get(key) in known:
+            hint = f"; did you mean {CALLED[key]}?"
         raise BadInput(f"unknown key {key} (in {assignment.text}){hint}")
     if isinstance(value, dict) and key not in known:
         for name, inner in value.items():

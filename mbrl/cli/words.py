@@ -1,9 +1,7 @@
-"""`key=value` words of a verb that has no configuration, and how far its work is, for a person."""
+"""`key=value` words of a verb that has no configuration."""
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,22 +138,6 @@ def target(key: str, value: str | Path) -> Path:
 def listed(text: str) -> list[str]:
     """`[a,b]` or `a,b` or `a` as a list."""
     return [item.strip() for item in text.strip().removeprefix("[").removesuffix("]").split(",") if item.strip()]
-
-
-def progress(what: str, *, every: float = 5.0) -> Callable[[int, int], None]:
-    """A function of (done, total) that keeps one line up to date on a screen, or writes one now and then elsewhere."""
-    began, last, screen = time.monotonic(), [-every], sys.stderr.isatty()
-
-    def tell(done: int, total: int) -> None:
-        now = time.monotonic() - began
-        if not total or (done < total and now - last[0] < (0.2 if screen else every)):
-            return
-        last[0] = now
-        left = f", {(total - done) * now / done:.0f} s left" if done else ""
-        end = "\r" if screen and done < total else "\n"
-        print(f"{done} of {total} {what}, {now:.0f} s{left}".ljust(60), end=end, file=sys.stderr, flush=True)
-
-    return tell
 
 
 def show(rows: Sequence[tuple[str, str]]) -> None:

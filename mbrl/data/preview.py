@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from mbrl.data.augment import resized
 from mbrl.data.dataset import DataSet
@@ -32,15 +32,14 @@ def preview(sets: Sequence[DataSet], out: Path, *, episodes: int, columns: int) 
     if out.suffix.lower() not in (".png", ".gif"):
         raise ValueError(f"out must end in .png or .gif (got {out})")
     moving = out.suffix.lower() == ".gif"
-    clips = {}
+    clips, numbers = {}, {}
     for data in sets:
         places = np.unique(np.linspace(0, len(data) - 1, min(episodes, len(data))).round().astype(int))
         for place in places.tolist():
             pixels = torch.from_numpy(np.array(data.episode(place).pixels))
-            number = int(data.names[place].split("-")[1])
-            clips[f"{data.card.name} {number}"] = resized(
-                shortened(pixels, MOST_FRAMES if moving else columns), height=SIDE, width=SIDE
-            )
+            name = f"{data.card.name} episode {int(data.names[place].split('-')[1])}, frame"
+            numbers[name] = spread(len(pixels), MOST_FRAMES if moving else columns)
+            clips[name] = resized(pixels[torch.from_numpy(numbers[name])], height=SIDE, width=SIDE)
     if not clips:
         raise ValueError(f"there is no episode to draw in {', '.join(str(data.folder) for data in sets)}")
     longest = max(len(clip) for clip in clips.values())
@@ -48,15 +47,16 @@ def preview(sets: Sequence[DataSet], out: Path, *, episodes: int, columns: int) 
     out.parent.mkdir(parents=True, exist_ok=True)
     stream = io.BytesIO()
     if moving:
-        images = [Image.fromarray(picture) for picture in strip(even)]
+        still = {name.removesuffix(", frame"): clip for name, clip in even.items()}
+        images = [Image.fromarray(picture) for picture in strip(still)]
         images[0].save(stream, "gif", save_all=True, append_images=images[1:], duration=round(1000 / FPS), loop=0)
     else:
-        Image.fromarray(sheet(even, columns=columns)).save(stream, "png")
+        told = {name: [*shown, *shown[-1:].repeat(longest - len(shown))] for name, shown in numbers.items()}
+        Image.fromarray(sheet(even, columns=longest, numbers=told)).save(stream, "png")
     write_atomically(out, stream.getvalue())
     return len(clips)
 
 
-def shortened(pixels_TCHW: Tensor, most: int) -> Tensor:
-    """At most so many frames, evenly spread from the first to the last."""
-    shown = np.linspace(0, len(pixels_TCHW) - 1, min(most, len(pixels_TCHW))).round().astype(int)
-    return pixels_TCHW[torch.from_numpy(shown)]
+def spread(frames: int, most: int) -> NDArray[np.int64]:
+    """At most so many of the frames 0, 1, 2, ..., evenly from the first to the last."""
+    return np.linspace(0, frames - 1, min(most, frames)).round().astype(np.int64)

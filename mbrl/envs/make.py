@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import torch
@@ -52,17 +53,23 @@ def make_envs(
 
 
 def frames_per_second(
-    task: Task, protocol: ProtocolConfig, *, decisions: int, rows: int = 1, workers: int = 0
+    task: Task, protocol: ProtocolConfig, *, decisions: int, rows: int = 1, workers: int = 0, within_s: float = math.inf
 ) -> float:
-    """Frames delivered per second of wall time by all rows: physics, drawing and the environment around them."""
+    """Frames delivered per second of wall time by all rows: physics, drawing and the environment around them.
+
+    Args:
+        decisions: so many are timed; fewer, one at least, where they take longer than `within_s` seconds.
+    """
     env = make_envs(task, protocol, seeds=Seeds(0), stream="speed", rows=rows, workers=workers)
     try:
         now = env.reset()
         action = torch.zeros(rows, env.env_spec.action_dim)
         _, now = env.step_and_maybe_reset(now.set("action", action))  # the first step builds caches
         begin = time.perf_counter()
-        for _ in range(decisions):
+        done, spent = 0, 0.0
+        while done < decisions and spent < within_s:
             _, now = env.step_and_maybe_reset(now.set("action", action))
-        return rows * decisions / (time.perf_counter() - begin)
+            done, spent = done + 1, time.perf_counter() - begin
+        return rows * done / spent
     finally:
         env.close()

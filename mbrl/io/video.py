@@ -1,4 +1,4 @@
-"""Frames -> pictures that a person can read: enlarged, labelled, side by side, as GIF or PNG.
+"""Frames -> pictures that a person can read: enlarged, labelled, side by side, as GIF, mp4 or PNG.
 
 Knows nothing of models or environments; rewards are numbers to be written on a picture.
 """
@@ -6,9 +6,13 @@ Knows nothing of models or environments; rewards are numbers to be written on a 
 from __future__ import annotations
 
 import io
+import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from mbrl.files import clear_temporaries, write_atomically
+from mbrl.files import TEMPORARY, clear_temporaries, write_atomically
+
+log = logging.getLogger("mbrl")
 
 SCALE = 4
 """64-pixel frames are unreadable on a screen; enlarged by repeating pixels, so that nothing is invented."""
@@ -69,12 +75,15 @@ def strip(clips: Mapping[str, Tensor], *, rewards: Mapping[str, Tensor] | None =
     return np.stack([_write_texts(picture, text) for picture, text in zip(canvas, texts, strict=True)])
 
 
-def sheet(clips: Mapping[str, Tensor], *, columns: int) -> NDArray[np.uint8]:
-    """One row per clip, at most `columns` of its frames, evenly spread from the first to the last, their index above.
+def sheet(
+    clips: Mapping[str, Tensor], *, columns: int, numbers: Mapping[str, Sequence[int]] | None = None
+) -> NDArray[np.uint8]:
+    """One row per clip, at most `columns` of its frames, evenly spread from the first to the last, their number above.
 
     Args:
         clips: u8 [T, 3, H, W] by name, all of one shape.
         columns: pictures per row.
+        numbers: of the frames of a clip, where they are not 0, 1, 2, ...; a long name loses its beginning.
 
     Returns: u8 [height, width, 3].
     """
@@ -85,7 +94,9 @@ def sheet(clips: Mapping[str, Tensor], *, columns: int) -> NDArray[np.uint8]:
     rows = []
     for name, clip in clips.items():
         pictures = strip({"": clip[torch.from_numpy(shown)]})
-        labelled = [_write_texts(p, [(2, 0, f"{name} {index}")]) for p, index in zip(pictures, shown, strict=True)]
+        told = [numbers[name][index] if numbers else index for index in shown]
+        most = pictures.shape[2] - 2 * GAP
+        labelled = [_write_texts(p, [(2, 0, _cut(name, f" {n}", most))]) for p, n in zip(pictures, told, strict=True)]
         rows.append(np.concatenate([np.pad(picture, ((0, GAP), (0, GAP), (0, 0))) for picture in labelled], axis=1))
     return np.concatenate(rows)
 
@@ -100,12 +111,36 @@ def write_pictures(path: Path, pictures: NDArray[np.uint8], *, fps: float | None
     return path
 
 
+def write_mp4(path: Path, pictures: NDArray[np.uint8], *, fps: float) -> None:
+    """Writes the pictures u8 [T, H, W, 3] as H.264, which every browser plays; an odd edge is repeated once.
+
+    ffmpeg writes beside `path` under a temporary name, so that a kill leaves what the folder's owner sweeps.
+    Raises: RuntimeError, one line, where ffmpeg cannot; no file is there then.
+    """
+    import imageio.v3 as imageio
+
+    odd = [(0, 0), *((0, size % 2) for size in pictures.shape[1:3]), (0, 0)]
+    temporary = path.with_name(f"{TEMPORARY}{path.stem}-{os.getpid()}.mp4")
+    how: Any = {"fps": fps, "codec": "libx264", "macro_block_size": 2, "output_params": ["-crf", "18"]}
+    try:
+        imageio.imwrite(temporary, np.pad(pictures, odd, mode="edge"), plugin="FFMPEG", **how)
+        content = temporary.read_bytes()
+    except (OSError, ValueError, RuntimeError) as error:
+        words = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise RuntimeError(f"{path} was not written: {words[-1]}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    write_atomically(path, content)
+
+
 class Videos:
-    """A folder of GIFs and PNGs named `<kind>-<env step>`; only the newest `keep` of each kind stay.
+    """A folder of films and PNGs named `<kind>-<env step>`; only the newest `keep` of each kind stay.
+
+    A film is a GIF and, where imageio-ffmpeg is installed, the same as mp4: both stay or go together.
 
     Args:
         folder: made when the first file is written.
-        keep: files per kind and format.
+        keep: films, and PNGs, per kind.
     """
 
     def __init__(self, folder: Path, *, keep: int) -> None:
@@ -116,31 +151,56 @@ class Videos:
         if folder.is_dir():
             clear_temporaries(folder)  # of a film that a kill cut off
 
-    def gif(self, kind: str, env_step: int, pictures: NDArray[np.uint8], *, fps: float) -> Path:
-        """Writes pictures u8 [T, H, W, 3], for example of `strip`, as a GIF that repeats."""
-        return self._write(kind, env_step, ".gif", pictures, fps=fps)
+    def film(self, kind: str, env_step: int, pictures: NDArray[np.uint8], *, fps: float) -> Path:
+        """Writes pictures u8 [T, H, W, 3], for example of `strip`, as a GIF that repeats, and as mp4 where that can be.
+
+        Returns: the GIF's path.
+        """
+        path = write_pictures(self._place(kind, env_step, ".gif"), pictures, fps=fps)
+        if find_spec("imageio_ffmpeg") is not None:
+            try:
+                write_mp4(path.with_suffix(".mp4"), pictures, fps=fps)
+            except RuntimeError as error:
+                log.warning("WARNING: %s; the GIF is there", error)
+        self._rotate(kind, (".gif", ".mp4"))
+        return path
 
     def png(self, kind: str, env_step: int, picture: NDArray[np.uint8]) -> Path:
         """Writes one picture u8 [H, W, 3], for example of `sheet`."""
-        return self._write(kind, env_step, ".png", picture[None])
+        path = write_pictures(self._place(kind, env_step, ".png"), picture[None])
+        self._rotate(kind, (".png",))
+        return path
 
-    def _write(
-        self, kind: str, env_step: int, suffix: str, pictures: NDArray[np.uint8], *, fps: float | None = None
-    ) -> Path:
+    def _place(self, kind: str, env_step: int, suffix: str) -> Path:
         if not KIND.fullmatch(kind):
             raise ValueError(f"kind must be of a-z, 0-9 and _ (got {kind!r})")
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = write_pictures(self.folder / f"{kind}-{env_step:09d}{suffix}", pictures, fps=fps)
-        same = (file for file in self.folder.glob(f"{kind}-*{suffix}") if file.stem.removeprefix(f"{kind}-").isdigit())
-        for old in sorted(same, key=lambda file: int(file.stem.removeprefix(f"{kind}-")), reverse=True)[self.keep :]:
-            old.unlink()
-        return path
+        return self.folder / f"{kind}-{env_step:09d}{suffix}"
+
+    def _rotate(self, kind: str, suffixes: Sequence[str]) -> None:
+        """Deletes the files of a kind but those of the newest `keep` env steps."""
+        steps: dict[int, list[Path]] = {}
+        for file in self.folder.glob(f"{kind}-*"):
+            step = file.stem.removeprefix(f"{kind}-")
+            if file.suffix in suffixes and step.isdigit():
+                steps.setdefault(int(step), []).append(file)
+        for old in sorted(steps, reverse=True)[self.keep :]:
+            for file in steps[old]:
+                file.unlink()
 
 
 def _enlarge(clip_TCHW: Tensor) -> NDArray[np.uint8]:
     """u8 [T, 3, H, W] -> [T, H * SCALE, W * SCALE, 3]."""
     frames = clip_TCHW.detach().cpu().numpy().astype(np.uint8, copy=False).transpose(0, 2, 3, 1)
     return frames.repeat(SCALE, axis=1).repeat(SCALE, axis=2)
+
+
+def _cut(name: str, ending: str, most: int) -> str:
+    """As much of the name's end as leaves room for the ending, in so many pixels."""
+    font = ImageFont.load_default(size=11)
+    while name and font.getlength(name + ending) > most:
+        name = name[1:]
+    return (name + ending).strip()
 
 
 def _write_texts(picture: NDArray[np.uint8], texts: Sequence[tuple[int, int, str]]) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from mbrl.progress import Tell, quiet
 from worldmodel.dream.imagine import Dream, fixed_actions
 from worldmodel.ivideogpt import IVideoGPT
 from worldmodel.losses.tokenizer import to_float01
@@ -38,16 +39,18 @@ def psnr(truth: Tensor, made: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def tokenizer(model: IVideoGPT, clips: TensorDict) -> Measured:
+def tokenizer(model: IVideoGPT, clips: TensorDict, tell: Tell = quiet) -> Measured:
     """What is left of frames behind the codes, and how many codes are in use (model in eval mode).
 
     `usage` is the share of a book's codes that occur in the clips, `dead` how many do not, `perplexity` how many evenly
-    used ones would tell as much.
+    used ones would tell as much. `tell` hears of each few clips.
     """
-    layout, made, counts = model.layout, [], {}
+    layout, counts = model.layout, {}
+    made: list[Tensor] = []
     for kind, vocab in (("context", layout.vocab_context), ("future", layout.vocab_future)):
         counts[kind] = torch.zeros(vocab, dtype=torch.long)
-    for rows in clips.split(ROWS):
+    for place, rows in enumerate(clips.split(ROWS)):
+        tell(place * ROWS, len(clips))
         context_BN, codes_BTK = model.tokenize(rows["context"], rows["pixels"])
         counts["context"] += context_BN.flatten().cpu().bincount(minlength=layout.vocab_context)
         counts["future"] += codes_BTK.flatten().cpu().bincount(minlength=layout.vocab_future)
@@ -94,17 +97,18 @@ def _distance(model: IVideoGPT, truth: Tensor, made: Tensor) -> float:
 
 
 @torch.no_grad()
-def dynamics(model: IVideoGPT, clips: TensorDict) -> Measured:
+def dynamics(model: IVideoGPT, clips: TensorDict, tell: Tell = quiet) -> Measured:
     """How well codes are predicted one by one, and frames in one go behind the first ones (model in eval mode).
 
     Columns: `dynamics/ce`, nats for a code given all before it (where queries predict, all that is known in its pass,
     for one draw of the order), and `ce_<j>` of frame j alone; `prediction/psnr`, open loop with the most likely codes,
     beside `psnr_copy`, the last real frame again and again. A model that is told actions is also measured with those of
-    another clip (`..._shuffled`): what it loses is what it learned from them.
+    another clip (`..._shuffled`): what it loses is what it learned from them. `tell` hears of each few clips.
     """
     sums: dict[str, list[Tensor]] = {}
     shown = None
-    for rows in clips.split(ROWS):
+    for place, rows in enumerate(clips.split(ROWS)):
+        tell(place * ROWS, len(clips))
         truth, made, found = _predicted(model, rows, rows["action"])
         found |= _told(model, rows, rows["action"])
         if model.spec.action_dim:

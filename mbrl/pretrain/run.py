@@ -16,8 +16,9 @@ from mbrl.io.logger import Logger
 from mbrl.io.video import Videos, difference, strip
 from mbrl.pretrain import measure
 from mbrl.pretrain.configs import ScheduleConfig
-from mbrl.program import clock_time
+from mbrl.progress import Tell, clock_time, told
 from mbrl.rundir.stop import Stop
+from worldmodel.ivideogpt import IVideoGPT
 from worldmodel.processes import Processes
 from worldmodel.published.store import save_model
 from worldmodel.spec import Part
@@ -46,6 +47,10 @@ TOLD = (
 """What is printed of a measurement."""
 MEASURES = {"tokenizer": measure.tokenizer, "dynamics": measure.dynamics}
 PICTURES = {"tokenizer": ("reconstruction", "decoded"), "dynamics": ("openloop", "predicted")}
+
+
+class Stopped(Exception):
+    """A stop was asked for in the middle of a measurement."""
 
 
 @dataclass(kw_only=True)
@@ -138,25 +143,42 @@ class Pretraining:
         return {"update": self.updates, "clip": self.updates * self.batch}
 
     def evaluate(self) -> None:
-        """Measures the validation clips; one row of eval.csv and a film for each part."""
+        """Measures the validation clips; one row of eval.csv and a film for each part.
+
+        A stop cuts it off, in all processes; it is owed again then.
+        """
+        cut = False
         with self.whole.measuring() as model:
-            if self.writer is None:
-                return
-            numbers: dict[str, float] = {}
-            for part in self.parts:
-                length = self.updater.parts[part].length
-                clips = self.validation[part].clips(self.schedule.clips, length, stream="measure", draw=0)
-                found = MEASURES[part](model, clips)
-                numbers |= found.numbers
-                kind, made = PICTURES[part]
-                shown = {
-                    "truth": found.truth,
-                    made: found.made,
-                    "difference": difference(found.truth, found.made),
-                }
-                path = self.writer.videos.gif(kind, self.updates, strip(shown), fps=FPS)
-                self.writer.logger.video(kind, path, self.x())
-        self.writer.logger.evaluation(numbers, self.x())
+            try:
+                if self.writer is not None:
+                    self._measure(model, self.writer)
+            except Stopped:
+                cut = True
+        if self.processes.any(cut):
+            self.stopped = True
+            self.done.pop("evaluate", None)
+
+    def _measure(self, model: IVideoGPT, writer: Writer) -> None:
+        """In the first process. Raises: Stopped where a stop is asked for before the end."""
+        count = self.schedule.clips
+        log.info("update %d: %d clips of validation are measured (%s)", self.updates, count, ", ".join(self.parts))
+        numbers: dict[str, float] = {}
+        for part in self.parts:
+            tell = told(f"clips of {part} measured")
+
+            def heard(done: int, total: int, tell: Tell = tell) -> None:
+                if self.stop:
+                    raise Stopped
+                tell(done, total)
+
+            clips = self.validation[part].clips(count, self.updater.parts[part].length, stream="measure", draw=0)
+            found = MEASURES[part](model, clips, heard)
+            numbers |= found.numbers
+            kind, made = PICTURES[part]
+            shown = {"truth": found.truth, made: found.made, "difference": difference(found.truth, found.made)}
+            path = writer.videos.film(kind, self.updates, strip(shown), fps=FPS)
+            writer.logger.video(kind, path, self.x())
+        writer.logger.evaluation(numbers, self.x())
         log.info("update %d: %s", self.updates, ", ".join(f"{n} {numbers[n]:.4g}" for n in TOLD if n in numbers))
 
     def report(self) -> None:
@@ -231,8 +253,8 @@ class Pretraining:
     def finish(self) -> None:
         """The last measurement (unless a stop was asked for) and the last checkpoint."""
         if not self.stopped and self.schedule.evaluate and self.done.get("evaluate") != self.updates:
-            self.evaluate()
             self.done["evaluate"] = self.updates
+            self.evaluate()
         if self.saved != self.updates:
             self.save(owed=False)
 

@@ -10,6 +10,8 @@ def pretrain(run: Pretraining) -> None:
     while run.going():
         if run.due("evaluate"):  # how good is it on episodes that it never learns from?
             run.evaluate()
+            if run.stopped:
+                break
         for part in run.parts:  # tokenizer, transformer, or one update of each in turn
             with run.timed():
                 run.note(run.updater.update(part, run.updates))

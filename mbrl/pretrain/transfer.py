@@ -23,6 +23,7 @@ from mbrl.pretrain.assemble import begin_from, ready, training_source
 from mbrl.pretrain.assemble import built_model as build_model
 from mbrl.pretrain.configs import Configs, models
 from mbrl.pretrain.side_by_side import draw_kept, keep
+from mbrl.progress import told
 from mbrl.rundir.build import make
 from mbrl.rundir.sharing import pieces
 from worldmodel.evaluation.lpips import load_lpips
@@ -185,6 +186,7 @@ def judged(transfer: Transfer, model: Any, clips: Any) -> Evaluation:
         seeds=Seeds(JUDGED),
         sampled=False,
         videos=transfer.videos,
+        on_progress=told("clips judged"),
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mbrl.files import clear_temporaries, fsync_folder, set_aside
+from mbrl.progress import told
 from mbrl.replay.episode import NAME, DamagedEpisode, Episode, read_episode, write_episode
 
 log = logging.getLogger(__name__)
@@ -198,8 +199,9 @@ class EpisodeStore:
             self._take(stored)
 
     def _read(self, listing: Sequence[tuple[str, str]]) -> tuple[list[Stored], list[str]]:
-        read, damage = [], []
-        for name, digest in listing:
+        read, damage, tell = [], [], told("episodes of the replay read")
+        for place, (name, digest) in enumerate(listing):
+            tell(place, len(listing))
             path = self.folder / name
             if (there := self._file(name)) != path:
                 there.rename(path)

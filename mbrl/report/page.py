@@ -1,32 +1,47 @@
-"""The page itself: title, the grid of panels, the lines that go through all of them. Knows no column of a panel."""
+"""The page itself: title, the grid of panels, the lines that go through all of them. Knows no column of a panel.
+
+Everything that is written is measured before it is placed: rows of panels are as high as their legends and small print
+need, so nothing touches anything else however many runs there are and whatever they are called.
+"""
 
 from __future__ import annotations
 
 import io
-import math
-import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from mbrl.report.groups import Group, grouped
+from mbrl.report.heading import heading
+from mbrl.report.letters import Letters
 from mbrl.report.panels import PANELS
-from mbrl.report.plots import COLOURS, GREY, Panel, interval, letter
-from mbrl.report.record import Record, Row, check_comparable, differences, target_name
+from mbrl.report.plots import GREY, RED, Drawn, Panel, colour_of, letter
+from mbrl.report.record import Record, check_comparable
 
-WIDTH, PANEL_HEIGHT, DPI = 16.0, 4.1, 100
-"""Inches, inches, dots per inch: 1600 pixels wide."""
+WIDTH, DPI = 16.0, 100
+"""Inches, dots per inch: 1600 pixels wide."""
 COLUMNS = 3
-MOST_RUNS = len(COLOURS)
-LEFT, LINE, BANNER = 0.02, 0.27, 0.5
-"""Where the title begins (share of the width), inches that one of its lines takes, and the bar over it."""
-LETTERS, MOST_KEYS = 178, 8
-"""Letters of the title that fit on one line; configuration keys that differ between runs and are told."""
+AXIS_LEFT, AXIS_STEP, AXIS_WIDTH, AXIS_HEIGHT = 0.95, 5.15, 4.05, 2.75
+"""Inches: where the first plot of a row begins, from there to the next one, and their size."""
+TITLE, LABELS = 0.36, 0.58
+"""Inches over a legend for the panel's title, and below a plot for its ticks and the name of its axis."""
+LEFT = 0.02
+"""Where the heading begins: share of the width."""
+TITLE_LINE, LINE, BANNER, FOOTING, EDGE = 0.42, 0.27, 0.5, 0.45, 0.2
+"""Inches: lines of the heading, the bar over it, the page's last line, and what is left free."""
+HEADLINE, HEADING, LEGEND, SMALL = 18, 12.5, 9.5, 9
+"""Points of letters."""
+GAP = 10
+"""Pixels between a group's letter and its paragraph."""
 STYLE: Any = {
+    "text.parse_math": False,  # a name with two dollars is a name
     "font.size": 11,
     "axes.titlesize": 13.5,
     "axes.titleweight": "bold",
@@ -54,64 +69,116 @@ def page(records: Sequence[Record]) -> bytes:
     return stream.getvalue()
 
 
-def draw(records: Sequence[Record]) -> Figure:
-    """The page about one run, or about several of the same protocol.
+def draw(records: Sequence[Record], panels: Sequence[Panel] = PANELS) -> Figure:
+    """The page about runs of the same protocol; those that differ in their seeds only are drawn as one.
 
-    Raises: ValueError for runs of different protocols, for more runs than there are colours, and for none.
+    Raises: ValueError for runs of different protocols, and for none.
     """
-    if not 1 <= len(records) <= MOST_RUNS:
-        raise ValueError(f"one page holds 1 to {MOST_RUNS} runs (got {len(records)}); take several pages")
+    if not records:
+        raise ValueError("a page is about at least one run (got none)")
     check_comparable(records)
-    lines = heading(records)
-    rows = math.ceil(len(PANELS) / COLUMNS)
-    above = 0.75 + LINE * len(lines) + (BANNER if any(record.oracle for record in records) else 0.0) + 0.45
-    height = above + rows * PANEL_HEIGHT + 0.45
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
-        edges = {"left": 0.05, "right": 0.96, "top": 1 - above / height, "bottom": 0.95 / height}
-        axes = figure.subplots(rows, COLUMNS, gridspec_kw={**edges, "wspace": 0.27, "hspace": 0.42})
+    groups = grouped(records)
+    paragraphs = heading(groups)
+    letters = Letters.of([*paragraphs, *(name for record in records for name in record.columns("*"))], dpi=DPI)
+    with matplotlib.rc_context(STYLE | {"font.family": list(letters.families)}):
+        figure = Figure(figsize=(WIDTH, 10.0), dpi=DPI, facecolor="white")
+        FigureCanvasAgg(figure)
         until = max(row["env_step"] for record in records for row in (*record.training, *record.scores))
-        for panel, axis in zip(PANELS, axes.flat, strict=True):
-            draw_panel(axis, panel, records, until=until)
-        write_heading(figure, lines, records)
+        placed = []
+        for panel in panels:
+            axis = figure.add_axes((0, 0, AXIS_WIDTH / WIDTH, AXIS_HEIGHT / 10.0))
+            drawn = draw_panel(axis, panel, groups, until=until)
+            placed.append((axis, *write_beside(axis, panel, drawn, letters)))
+        lines = heading_lines(groups, paragraphs, letters)
+        banner = BANNER * any(record.oracle for record in records)
+        place_panels(figure, placed, above=EDGE + sum(line.height for line in lines) + banner + EDGE)
+        write_heading(figure, lines, groups)
         write_footing(figure, records)
     return figure
 
 
-def draw_panel(axis: Any, panel: Panel, records: Sequence[Record], *, until: float) -> None:
+def draw_panel(axis: Any, panel: Panel, groups: Sequence[Group], *, until: float) -> Drawn:
     """One panel, or the words that it was not measured."""
-    axis.set_title(panel.title, loc="left", pad=25)
     axis.set_ylabel(panel.unit)
-    missing = [letter(number) for number, record in enumerate(records) if not panel.has(record)]
-    if len(missing) < len(records):
-        panel.draw(axis, records)
-    else:
-        said = "not measured in this run" if len(records) == 1 else "not measured in these runs"
+    missing = [letter(number) for number, group in enumerate(groups) if not any(panel.has(run) for run in group.runs)]
+    runs = sum(len(group.runs) for group in groups)
+    if len(missing) == len(groups):
+        said = "not measured in this run" if runs == 1 else "not measured in these runs"
         axis.text(0.5, 0.5, said, transform=axis.transAxes, ha="center", va="center", color=GREY, fontsize=13)
         axis.set(yticks=[], ylabel="", xticks=[])
         axis.spines[:].set_visible(False)
         axis.set_facecolor("#F7F7F7")
-    if missing and len(missing) < len(records):
-        said = f"not measured in {', '.join(missing)}"
-        below = {"xy": (1, 0), "xycoords": "axes fraction", "xytext": (0, -24), "textcoords": "offset points"}
-        axis.annotate(said, **below, ha="right", va="top", color=GREY, fontsize=10)
-    if len(missing) < len(records) and panel.over_steps(len(records)):
+        return Drawn([])
+    drawn = panel.draw(axis, groups)
+    if panel.over_steps(runs):
         axis.set(xlim=(0, until * 1.03), xlabel="env steps")
         axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
         axis.xaxis.set_major_formatter(FuncFormatter(thousands))
-        mark_moments(axis, records)
+        mark_moments(axis, groups)
+    return Drawn(drawn.handles, [*drawn.notes, *([f"not measured in {', '.join(missing)}"] if missing else [])])
 
 
-def mark_moments(axis: Any, records: Sequence[Record]) -> None:
+def write_beside(axis: Any, panel: Panel, drawn: Drawn, letters: Letters) -> tuple[float, float]:
+    """Legend and title over the plot, small print below it; the inches that the legend and the small print take."""
+    above = 0.0
+    if drawn.handles:
+        legend = fitting_legend(axis, drawn.handles, letters)
+        above = legend.get_window_extent(axis.figure.canvas.get_renderer()).height / DPI
+    axis.set_title(panel.title, loc="left", pad=72 * (above + 0.06))
+    lines = [line for note in drawn.notes for line in letters.wrapped(note, SMALL, most=AXIS_WIDTH * DPI)]
+    if not lines:
+        return above, 0.0
+    said = "\n".join(lines)
+    where = {"xy": (0, 0), "xycoords": "axes fraction", "xytext": (0, -72 * LABELS), "textcoords": "offset points"}
+    colour = RED if len(drawn.notes) > 1 or not said.startswith("not measured") else GREY
+    text = axis.annotate(said, **where, ha="left", va="top", color=colour, fontsize=SMALL, annotation_clip=False)
+    return above, text.get_window_extent(axis.figure.canvas.get_renderer()).height / DPI + 0.05
+
+
+def fitting_legend(axis: Any, handles: Sequence[Any], letters: Letters) -> Any:
+    """The legend, between title and plot, where it hides no curve: as many columns as fit over the plot."""
+    most = AXIS_WIDTH * DPI
+    for handle in handles:
+        handle.set_label(letters.shortened(handle.get_label(), LEGEND, most=most - 40))
+    for columns in range(len(handles), 0, -1):
+        legend = axis.legend(
+            handles=handles, loc="lower left", bbox_to_anchor=(-0.01, 0.995), ncols=columns, frameon=False,
+            borderaxespad=0.1, borderpad=0.2, fontsize=LEGEND, handlelength=1.3, handletextpad=0.4, columnspacing=0.9,
+            labelspacing=0.25,
+        )  # fmt: skip
+        if legend.get_window_extent(axis.figure.canvas.get_renderer()).width <= most + 10:
+            break
+    return legend
+
+
+def place_panels(figure: Figure, placed: Sequence[tuple[Any, float, float]], *, above: float) -> None:
+    """Puts the panels in rows, each as high as its highest legend and its longest small print; sizes the page."""
+    rows = [placed[first : first + COLUMNS] for first in range(0, len(placed), COLUMNS)]
+    top = above
+    bottoms = []
+    for row in rows:
+        bottoms.append(top + TITLE + max(legend for _, legend, _ in row) + AXIS_HEIGHT)
+        top = bottoms[-1] + LABELS + max(notes for _, _, notes in row)
+    height = top + FOOTING
+    figure.set_size_inches(WIDTH, height)
+    for row, bottom in zip(rows, bottoms, strict=True):
+        for column, (axis, _, _) in enumerate(row):
+            left = AXIS_LEFT + column * AXIS_STEP
+            axis.set_position((left / WIDTH, 1 - bottom / height, AXIS_WIDTH / WIDTH, AXIS_HEIGHT / height))
+
+
+def mark_moments(axis: Any, groups: Sequence[Group]) -> None:
     """Vertical lines at the end of the prefill and where the actor starts; grey where all runs agree."""
     for stroke, moments in (
-        (PREFILL, [record.prefill for record in records]),
-        (ACTOR, [record.actor_start for record in records]),
+        (PREFILL, [[run.prefill for run in group.runs] for group in groups]),
+        (ACTOR, [[run.actor_start for run in group.runs] for group in groups]),
     ):
-        agreed = len(set(moments)) == 1
-        for number, moment in enumerate(moments[:1] if agreed else moments):
-            if moment is not None:
-                axis.axvline(moment, color=DARK if agreed else COLOURS[number], ls=stroke, lw=1.3, zorder=1)
+        agreed = len({moment for own in moments for moment in own}) == 1
+        for number, own in enumerate(moments[:1] if agreed else moments):
+            colour = DARK if agreed or len(groups) == 1 else colour_of(number)
+            for moment in dict.fromkeys(own):
+                if moment is not None:
+                    axis.axvline(moment, color=colour, ls=stroke, lw=1.3, zorder=1)
 
 
 def thousands(value: float, _place: int) -> str:
@@ -119,127 +186,61 @@ def thousands(value: float, _place: int) -> str:
     return f"{value / 1000:g}k" if value else "0"
 
 
-def heading(records: Sequence[Record]) -> list[str]:
-    """The lines at the top: what was run, how it went, and, for several runs, what makes them differ."""
-    first = records[0]
-    protocol = f"protocol {protocol_name(first)}"
-    if len(records) == 1:
-        return [
-            f"{task_name(first)}, {protocol}, seed {first.config['seed']}",
-            *wrapped(f"{method(first)}; {circumstances(first)}"),
-            *wrapped(verdict(first)),
-        ]
-    tasks = {task_name(record) for record in records}
-    lines = [f"{len(records)} runs: {' and '.join(sorted(tasks))}, {protocol}"]
-    for number, record in enumerate(records):
-        task = f"{task_name(record)}, " if len(tasks) > 1 else ""
-        text = f"{letter(number)}  {record.folder.name}: {task}{method(record)}, seed {record.config['seed']}"
-        lines += wrapped(f"{text}, {record.wall_s / 60:.1f} min; {verdict(record, briefly=True)}", indent="     ")
-    keys = [f"{key} = {' | '.join(map(shortened, values))}" for key, values in differences(records).items()]
-    differing = [text.replace(" ", "\u00a0") for text in keys[:MOST_KEYS]]  # lines break between keys only
-    if len(keys) > MOST_KEYS:
-        differing.append(f"and {len(keys) - MOST_KEYS} more keys of config.yaml")
-    return [*lines, *(wrapped(f"differ in: {';   '.join(differing)}", indent="     ") if keys else [])]
+@dataclass(frozen=True)
+class Line:
+    """A line of the heading: its text, where it begins (share of the width), its points, and what stands before it."""
+
+    text: str
+    left: float
+    size: float
+    mark: str = ""
+    colour: Any = "black"
+
+    @property
+    def height(self) -> float:
+        """Inches."""
+        return TITLE_LINE if self.size == HEADLINE else LINE
 
 
-def wrapped(text: str, indent: str = "") -> list[str]:
-    """Lines that fit the page."""
-    return textwrap.wrap(text, width=LETTERS, subsequent_indent=indent)
+def heading_lines(groups: Sequence[Group], paragraphs: Sequence[str], letters: Letters) -> list[Line]:
+    """The heading on lines that fit the page; the letter of a group stands before its first line."""
+    lines = []
+    widest = max(letters.width(letter(number), HEADING, "bold") for number in range(len(groups)))
+    inside = LEFT + (widest + GAP) / (WIDTH * DPI)
+    for place, text in enumerate(paragraphs):
+        size, weight = (HEADING, "normal") if place else (HEADLINE, "bold")
+        left = inside if len(groups) > 1 and place else LEFT
+        mark, colour = "", "black"
+        if len(groups) > 1 and 0 < place <= len(groups):
+            mark, colour = letter(place - 1), colour_of(place - 1)
+            text = text.removeprefix(f"{mark}  ")
+        for line in letters.wrapped(text, size, most=(1 - LEFT - left) * WIDTH * DPI, weight=weight):
+            lines.append(Line(line, left, size, mark, colour))
+            mark = ""
+    return lines
 
 
-def shortened(value: str) -> str:
-    """A value that does not fill the page."""
-    return value if len(value) <= 40 else value[:37] + "..."
-
-
-def task_name(record: Record) -> str:
-    """The task."""
-    return str(record.config["task"]["name"])
-
-
-def protocol_name(record: Record) -> str:
-    """The protocol, with what was changed in it."""
-    protocol = record.config.get("protocol", {})
-    changed = protocol.get("deviations") or []
-    return str(protocol.get("name", "unknown")) + (f" but {', '.join(map(str, changed))}" if changed else "")
-
-
-def method(record: Record) -> str:
-    """Agent, world model, and what it was given; nobody shall overlook that the model is the simulator."""
-    config = record.config
-    model, size = config.get("worldmodel", {}), config.get("transformer", {})
-    text = f" ({size['layers']} layers of {size['hidden']})" if {"layers", "hidden"} <= size.keys() else ""
-    name = "ORACLE (the simulator itself)" if record.oracle else f"{target_name(model)}{text}"
-    more = " with proprioception" if model.get("proprio") else ""
-    demos = f", {config['demos']} demonstrations" if config.get("demos") else ""
-    return f"agent {target_name(config.get('agent', {}))}, world model {name}{more}{demos}"
-
-
-def circumstances(record: Record) -> str:
-    """Machine, time and code, as far as they are known."""
-    info = record.info
-    threads = info.get("threads")
-    parts = [
-        str(info.get("device", "")),
-        f"{threads} thread{'' if threads == 1 else 's'}" if threads else "",
-        f"{record.wall_s / 60:.1f} min",
-        f"commit {info['commit'][:7]}{'-dirty' if info['commit'].endswith('-dirty') else ''}"
-        if info.get("commit")
-        else "",
-    ]
-    return ", ".join(part for part in parts if part)
-
-
-def verdict(record: Record, *, briefly: bool = False) -> str:
-    """The final score, or the newest interim one, and the random policy's."""
-    if record.final:
-        row = record.final
-        at = f"of the weights of step {row['weights_step']:.0f}"
-        text = f"final score {at}: {score(row)}, {row.get('episodes', 0):.0f} greedy episodes"
-    elif record.greedy:
-        row = record.greedy[-1]
-        at = f"step {row['env_step']:.0f}"
-        text = f"newest interim score, {at}: {score(row)}, {row.get('episodes', 0):.0f} greedy episodes"
-    else:
-        return "no greedy evaluation yet"
-    if briefly:
-        return f"{'final' if record.final else 'not finished'}, {at}: {score(row)}"
-    return f"{text}; random policy: {score(record.random)}" if record.random else text
-
-
-def score(row: Row) -> str:
-    """`success 0.85 [0.64, 0.95], return 1200 ± 31`, which no line break parts."""
-    success = f"success {row['success']:.2f}" if "success" in row else "success unknown"
-    if {"success_low", "success_high"} <= row.keys():
-        success += f" [{row['success_low']:.2f}, {row['success_high']:.2f}]"
-    down, _ = interval(row, "return")
-    return f"{success}, return {row['return']:.0f}\u00a0±\u00a0{down:.0f}" if "return" in row else success
-
-
-def write_heading(figure: Figure, lines: Sequence[str], records: Sequence[Record]) -> None:
-    """The title; a run's line begins in the run's colour, and an oracle world model gets a red bar over the page."""
+def write_heading(figure: Figure, lines: Sequence[Line], groups: Sequence[Group]) -> None:
+    """The heading; an oracle world model gets a red bar over the page."""
     height = figure.get_figheight()
-    y = height - 0.25
-    if any(record.oracle for record in records):
+    y = height - EDGE
+    oracles = [any(run.oracle for run in group.runs) for group in groups]
+    if any(oracles):
         figure.patches.append(
             Rectangle((0, (height - BANNER) / height), 1, BANNER / height, transform=figure.transFigure, color=ALARM)
         )
-        which = [letter(number) for number, record in enumerate(records) if record.oracle]
-        where = "" if len(records) == 1 else f" IN {', '.join(which)}"
+        which = [letter(number) for number, oracle in enumerate(oracles) if oracle]
+        where = "" if len(groups) == 1 else f" IN {', '.join(which)}" if len(which) < len(groups) else " IN ALL"
         said = f"PERFECT WORLD MODEL{where}: imagination is the simulator itself. For diagnosis only, never a result."
         middle = 1 - BANNER / 2 / height
         figure.text(0.5, middle, said, ha="center", va="center", color="white", weight="bold", size=15)
         y -= BANNER
-    figure.text(LEFT, y / height, lines[0], size=18, weight="bold", va="top")
-    y -= 0.42
-    colours = {f"{letter(number)}  ": COLOURS[number] for number in range(len(records))} if len(records) > 1 else {}
-    for line in lines[1:]:
-        if line[:3] in colours:
-            figure.text(LEFT, y / height, line[0], size=12.5, weight="bold", va="top", color=colours[line[:3]])
-            figure.text(LEFT + 0.014, y / height, line[3:], size=12.5, va="top")
-        else:
-            figure.text(LEFT + (0.014 if line.startswith(" ") else 0), y / height, line.strip(), size=12.5, va="top")
-        y -= LINE
+    for line in lines:
+        weight = "bold" if line.size == HEADLINE else "normal"
+        figure.text(line.left, y / height, line.text, size=line.size, weight=weight, va="top")
+        if line.mark:
+            figure.text(LEFT, y / height, line.mark, size=line.size, weight="bold", va="top", color=line.colour)
+        y -= line.height
 
 
 def write_footing(figure: Figure, records: Sequence[Record]) -> None:

@@ -5,14 +5,17 @@ Knows no column by name (panels.py does) and no place on the page (page.py does)
 
 from __future__ import annotations
 
+import colorsys
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from mbrl.report.groups import Curve, Group, mean_of
 from mbrl.report.record import Record, Row
 from mbrl.run.progress import PHASES
 from mbrl.rundir.result import half_interval
@@ -27,6 +30,18 @@ GREY = "#777777"
 OPAQUE = 0.85
 FEW = 40
 """Up to so many points are drawn as dots too: a lone one would not be seen as a line."""
+SHARED = 3
+"""A legend tells last values of up to so many runs."""
+MOST_NAMES = 40
+"""So many bars are named at most."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What is to be said beside a panel's plot: its legend, and small print."""
+
+    handles: Sequence[Any]
+    notes: Sequence[str] = ()
 
 
 class Panel(Protocol):
@@ -46,8 +61,8 @@ class Panel(Protocol):
     def over_steps(self, runs: int) -> bool:
         """Whether x is env steps where so many runs are drawn."""
 
-    def draw(self, axis: Any, records: Sequence[Record]) -> None:
-        """Draws the runs, at least one of which has something; one alone gets a colour for each line."""
+    def draw(self, axis: Any, groups: Sequence[Group]) -> Drawn:
+        """Draws the runs, at least one of which has something; one group alone gets a colour for each line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,32 +109,26 @@ class Lines:
         """Always."""
         return True
 
-    def draw(self, axis: Any, records: Sequence[Record]) -> None:
-        """Draws every line of every run, what the gate demands of them, and a legend."""
+    def draw(self, axis: Any, groups: Sequence[Group]) -> Drawn:
+        """Draws every line of every run, what the gate demands of them, and the mean of several seeds."""
         right = None
+        alone = len(groups) == 1
+        records = [run for group in groups for run in group.runs]
         handles = []
         for place, line in enumerate(self.resolved(records)):
             if line.right and right is None:
                 right = axis.twinx()
                 right.set_ylabel(self.right_unit)
                 right.grid(visible=False)
-            last = []
-            for number, record in enumerate(records):
-                steps, values = record.points(line.column)
-                if not steps:
-                    continue
-                colour = COLOURS[place if len(records) == 1 else number]
-                stroke = "-" if len(records) == 1 else STROKES[place % len(STROKES)]
-                marker = "." if len(steps) <= FEW else ""
-                (right if line.right and right else axis).plot(
-                    steps, values, color=colour, ls=stroke, marker=marker, ms=5, lw=1.6
-                )
-                last += last_of(record, line)
+            for number, group in enumerate(groups):
+                curves = group.curves(line.column)
+                colour, stroke = colour_of(place if alone else number), "-" if alone else STROKES[place % len(STROKES)]
+                draw_curves(right if line.right and right else axis, curves, color=colour, ls=stroke)
+            last = [text for run in records for text in last_of(run, line)] if len(records) <= SHARED else []
             label = line.label + (f" ({', '.join(last)})" if last else "")
-            handles.append(entry(label, place, alone=len(records) == 1))
+            handles.append(entry(label, place, alone=alone))
         handles += self._gates(axis, records)
-        self._limits(axis, records)
-        legend(axis, handles)
+        return Drawn(handles, self._limits(axis, records))
 
     def resolved(self, records: Sequence[Record]) -> Iterator[Line]:
         """The lines that any of the runs has, those with a `*` once for each column."""
@@ -137,8 +146,8 @@ class Lines:
         label = f"gate: {', '.join(f'{value:g}' for value in wanted)}"
         return [axis.axhline(value, color=RED, ls=(0, (4, 3)), lw=1.2, label=label) for value in wanted][:1]
 
-    def _limits(self, axis: Any, records: Sequence[Record]) -> None:
-        """Cuts off what lies below the floor, and says so; says too where values are no numbers."""
+    def _limits(self, axis: Any, records: Sequence[Record]) -> list[str]:
+        """Cuts off what lies below the floor, and says so; says too how many values are no numbers."""
         columns = [line.column for line in self.resolved(records) if not line.right]
         values = [y for record in records for column in columns for y in record.points(column)[1]]
         finite = [y for y in values if math.isfinite(y)]
@@ -151,7 +160,7 @@ class Lines:
                 notes.append(f"lowest: {min(finite):.3g}, below what is drawn")
         if len(finite) < len(values):
             notes.append(f"{len(values) - len(finite)} values are no finite numbers")
-        remark(axis, notes)
+        return notes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,32 +185,48 @@ class Scores:
         """Always."""
         return True
 
-    def draw(self, axis: Any, records: Sequence[Record]) -> None:
+    def draw(self, axis: Any, groups: Sequence[Group]) -> Drawn:
         """Draws the runs; the thin line is training, the dashed one the random policy."""
-        alone = len(records) == 1
-        for number, record in enumerate(records):
-            colour = COLOURS[number]
-            steps, values = record.points(self.training)
-            axis.plot(steps, values, color=ORANGE if alone else colour, lw=1.1, alpha=0.9 if alone else 0.45)
-            if record.random and self.column in record.random:
-                axis.axhline(record.random[self.column], color=BLACK if alone else colour, ls="--", lw=1.0)
-            rows = [row for row in record.greedy if self.column in row]
-            bounds = [interval(row, self.column) for row in rows]
-            errors = list(zip(*bounds, strict=True)) if rows else None
-            x, y = [row["env_step"] for row in rows], [row[self.column] for row in rows]
-            dot = 5 + min(8, 2 * (len(records) - 1 - number))  # a run that lies under another one is still seen
-            axis.errorbar(x, y, yerr=errors, color=colour, marker="o", ms=dot, lw=1.8, capsize=3, elinewidth=1.2)
-            if record.final and self.column in record.final:
-                at = record.final["weights_step"], record.final[self.column]
-                axis.plot(*at, color=colour, marker="*", ms=dot + 7, mec=BLACK, mew=0.6, zorder=5)
+        alone = len(groups) == 1
+        for number, group in enumerate(groups):
+            colour = colour_of(number)
+            if curves := group.curves(self.training):
+                steps, values = middle_of(curves)
+                axis.plot(steps, values, color=ORANGE if alone else colour, lw=1.1, alpha=0.9 if alone else 0.45)
+            random = [run.random[self.column] for run in group.runs if run.random and self.column in run.random]
+            if random:
+                axis.axhline(float(np.mean(random)), color=BLACK if alone else colour, ls="--", lw=1.0)
+            over = len(groups) - 1 - number if len(groups) <= len(COLOURS) else 0
+            self._draw_greedy(
+                axis, group, colour, dot=5 + min(8, 2 * over)
+            )  # one that lies under another is still seen
         if self.column == "success":
             axis.set_ylim(-0.04, 1.04)
         main, thin = (BLUE, ORANGE) if alone else (GREY, GREY)
-        greedy = Line2D([], [], color=main, marker="o", ms=5, lw=1.8, label="greedy, 95 %")
+        seeds = max(len(group.runs) for group in groups) > 1
+        greedy = Line2D([], [], color=main, marker="o", ms=5, lw=1.8, label=f"greedy, {'mean of seeds, ' * seeds}95 %")
         final = Line2D([], [], color=main, marker="*", ms=11, lw=0, label="final score, other starts")
-        random = Line2D([], [], color=BLACK if alone else GREY, ls="--", lw=1.0, label="random policy")
+        random_line = Line2D([], [], color=BLACK if alone else GREY, ls="--", lw=1.0, label="random policy")
         episodes = Line2D([], [], color=thin, lw=1.1, label="training episodes")
-        legend(axis, [greedy, final, random, episodes])
+        return Drawn([greedy, final, random_line, episodes])
+
+    def _draw_greedy(self, axis: Any, group: Group, colour: Any, *, dot: float) -> None:
+        """One run with the intervals over its episodes, several as their mean with the interval over them."""
+        rows = [[row for row in run.greedy if self.column in row] for run in group.runs]
+        look: Any = {"color": colour, "marker": "o", "ms": dot, "lw": 1.8, "capsize": 3, "elinewidth": 1.2}
+        curves: list[Curve] = [([r["env_step"] for r in own], [r[self.column] for r in own]) for own in rows if own]
+        if len(curves) > 1:
+            for curve in curves:
+                axis.plot(*curve, color=colour, lw=0.7, alpha=0.4)
+            mean = mean_of(curves)
+            axis.errorbar(mean.steps, mean.values, yerr=[mean.values - mean.low, mean.high - mean.values], **look)
+        elif curves:
+            bounds = [interval(row, self.column) for own in rows for row in own]
+            axis.errorbar(*curves[0], yerr=list(zip(*bounds, strict=True)), **look)
+        for run in group.runs:
+            if run.final and self.column in run.final:
+                at = run.final["weights_step"], run.final[self.column]
+                axis.plot(*at, color=colour, marker="*", ms=dot + 7, mec=BLACK, mew=0.6, zorder=5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,43 +254,83 @@ class Times:
                 values[places[row["env_step"]]] += max(0.0, row.get(f"time/{phase}_s", 0.0))
         return steps, {phase: values for phase, values in spent.items() if sum(values) > 0}
 
-    def draw(self, axis: Any, records: Sequence[Record]) -> None:
+    def draw(self, axis: Any, groups: Sequence[Group]) -> Drawn:
         """Stacks the shares."""
+        records = [run for group in groups for run in group.runs]
         if len(records) == 1:
-            steps, spent = self.seconds(records[0])
-            totals = [sum(column) or 1.0 for column in zip(*spent.values(), strict=True)]
-            shares = [[100 * s / t for s, t in zip(values, totals, strict=True)] for values in spent.values()]
-            padded = [[values[0], *values] for values in shares]  # each share holds from the row before
-            whole = sum(map(sum, spent.values()))
-            labels = [f"{phase} {100 * sum(values) / whole:.0f}" for phase, values in spent.items()]
-            colours = [COLOURS[PHASES.index(phase)] for phase in spent]
-            areas = axis.stackplot([0.0, *steps], padded, step="pre", colors=colours, labels=labels, alpha=OPAQUE, lw=0)
-            handles = list(areas)
-        else:
-            for number, record in enumerate(records):
-                self._bar(axis, number, record)
-            taken = [phase for phase in PHASES if any(phase in self.seconds(record)[1] for record in records)]
-            handles = [Patch(color=COLOURS[PHASES.index(phase)], alpha=OPAQUE, label=phase) for phase in taken]
-            axis.set_yticks(range(len(records)), [letter(number) for number in range(len(records))], fontweight="bold")
-            for number, tick in enumerate(axis.get_yticklabels()):
-                tick.set_color(COLOURS[number])
-            axis.invert_yaxis()
-            axis.grid(visible=False, axis="y")
-            axis.set(xlabel="minutes", ylabel="")
-        legend(axis, handles, narrow=True)
+            return Drawn(self._draw_shares(axis, records[0]))
+        alone = len(groups) == 1
+        bars = [(run,) for run in records] if alone else [group.runs for group in groups]
+        for number, runs in enumerate(bars):
+            self._bar(axis, number, runs)
+        names = [str(run.config["seed"]) for run in records] if alone else [letter(n) for n in range(len(groups))]
+        every = math.ceil(len(names) / MOST_NAMES)
+        axis.set_yticks(range(0, len(names), every), names[::every], fontweight="bold")
+        for number, tick in enumerate(axis.get_yticklabels()):
+            tick.set_fontsize(min(10.5, 10.5 * 16 / len(names[::every])))
+            tick.set_color(BLACK if alone else colour_of(number * every))
+        axis.invert_yaxis()
+        axis.grid(visible=False, axis="y")
+        axis.set(xlabel="minutes", ylabel="seed" if alone else "")
+        taken = [phase for phase in PHASES if any(phase in self.seconds(record)[1] for record in records)]
+        return Drawn([Patch(color=COLOURS[PHASES.index(phase)], alpha=OPAQUE, label=phase) for phase in taken])
 
-    def _bar(self, axis: Any, number: int, record: Record) -> None:
-        """One run as a bar, as long as the run took."""
+    def _draw_shares(self, axis: Any, record: Record) -> list[Any]:
+        """The shares of one run over its env steps."""
+        steps, spent = self.seconds(record)
+        totals = [sum(column) or 1.0 for column in zip(*spent.values(), strict=True)]
+        shares = [[100 * s / t for s, t in zip(values, totals, strict=True)] for values in spent.values()]
+        padded = [[values[0], *values] for values in shares]  # each share holds from the row before
+        whole = sum(map(sum, spent.values()))
+        labels = [f"{phase} {100 * sum(values) / whole:.0f}" for phase, values in spent.items()]
+        colours = [COLOURS[PHASES.index(phase)] for phase in spent]
+        return list(
+            axis.stackplot([0.0, *steps], padded, step="pre", colors=colours, labels=labels, alpha=OPAQUE, lw=0)
+        )
+
+    def _bar(self, axis: Any, number: int, runs: Sequence[Record]) -> None:
+        """Runs as one bar, as long as they took in the mean."""
         begin = 0.0
-        for phase, values in self.seconds(record)[1].items():
-            minutes, colour = sum(values) / 60, COLOURS[PHASES.index(phase)]
+        spent = [self.seconds(run)[1] for run in runs]
+        for phase in PHASES:
+            minutes = sum(sum(one.get(phase, ())) for one in spent) / len(runs) / 60
+            colour = COLOURS[PHASES.index(phase)]
             axis.barh([number], [minutes], left=[begin], height=0.6, color=colour, alpha=OPAQUE)
             begin += minutes
 
 
+def draw_curves(axis: Any, curves: Sequence[Curve], *, color: Any, ls: Any) -> None:
+    """One curve as a line, several as thin ones with their mean and its 95 % interval over them."""
+    if len(curves) > 1:
+        for steps, values in curves:
+            axis.plot(steps, values, color=color, ls=ls, lw=0.6, alpha=0.35)
+        mean = mean_of(curves)
+        axis.fill_between(mean.steps, mean.low, mean.high, color=color, alpha=0.15, lw=0)
+        curves = [(mean.steps.tolist(), mean.values.tolist())]
+    for steps, values in curves:
+        marker = "." if len(steps) <= FEW else ""
+        axis.plot(steps, values, color=color, ls=ls, marker=marker, ms=5, lw=1.6)
+
+
+def middle_of(curves: Sequence[Curve]) -> Curve:
+    """The only curve, or the mean of several."""
+    if len(curves) == 1:
+        return curves[0]
+    mean = mean_of(curves)
+    return mean.steps.tolist(), mean.values.tolist()
+
+
+def colour_of(number: int) -> Any:
+    """One of `COLOURS`, and beyond them hues by the golden angle, in turns dark and bright: no two are the same."""
+    if number < len(COLOURS):
+        return COLOURS[number]
+    return colorsys.hls_to_rgb(number * 0.618034 % 1.0, (0.35, 0.6)[number % 2], 0.7)
+
+
 def letter(number: int) -> str:
-    """What a run is called on a page with several: A, B, C, ..."""
-    return chr(ord("A") + number)
+    """What a run is called on a page with several: A, B, C, ... Z, AA, AB, ..."""
+    before, place = divmod(number, 26)
+    return (letter(before - 1) if before else "") + chr(ord("A") + place)
 
 
 def interval(row: Row, column: str) -> tuple[float, float]:
@@ -284,21 +349,5 @@ def last_of(record: Record, line: Line) -> list[str]:
 
 def entry(label: str, place: int, *, alone: bool) -> Any:
     """A legend entry: the line's colour where there is one run, its stroke where colours mean runs."""
-    look: Any = {"color": COLOURS[place]} if alone else {"color": GREY, "ls": STROKES[place % len(STROKES)]}
+    look: Any = {"color": colour_of(place)} if alone else {"color": GREY, "ls": STROKES[place % len(STROKES)]}
     return Line2D([], [], lw=1.6, label=label, **look)
-
-
-def legend(axis: Any, handles: list[Any], *, narrow: bool = False) -> None:
-    """The legend, between title and plot: it never hides a curve."""
-    axis.legend(
-        handles=handles, loc="lower left", bbox_to_anchor=(-0.01, 0.985), ncols=len(handles) or 1, frameon=False,
-        borderaxespad=0.1, fontsize=8.8 if narrow else 9.5, handlelength=0.7 if narrow else 1.5,
-        handletextpad=0.3 if narrow else 0.5, columnspacing=0.6 if narrow else 1.1,
-    )  # fmt: skip
-
-
-def remark(axis: Any, notes: Sequence[str]) -> None:
-    """Small print in a panel's lower right corner."""
-    if notes:
-        said = "\n".join(notes)
-        axis.text(0.99, 0.02, said, transform=axis.transAxes, ha="right", va="bottom", fontsize=9, color=RED)

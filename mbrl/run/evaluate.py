@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,7 @@ import torch
 from tensordict import TensorDict
 
 from mbrl.envs.rows import RowsEnv
+from mbrl.progress import told
 from mbrl.replay.cut import KEPT, episode_of
 from mbrl.replay.episode import Episode
 from mbrl.run.collect import Acts, acted
@@ -62,8 +64,10 @@ class Evaluator:
             stream: names the starts and goals; `select` for what is chosen by, so that `evaluate` stays untouched.
         """
         self.env.stream = stream
-        rounds = [self._round(agent, number) for number in range(math.ceil(episodes / self.rows))]
-        steps_ET = [steps for round_ in rounds for steps in round_][:episodes]
+        rounds, decisions = math.ceil(episodes / self.rows), self.env.env_spec.decisions
+        tell = told("decisions of the evaluation")
+        played = [self._round(agent, number, lambda done: tell(done, rounds * decisions)) for number in range(rounds)]
+        steps_ET = [steps for round_ in played for steps in round_][:episodes]
         rule, knows = self.env.protocol.success, self.env.facts.success
         return Score(
             returns=tuple(float(steps["next", "reward"].sum()) for steps in steps_ET),
@@ -74,8 +78,12 @@ class Evaluator:
         )
 
     @torch.no_grad()
-    def _round(self, agent: Acts, number: int) -> list[TensorDict]:
-        """One episode per row: its real steps, batch [T]; all of a step only in the very first episode."""
+    def _round(self, agent: Acts, number: int, tell: Callable[[int], None]) -> list[TensorDict]:
+        """One episode per row: its real steps, batch [T]; all of a step only in the very first episode.
+
+        Args:
+            tell: takes how many decisions are behind this evaluation.
+        """
         self.env.episodes = [number] * self.rows
         now, memory = self.env.reset(), None
         playing = [True] * self.rows
@@ -83,6 +91,7 @@ class Evaluator:
         decision = 0
         while any(playing):
             step = number * self.env.env_spec.decisions + decision  # each round draws its own numbers
+            tell(step)
             action_EA, memory = acted(agent, self.env, now, memory, "evaluate", step=step, obs_keys=self.obs_keys)
             stepped, now = self.env.step_and_maybe_reset(now.set("action", action_EA))
             for row in range(self.rows):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import torch
 from agents.api import Agent, Metrics
 from mbrl.io.checkpoint import Stateful
 from mbrl.io.tree import join, split
-from mbrl.program import clock_time
+from mbrl.progress import told
 from mbrl.replay.clips import ClipReplay, OwnRows
 from mbrl.replay.episode import Episode
 from mbrl.run.clock import Cadence, Clock
@@ -34,8 +33,6 @@ OWED = ("learn", "evaluate", "log", "save")
 """What the schedule owes in the order of the loop, behind the updates of the world model's parts."""
 MANY = 50
 """Updates owed at once that take long enough to be announced: the first fits are minutes of silence otherwise."""
-TOLD_S = 15.0
-"""Seconds from one word about how far they are to the next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,14 +134,11 @@ class Learning:
         count = cadence.owed(self.clock.env_steps, self.clock.done.get(name, 0))
         if count >= MANY and not self.stopped:
             log.info("env step %d: %d updates of %s come first", self.clock.env_steps, count, name)
-        begun = told = time.monotonic()
+        tell = told(f"updates of {name}")
         for place, number in enumerate(self.clock.owed(name, cadence)):
             if self.stopping():
                 return
-            now = time.monotonic()
-            if place and count >= MANY and now - told >= TOLD_S:
-                told, left_s = now, (count - place) * (now - begun) / place
-                log.info("  %d of %d updates of %s, %s left", place, count, name, clock_time(left_s))
+            tell(place, count)
             yield number
 
     def begin(self) -> None:

@@ -17,11 +17,11 @@ def draw_episode(videos: Videos, env_step: int, score: Score) -> Path:
     """The first evaluation episode with its rewards."""
     frames, rewards = torch.from_numpy(score.first.pixels.copy()), torch.from_numpy(score.first.reward.copy())
     reward = torch.cat([torch.zeros(1), rewards])
-    return videos.gif("eval", env_step, strip({"episode": frames}, rewards={"reward": reward}), fps=FPS)
+    return videos.film("eval", env_step, strip({"episode": frames}, rewards={"reward": reward}), fps=FPS)
 
 
 def draw_open_loop(videos: Videos, env_step: int, clip: OpenLoop) -> Path:
     """Truth, imagination and their difference, with true and predicted reward."""
     clips = {"truth": clip.truth, "imagined": clip.imagined, "difference": difference(clip.truth, clip.imagined)}
     rewards = {"true reward": clip.reward.flatten(), "imagined reward": clip.imagined_reward.flatten()}
-    return videos.gif("openloop", env_step, strip(clips, rewards=rewards), fps=FPS)
+    return videos.film("openloop", env_step, strip(clips, rewards=rewards), fps=FPS)

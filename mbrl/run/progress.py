@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from agents.api import DreamMetrics
-from mbrl.program import clock_time
+from mbrl.progress import clock_time
 
 PHASES = ("collect", "measure", "fit", "imagine", "learn", "evaluate")
 RECENT = 10  # episodes in the running means
@@ -66,8 +66,8 @@ class Progress:
         self.seconds = dict.fromkeys(PHASES, 0.0)
         return values
 
-    def line(self, row: Mapping[str, float], *, env_steps: int, total: int, episodes: int, left_s: float) -> str:
-        """The progress line."""
+    def line(self, row: Mapping[str, float], *, env_steps: int, total: int, episodes: int, left_s: float | None) -> str:
+        """The progress line; without a time left where nobody knows it yet."""
         newest = "none has ended yet"
         if self.recent:
             mean_return = sum(r for r, _ in self.recent) / len(self.recent)
@@ -76,9 +76,10 @@ class Progress:
             newest += f" success {sum(success) / len(success):.2f}"
         spent = sum(self.total_seconds.values()) or 1.0
         split = " ".join(f"{phase} {100 * self.total_seconds[phase] / spent:.0f}%" for phase in PHASES)
+        left = "time left unknown before the agent learns" if left_s is None else f"{clock_time(left_s)} left"
         return (
             f"env steps {env_steps:>6}/{total} | episode {episodes:>4} | {newest} | "
-            f"imagined {row['perf/imagined_frames_per_s']:6.0f} frames/s | {split} | {clock_time(left_s)} left"
+            f"imagined {row['perf/imagined_frames_per_s']:6.0f} frames/s | {split} | {left}"
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from mbrl.data.mixture import folders_of
 from mbrl.envs.protocol import ProtocolConfig
 from mbrl.envs.rows import RowsEnv
 from mbrl.files import sha256
+from mbrl.progress import told
 from mbrl.replay.episode import Episode
 from mbrl.replay.store import Stored
 
@@ -75,9 +76,11 @@ def lent(sets: Sequence[DataSet], env: RowsEnv, obs_keys: Sequence[str]) -> list
 
     Raises: ValueError in one line where one does not fit; DamagedEpisode, DamagedSet.
     """
-    stored = []
+    stored: list[Stored] = []
+    tell, total = told("episodes of rehearsal read"), sum(len(data.names) for data in sets)
     for data in sets:
         for index, name in enumerate(data.names):
+            tell(len(stored), total)
             path, episode = data.folder / name, fitting(data, index, env, obs_keys, key="rehearsal")
             stored.append(Stored(name=str(path), digest=sha256(path.read_bytes()), episode=episode))
         if data.card.protocol is None:

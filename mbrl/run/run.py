@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -32,6 +33,7 @@ log = logging.getLogger("mbrl")
 
 PATIENCE = 3
 """Checkpoints in a row that may fail (disk full) before the run gives up."""
+PACE_ROWS = 6
 
 
 @dataclass(kw_only=True)
@@ -54,6 +56,8 @@ class Run(Learning):
     """What run.json says of this run and machine."""
     unsaved: int = 0
     """Checkpoints in a row that the disk refused."""
+    paces: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=PACE_ROWS))
+    """Env steps and seconds worked at the last rows of this process; time left is told by them."""
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Episodes of the evaluations that count: of the `random` policy, and the `final` one with what it is `of`."""
 
@@ -187,10 +191,18 @@ class Run(Learning):
         if not self.gate.open and self.clock.env_steps >= self.schedule.learn.start:
             log.info("env step %d: %s", self.clock.env_steps, str(self.gate))
 
-    def _left_s(self) -> float:
-        """Seconds left at the mean pace so far (the first fits are dear, so it begins too high)."""
-        spent = sum(self.progress.total_seconds.values())
-        return spent / max(1, self.clock.env_steps) * (self.schedule.total - self.clock.env_steps)
+    def _left_s(self) -> float | None:
+        """Seconds left at the pace of the last rows; None before the agent learns, where most of the work is to come.
+
+        The rows of the first fits are dear, so it begins too high.
+        """
+        here = self.clock.env_steps, sum(self.progress.total_seconds.values())
+        self.paces.append(here)
+        (steps, spent), (now, whole) = self.paces[0], here
+        if self.schedule.learn.ever and not self.clock.done.get("learn") and now < self.schedule.total:
+            return None
+        pace = (whole - spent) / (now - steps) if now > steps else whole / max(1, now)
+        return pace * (self.schedule.total - now)
 
     def parts(self, *, counting_save: int = 0) -> dict[str, Any]:
         """What a checkpoint holds; `counting_save=1` where the save itself is one that the schedule owed."""

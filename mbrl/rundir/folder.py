@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +26,8 @@ from mbrl.files import TEMPORARY, DamagedFile, check_plain, read_plain, sha256, 
 from mbrl.program import command
 from mbrl.rundir.build import OURS
 from mbrl.rundir.machine import machine_info
+
+log = logging.getLogger("mbrl")
 
 MAY_CHANGE = (
     "schedule.total",
@@ -44,6 +48,8 @@ READ_BY = {1: "tokendream 0.1"}
 """Which version reads a folder of another format; the first one had no number in it."""
 WEIGHTLESS = ("oracle", "none")
 """World models (`world_model`) without weights."""
+RUNS, LATEST = "runs", "latest"
+"""The folder of default folders, and the link in it that leads to the newest."""
 LEFT_BEHIND = ("run.lock", "console.log")
 """What a start that was killed before it wrote config.yaml may leave, beside temporary files."""
 
@@ -60,7 +66,21 @@ def default_folder(plain: Mapping[str, Any], variants: Mapping[str, str]) -> Pat
         method += f"-{'recorded' if plain.get('demos_from') else 'demos'}{plain['demos']}"
     if plain["rehearsal"]:
         method += "-rehearsal"
-    return Path("runs") / plain["task"]["name"] / method / f"seed-{plain['seed']}" / stamp
+    return Path(RUNS) / plain["task"]["name"] / method / f"seed-{plain['seed']}" / stamp
+
+
+def point_latest(folder: Path) -> None:
+    """Lets `runs/latest` lead to a run in a default folder; where that cannot be, the run goes on without."""
+    link = next(parent for parent in folder.parents if parent.name == RUNS) / LATEST
+    if link.exists() and not link.is_symlink():
+        return
+    temporary = link.with_name(f"{TEMPORARY}{LATEST}-{os.getpid()}")
+    try:
+        temporary.symlink_to(folder.relative_to(link.parent), target_is_directory=True)
+        temporary.replace(link)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        log.warning("WARNING: %s does not lead to this run: %s", link, error.strerror)
 
 
 def world_model(plain: Mapping[str, Any]) -> str:

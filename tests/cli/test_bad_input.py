@@ -216,3 +216,12 @@ def test_the_camera_names_are_those_of_meta_world() -> None:
 
 def test_there_are_enough_rows_to_mean_something() -> None:
     assert len(rows(TRAIN)) + len(rows(EVAL)) >= 60
+
+
+@pytest.mark.parametrize(
+    ("word", "ours"),
+    [("steps=100", "schedule.total"), ("total_timesteps=9", "schedule.total"), ("env_id=x", "task.name")],
+)
+def test_what_others_call_a_key_leads_to_ours(word: str, ours: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", word]) == 2
+    assert f"unknown key {word.split('=')[0]} (in {word}); did you mean {ours}?" in capsys.readouterr().err

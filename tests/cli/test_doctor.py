@@ -49,10 +49,10 @@ def test_memory_is_counted_from_the_run_s_own_numbers(monkeypatch: pytest.Monkey
     import mbrl.replay.store as store
 
     plain = PLAIN | {"run_dir": str(tmp_path / "not" / "yet")}
-    ram, disk = doctor.memory(plain)
+    (ram,), (disk,) = doctor.memory(plain), doctor.disk(plain)
     assert (ram.level, disk.level) == ("ok", "ok")
-    assert "1000 decisions" in ram.text  # the capacity
-    assert "1500 decisions" in disk.text  # all that the run will collect
+    assert ram.text.startswith("replay: 1000 decisions")  # the capacity
+    assert disk.text.startswith("replay: 1500 decisions")  # all that the run will collect
     widths = {"proprio": 2, "state": 4}
     need = store.expected_bytes(1000, image=32, action_dim=2, widths=widths, episode_decisions=25).ram
     for free, level in ((need - 1, "fail"), (need + need // 10, "warn"), (2 * need, "ok")):

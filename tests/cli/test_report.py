@@ -2,84 +2,32 @@
 
 from __future__ import annotations
 
-import copy
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from matplotlib.figure import Figure
 from PIL import Image
 
 from mbrl.cli.main import main
-from mbrl.report.page import draw, heading
+from mbrl.report.groups import grouped
+from mbrl.report.heading import heading
+from mbrl.report.page import draw
 from mbrl.report.panels import PANELS
 from mbrl.report.record import differences, read_record, read_table
-from mbrl.rundir.folder import FORMAT
 from mbrl.rundir.result import RESULT
 from mbrl.rundir.schema import write_json
-from tests.rundir.test_result import GOOD
+from tests.cli.report_runs import DONE, FINAL, NEW, OLD, make_run
 
-CONFIG: dict[str, Any] = {
-    "format": FORMAT,
-    "task": {"_target_": "mbrl.envs.metaworld.MetaWorldTask", "name": "door-close-v3"},
-    "protocol": {"name": "default", "image": 64, "camera": {"distance": 1.15}, "deviations": []},
-    "transformer": {"layers": 3, "hidden": 128},
-    "worldmodel": {"_target_": "worldmodel.ivideogpt.ModelConfig", "max_frames": 12},
-    "agent": {"_target_": "agents.dreamer.DreamerConfig", "gamma": 0.96},
-    "schedule": {"total": 5000, "prefill": 1500, "gate": {"episodes": 3, "reward_r2": 0.3, "codes_alive": 40}},
-    "seed": 7,
-}
-OLD = "env_step,decision,update,wall_s,train/episode/return,time/collect_s,time/fit_s,time/evaluate_s,agent/return_mean"
-ROWS = ["1000,500,0,9.5,21,4,0,6,", "2000,1000,0,30,25,4,16,0,", "3000,1500,40,60.5,31,4,26,0,7.5"]
-EVAL = """env_step,decision,update,wall_s,episodes,return,return_std,success,success_low,success_high,weights_step
-0,0,0,5,20,32,22,0.05,0.01,0.24,
-3000,1500,40,61,10,121,25,0.6,0.31,0.83,
-"""
-SUCCESS = [True] * 16 + [False] * 4
-DONE = GOOD | {"final": {"returns": [140.0] * 20, "success": SUCCESS, "success_last": SUCCESS}}
-FINAL = "3000,1500,40,70,20,140,20,0.8,0.58,0.92,2500\n"
-NEW = {
-    "heldout/reward_r2_1": "0.9",
-    "heldout/reward_r2_5": "-7",
-    "heldout/reward_r2_10": "nan",
-    "replay/codes_alive": "61",
-    "probe/hand_r2": "0.8",
-    "probe/hand_rmse": "1.25",
-    "probe/object_r2": "0.5",
-    "heldout/return_imagined": "31",
-    "heldout/return_real": "28",
-    "heldout/value": "30",
-    "heldout/return_to_go": "29",
-    "dynamics/codes": "2.5",
-    "agent/std": "0.4",
-    "agent/entropy": "1.1",
-    "tokenizer/context_l1": "0.05",
-    "tokenizer/future_l1": "0.08",
-}
 Make = Callable[..., Path]
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
     def made(name: str = "mine", more: Mapping[str, str] = {}, **changed: Mapping[str, Any]) -> Path:
-        """A run folder; the columns `more` are filled in the last row only."""
-        folder = tmp_path / name
-        folder.mkdir()
-        config = copy.deepcopy(CONFIG)
-        for group, values in changed.items():
-            config[group] = {**config.get(group, {}), **values}
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
-        lines = [
-            ",".join([OLD, *more]),
-            *(row + "," * len(more) for row in ROWS[:-1]),
-            ",".join([ROWS[-1], *more.values()]),
-        ]
-        (folder / "metrics.csv").write_text("".join(f"{line}\n" for line in lines))
-        (folder / "eval.csv").write_text(EVAL)
-        return folder
+        return make_run(tmp_path / name, more, **changed)
 
     return made
 
@@ -156,7 +104,7 @@ def test_scores_are_drawn_with_their_interval_and_the_random_policy(make: Make) 
 
 
 def test_the_title_tells_what_was_run_and_how_it_went(make: Make) -> None:
-    told = "\n".join(heading([read_record(make())]))
+    told = "\n".join(heading(grouped([read_record(make())])))
     for word in ("door-close-v3", "protocol default", "seed 7", "dreamer", "ivideogpt (3 layers of 128)", "1.0 min"):
         assert word in told
     assert "newest interim score, step 3000: success 0.60 [0.31, 0.83]" in told
@@ -167,7 +115,7 @@ def test_the_title_tells_what_was_run_and_how_it_went(make: Make) -> None:
     write_json(folder / RESULT, DONE)
     done = read_record(folder)
     assert done.finished and [row["success"] for row in done.greedy] == [0.6], "the final score is of other starts"
-    told = "\n".join(heading([done]))
+    told = "\n".join(heading(grouped([done])))
     assert "final score of the weights of step 2500: success 0.80 [0.58, 0.92]" in told
     star = [line for line in panel(draw([done]), 1).lines if line.get_marker() == "*"]
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in star] == [(2500, 0.8)]
@@ -225,7 +173,7 @@ def test_a_run_without_evaluations_is_drawn(make: Make) -> None:
     folder = make()
     (folder / "eval.csv").unlink()
     record = read_record(folder)
-    assert "no greedy evaluation yet" in "\n".join(heading([record]))
+    assert "no greedy evaluation yet" in "\n".join(heading(grouped([record])))
     assert entries(panel(draw([record]), 2)) == [
         "greedy, 95 %",
         "final score, other starts",
@@ -319,8 +267,3 @@ def test_several_runs_are_written_where_one_is_unless_told(
         "deep/er/page.png",
         "report.png",
     ]
-
-
-def test_more_runs_than_colours_are_refused(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    folders = ",".join(str(make(f"r{number}")) for number in range(9))
-    assert "one page holds 1 to 8 runs (got 9)" in refused([f"run={folders}"], capsys)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 
 from mbrl.cli.main import main
 from mbrl.data.dataset import write_card
+from mbrl.io import video
 from mbrl.replay.episode import write_episode
 from tests.data.numbered import CARD, numbered
 
@@ -132,3 +134,22 @@ def test_a_library_that_is_not_installed_is_named(
     monkeypatch.setitem(__import__("sys").modules, name, None)
     assert main(["data", "convert", f"from={tmp_path}", f"to={tmp_path / 'x'}", f"format={kind}"]) == 2
     assert "pip install" in capsys.readouterr().err
+
+
+def test_a_preview_says_of_which_frame_each_picture_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for number, decisions in ((3, 90), (7, 10)):
+        write_episode(folder, numbered(number, decisions))
+    write_card(folder, replace(CARD, name="set", image=(8, 8), action_dim=3, rewards=True))
+    told: list[str] = []
+    write = video._write_texts
+    monkeypatch.setattr(
+        video, "_write_texts", lambda p, texts: (told.extend(text for _, _, text in texts), write(p, texts))[1]
+    )
+    assert main(["data", "preview", str(folder), f"out={tmp_path / 'a.png'}", "columns=4"]) == 0
+    told = [text for text in told if text]
+    assert told == [
+        *(f"set episode 3, frame {frame}" for frame in (0, 30, 60, 90)),
+        *(f"set episode 7, frame {frame}" for frame in (0, 3, 7, 10)),
+    ]

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mbrl.io.video import GAP, LINE, Videos, difference, sheet, strip
+from mbrl.files import TEMPORARY
+from mbrl.io.video import GAP, LINE, Videos, _cut, difference, sheet, strip
 
 
 def _clip(length: int, value: int) -> torch.Tensor:
@@ -50,8 +51,15 @@ def test_a_sheet_has_one_row_per_clip_and_runs_from_the_first_to_the_last_frame(
     assert sheet({"truth": _clip(2, 30)}, columns=5).shape[1] == 2 * (40 + GAP)
 
 
+def test_a_number_is_never_cut_off_a_picture() -> None:
+    assert _cut("short", " 17", 200) == "short 17"
+    assert (long := _cut("a very long name of a data set, episode 3, frame", " 17", 120)).endswith("3, frame 17")
+    assert 8 < len(long) < 30
+    assert _cut("any name", " 17", 1) == "17"
+
+
 def test_a_gif_holds_every_frame_at_its_speed(tmp_path: Path) -> None:
-    path = Videos(tmp_path / "videos", keep=2).gif("eval", 1200, strip({"truth": _clip(6, 30)}), fps=10)
+    path = Videos(tmp_path / "videos", keep=2).film("eval", 1200, strip({"truth": _clip(6, 30)}), fps=10)
     assert path.name == "eval-000001200.gif"
     with Image.open(path) as image:
         assert (image.n_frames, image.info["duration"], image.size) == (6, 100, (40, LINE + 32))
@@ -60,16 +68,63 @@ def test_a_gif_holds_every_frame_at_its_speed(tmp_path: Path) -> None:
     assert np.abs(red.astype(int) - (80, 30, 30)).max() <= 8
 
 
-def test_only_the_newest_files_of_each_kind_stay(tmp_path: Path) -> None:
+def test_only_the_newest_files_of_each_kind_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mbrl.io.video.find_spec", lambda name: None)
     videos = Videos(tmp_path, keep=2)
     for step in (5, 1_000_000_000, 700):
-        videos.gif("eval", step, strip({"truth": _clip(2, step % 200)}), fps=5)
+        videos.film("eval", step, strip({"truth": _clip(2, step % 200)}), fps=5)
         videos.png("eval", step, sheet({"truth": _clip(2, 30)}, columns=2))
         videos.png("eval_long", step, sheet({"truth": _clip(2, 30)}, columns=2))
     names = sorted(path.name for path in tmp_path.iterdir())
     kept = [f"{kind}-{step}{suffix}" for kind, suffix in (("eval", ".gif"), ("eval", ".png"), ("eval_long", ".png"))
             for step in ("000000700", "1000000000")]  # fmt: skip
     assert names == sorted(kept)
+
+
+def test_an_mp4_lies_beside_the_gif_where_it_can_be_written(tmp_path: Path) -> None:
+    pytest.importorskip("imageio_ffmpeg", reason="imageio-ffmpeg is not installed")
+    import imageio.v3 as imageio
+
+    clip = torch.full((7, 3, 8, 10), 40, dtype=torch.uint8)
+    clip += torch.arange(7, dtype=torch.uint8)[:, None, None, None] * 25
+    pictures = strip({"": clip})[:, :-1]  # an odd height
+    path = Videos(tmp_path, keep=2).film("eval", 1200, pictures, fps=10)
+    frames = imageio.imread(path.with_suffix(".mp4"), plugin="FFMPEG")
+    assert frames.shape == (7, LINE + 32, 40, 3), "as large as the GIF, to an even edge"
+    middle = frames[:, LINE + 8 : -8, 8:-8].astype(int).mean(axis=(1, 2, 3))
+    assert np.abs(middle - (40 + 25 * np.arange(7))).max() < 6
+    assert imageio.immeta(path.with_suffix(".mp4"), plugin="FFMPEG")["fps"] == 10
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["eval-000001200.gif", "eval-000001200.mp4"]
+
+
+def test_gif_and_mp4_of_one_step_stay_and_go_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mbrl.io.video.find_spec", lambda name: True)
+    monkeypatch.setattr("mbrl.io.video.write_mp4", lambda path, pictures, fps: path.write_bytes(b"mp4"))
+    videos = Videos(tmp_path, keep=2)
+    (tmp_path / "eval-000000050.mp4").write_bytes(b"an mp4 whose GIF is gone")
+    for step in (100, 300, 200):
+        videos.film("eval", step, strip({"": _clip(2, 30)}), fps=5)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        f"eval-000000{step}.{suffix}" for step in (200, 300) for suffix in ("gif", "mp4")
+    ]
+
+
+def test_an_mp4_that_cannot_be_written_is_said_and_the_gif_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(path: Path, *args: object, **how: object) -> None:
+        assert path.name.startswith(TEMPORARY), "a kill leaves what the next start sweeps"
+        path.write_bytes(b"half a film")
+        raise OSError("[Errno 32] Broken pipe\n\nFFMPEG COMMAND:\n/usr/bin/ffmpeg -y\n\nno such encoder\n")
+
+    monkeypatch.setattr("mbrl.io.video.find_spec", lambda name: True)
+    monkeypatch.setattr("imageio.v3.imwrite", broken)
+    with caplog.at_level("WARNING", "mbrl"):
+        path = Videos(tmp_path, keep=2).film("eval", 100, strip({"": _clip(2, 30)}), fps=5)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert caplog.messages == [
+        f"WARNING: {path.with_suffix('.mp4')} was not written: no such encoder; the GIF is there"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from mbrl.cli.main import main
+from mbrl.rundir.stop import SAVED_PLEASE_REQUEUE
 from tests.children import moments
 from tests.pretrain.runs import Pretrain, rows, state_of, words
 from tests.pretrain.sets import dataset
@@ -43,6 +45,22 @@ def test_kills_at_random_moments_change_nothing(tmp_path: Path, data: Path, pret
     died = [pretrain(words("both", data, folder), once=come) for come in moments(folder, 5, seed=3, lines=9)]
     assert died.count(-signal.SIGKILL) >= 2
     assert pretrain(words("both", data, folder)) == 0
+    assert_same(finished, folder)
+
+
+def test_a_stop_cuts_a_measurement_off_and_it_is_made_again(
+    tmp_path: Path, data: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(what: str) -> Any:
+        return lambda done, total: os.kill(os.getpid(), signal.SIGTERM) if "tokenizer" in what else None
+
+    folder = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr("mbrl.pretrain.run.told", told)
+        assert main(words("both", data, folder)) == SAVED_PLEASE_REQUEUE
+    assert not (folder / "eval.csv").exists() and not (folder / "metrics.csv").exists()
+    assert "update 0: 3 clips of validation are measured (tokenizer, dynamics)" in (folder / "console.log").read_text()
+    assert main(words("both", data, folder)) == 0
     assert_same(finished, folder)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from agents.api import DreamMetrics
 from mbrl.run.clock import Cadence, Clock
 from mbrl.run.learning import Learning
 from mbrl.run.progress import Progress
+from mbrl.run.run import PACE_ROWS, Run
 from worldmodel.processes import alone
 
 
@@ -50,7 +52,7 @@ def test_long_work_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch, caplog: 
     caplog.set_level(logging.INFO, "mbrl")
     parts: dict[str, Any] = dict.fromkeys(("model", "replay", "updater", "agent", "gate"))
     cadences = {"dynamics": Cadence(every=0, start=0, initial=60, updates=0)}
-    cadences["tokenizer"] = Cadence(every=0, start=0, initial=49, updates=0)
+    cadences["tokenizer"] = Cadence(every=0, start=0, initial=14, updates=0)
     schedule: Any = SimpleNamespace(**cadences)
     stop: Any = False
     run = Learning(schedule=schedule, clock=Clock(), stop=stop, processes=alone(), **parts)
@@ -64,4 +66,25 @@ def test_long_work_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch, caplog: 
         "  59 of 60 updates of dynamics, 0m01s left",
     ]
     caplog.clear()
-    assert len(list(run.owed("tokenizer"))) == 49 and not caplog.records
+    assert len(list(run.owed("tokenizer"))) == 14 and not caplog.records
+
+
+def test_time_left_is_told_by_the_last_rows_and_not_before_the_agent_learns() -> None:
+    """Of a prefill that is cheap, updates that are dear, and an hour that a first fit took."""
+    run: Any = SimpleNamespace(progress=Progress(), clock=Clock(), paces=deque(maxlen=PACE_ROWS))
+    run.schedule = SimpleNamespace(total=20_000, learn=Cadence(every=100, start=2000, initial=0, updates=1))
+
+    def row(env_steps: int, seconds: float) -> float | None:
+        run.clock.env_steps = env_steps
+        run.progress._spend("fit", seconds)
+        return Run._left_s(run)
+
+    assert [row(1000, 4.0), row(2000, 4.0)] == [None, None]
+    line = Progress().line(Progress().row(), env_steps=0, total=9, episodes=0, left_s=None)
+    assert line.endswith("| time left unknown before the agent learns")
+    run.clock.done["learn"] = 1
+    row(3000, 3600.0)
+    for env_steps in range(4000, 9000, 1000):
+        left = row(env_steps, 60.0)
+    assert left == pytest.approx(12 * 60.0), "the hour is no longer among the last rows"
+    assert row(20_000, 60.0) == 0.0

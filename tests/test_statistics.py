@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from mbrl.bench.statistics import (
+from mbrl.statistics import (
     Scores,
     aggregate,
     iqm,
@@ -48,7 +48,7 @@ def test_the_interval_is_that_of_a_stratified_bootstrap_of_a_few_lines() -> None
 
 def test_the_numbers_are_those_of_rliable() -> None:
     """Its outputs, made once (rliable.json says by what); scores there are runs x tasks."""
-    theirs = json.loads((Path(__file__).parent / "rliable.json").read_text())
+    theirs = json.loads((Path(__file__).parent / "bench" / "rliable.json").read_text())
     scores = {name: list(np.array(matrix).T) for name, matrix in theirs["scores"].items()}
     for name in ("iqm", "mean", "median"):
         for method, (value, low, high) in theirs[name].items():

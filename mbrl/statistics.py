@@ -224,6 +224,20 @@ def on_grid(curves: Sequence[tuple[Sequence[float], Sequence[float]]], grid: Seq
     return values_RG
 
 
+def band(values_RG: np.ndarray, *, resamples: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+    """The lower and upper ends of the 95 % percentile bootstrap interval of the mean over runs, at each place. [G], [G]
+
+    The runs are drawn anew as wholes, so that the ends belong together along a curve.
+
+    >>> [end.tolist() for end in band(np.array([[0.0, 1.0], [1.0, 1.0]]))]
+    [[0.0, 1.0], [1.0, 1.0]]
+    """
+    runs = len(values_RG)
+    drawn_NR = np.random.default_rng(SEED).integers(runs, size=(resamples, runs))
+    ends = np.percentile(values_RG[drawn_NR].mean(axis=1), [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)], axis=0)
+    return ends[0], ends[1]
+
+
 def check_scores(scores: Scores) -> None:
     """Raises: ValueError where there is no task, a task without runs, or a score that is no number."""
     if not scores or min(len(task) for task in scores) == 0:
