@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mbrl.cli.errors import DONE, BadInput
-from mbrl.cli.words import choice, place, progress, there, whole, words
+from mbrl.cli.words import choice, place, there, whole, words
+from mbrl.progress import told
 
 EXPORT = {
     "from": there("from", "the folder of a data set"),
@@ -24,6 +25,6 @@ def run_export(args: list[str]) -> int:
     if given["fps"] is None and rate != int(rate):
         raise BadInput(f"fps= is missing: frames a second, a whole number (the set says rate {rate:g})")
     check_beside(given["to"])
-    export(data, given["to"], fps=given["fps"] or int(rate), on_progress=progress("episodes"))
+    export(data, given["to"], fps=given["fps"] or int(rate), on_progress=told("episodes"))
     print(f"{given['to']} holds {len(data)} episodes in LeRobot's version 3.0")
     return DONE
