@@ -12,8 +12,8 @@ from matplotlib.font_manager import FontProperties, findfont, fontManager, get_f
 
 FAMILY = "DejaVu Sans"
 """Comes with matplotlib: Latin, Greek, Cyrillic, Arabic, Hebrew and more, but no Chinese, Japanese, Korean, Hindi."""
-
-
+LONGEST = 2000
+"""Letters that are looked at: more than a page has room for, and a name of a stranger's run may have a million."""
 FIXED_SPACE = "\u00a0"
 """Lines do not break at it."""
 
@@ -60,7 +60,7 @@ class Letters:
 
     def wrapped(self, text: str, size: float, *, most: float, weight: str = "normal") -> list[str]:
         """Lines of at most `most` pixels; they break at spaces, and inside a word where it is longer than a line."""
-        words, lines = self.drawable(text).split(" "), []
+        words, lines = self.drawable(text[:LONGEST]).split(" "), []
         while words:
             fit = self._fitting([" ".join(words[:count]) for count in range(1, len(words) + 1)], size, most, weight)
             if fit == 0:
@@ -73,7 +73,7 @@ class Letters:
 
     def shortened(self, text: str, size: float, *, most: float, weight: str = "normal") -> str:
         """The text, or as much of its beginning as takes at most `most` pixels with an ellipsis behind it."""
-        drawn = self.drawable(text)
+        drawn = self.drawable(text[:LONGEST])
         if self.width(drawn, size, weight) <= most:
             return drawn
         cut = [f"{drawn[:count]}…" for count in range(1, len(drawn))]

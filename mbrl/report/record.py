@@ -151,9 +151,9 @@ def read_table(path: Path, saved: Mapping[str, Any] | None = None) -> list[Row]:
     """
     try:
         text = read_plain(path, most=MOST_ROWS).decode()
-    except ValueError as error:
-        raise DamagedFile(f"{path} is no text: {error}") from error
-    header, *lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))) or [[]]
+        header, *lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))) or [[]]
+    except (ValueError, csv.Error) as error:
+        raise DamagedFile(f"{path} is no table: {error}") from error
     rows = []
     for number, cells in enumerate(lines, start=2):
         if len(cells) != len(header):

@@ -226,6 +226,7 @@ def test_folders_that_hold_no_rows_are_refused_in_one_line(
     [
         ("metrics.csv", "env_step,agent/std\n1000,wide\n", "line 2: agent/std is no number (got wide)"),
         ("metrics.csv", "env_step,agent/std\n1000,1\n2000\n", "line 3 has 1 cells; the header names 2"),
+        ("metrics.csv", "env_step\n" + '"' + "1\n" * 100_000, "is no table"),
         ("metrics.csv", "step,agent/std\n1000,1\n", "line 2 has no env_step"),
         ("run.json", "{", "is not JSON"),
     ],

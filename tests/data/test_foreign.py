@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from PIL import Image
 
 from mbrl.cli.main import main
-from mbrl.data.convert.arrays import unstacked
+from mbrl.data.convert.arrays import npz_in, read, unstacked
 from mbrl.data.convert.clip import UnclearRow, Unreadable, check_row, frames_of, rows_of
 from mbrl.data.convert.pictures import decoded, picture
 from mbrl.data.convert.robonet import trajectory
@@ -328,3 +330,18 @@ def test_pictures_of_a_video_are_taken_once_each_however_long_they_stay(tmp_path
     with pytest.raises(Unreadable) as error:
         list(decoded(b"nothing"))
     assert "\n" not in str(error.value) and "version" not in str(error.value)
+
+
+@pytest.mark.parametrize("header", ["(99999999999999999999,)", "(3, ", "(12345678, 2345678, 3)"])
+def test_what_a_header_says_is_no_reason_to_break(tmp_path: Path, header: str) -> None:
+    text = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {header}".ljust(117) + "}\n"
+    with zipfile.ZipFile(tmp_path / "1.npz", "w") as archive:
+        archive.writestr("image.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode())
+    with pytest.raises(Unreadable, match="cannot be read"):
+        read(tmp_path / "1.npz", lambda arrays: arrays["image"])
+
+
+def test_a_pipe_is_refused_before_anybody_waits_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "1.npz")
+    with pytest.raises(ValueError, match=r"1\.npz is a pipe or a device"):
+        npz_in(tmp_path)

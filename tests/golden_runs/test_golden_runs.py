@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import copy
-from functools import cache
 
 import pytest
 
 from tests.golden_runs import golden
 
-played = cache(golden.play)
-scenes = pytest.mark.parametrize("scene", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in golden.SCENES])
-"""Both tests of a scene in one worker: it is played once."""
-
 
 @pytest.mark.distributed
-@scenes
-def test_numbers_are_the_recorded_ones(scene: str) -> None:
-    assert golden.off(golden.read(scene), played(scene)) == []
-
-
-@pytest.mark.distributed
-@scenes
-def test_bits_are_the_recorded_ones(scene: str) -> None:
-    recorded, shown = golden.read(scene), played(scene)
+@pytest.mark.parametrize("scene", golden.SCENES)
+def test_numbers_and_bits_are_the_recorded_ones(scene: str) -> None:
+    recorded, shown = golden.read(scene), golden.play(scene)
+    assert golden.off(recorded, shown) == []
     if strange := golden.strangers(recorded, shown):
         hashes = ", ".join(recorded["hashes"])
         pytest.skip(f"numbers compared with a tolerance only, and no hash of {hashes}: {'; '.join(strange)}")

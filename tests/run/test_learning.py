@@ -8,11 +8,12 @@ from pathlib import Path
 from mbrl.cli.main import main
 
 MARGIN = 3.0
-"""Return above the random policy's 5.0 (40 episodes): seeds 0 and 1 reach 4.4 and 6.4, an expert gets 17.7."""
+"""Return above the random policy's 5.0 (40 episodes): seeds 0 and 1 reach 4.2 and 5.4, an expert gets 17.7."""
+SHORT = "schedule.total=10500"  # the agent has 250 of its 450 updates
 
 
 def test_the_agent_learns_in_imagination_what_the_random_policy_does_not_do(tmp_path: Path) -> None:
-    assert main(["train", "experiment=toy", "seed=0", "compute.threads=1", f"run_dir={tmp_path / 'run'}"]) == 0
+    assert main(["train", "experiment=toy", SHORT, "seed=0", "compute.threads=1", f"run_dir={tmp_path / 'run'}"]) == 0
     with (tmp_path / "run" / "eval.csv").open() as lines:
         rows = list(csv.DictReader(lines))
     random_policy, trained = rows[0], rows[-1]

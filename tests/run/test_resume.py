@@ -14,9 +14,10 @@ import torch
 
 from mbrl.io.checkpoint import checkpoint_paths, read_newest
 from mbrl.run.run import Run
-from tests.children import lines_said, moments
+from tests.children import laid, lines_said, moments, run_child
 from worldmodel.training.updater import Updater
 
+pytestmark = pytest.mark.xdist_group("resume")  # one worker, whose uninterrupted run serves all
 Train = Callable[..., int]
 
 KILLS, LINES = 10, 9  # what a continued run says before its first row is five lines
@@ -48,10 +49,10 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert listing[0] == listing[1]
 
 
-@pytest.fixture
-def uninterrupted(tmp_path: Path, train: Train) -> Path:
-    folder = tmp_path / "uninterrupted"
-    assert train(folder) == 0
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    assert run_child(["train", *laid("experiment=debug", f"run_dir={folder}")]) == 0
     return folder
 
 

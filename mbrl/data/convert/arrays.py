@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbrl.data.convert.clip import Clip, Item, Items, UnclearRow, Unreadable, check_row, frames_of, rows_of
-from mbrl.data.convert.files import listed
+from mbrl.data.convert.files import FAILURES, listed
 from mbrl.replay.episode import MAX_BYTES
 
 Arrays = Mapping[str, Any]
@@ -80,8 +79,8 @@ def read(path: Path, make: Callable[[Arrays], Made]) -> Made:
             return make(file)
     except (Unreadable, UnclearRow):
         raise
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        raise Unreadable(f"it cannot be read ({error})") from error
+    except FAILURES as error:
+        raise Unreadable(f"it cannot be read ({' '.join(str(error).split())[:200]})") from error
 
 
 def held(arrays: Arrays, key: str) -> NDArray[Any]:

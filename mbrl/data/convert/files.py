@@ -1,20 +1,34 @@
-"""Which files of a foreign archive are meant."""
+"""Which files of a foreign archive are meant, and what goes wrong in opening one."""
 
 from __future__ import annotations
 
 import re
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+FAILURES = (
+    *(OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError),
+    *(EOFError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+    SystemError,  # Cython, where an error meets another one
+)
+"""What numpy, zipfile and h5py raise on files that are damaged."""
 
 
 def listed(folder: Path, wanted: Callable[[Path], bool], *, deep: bool = False) -> list[Path]:
     """What `wanted` takes of a folder (`deep`: of all below it), in natural order.
 
     What operating systems leave in archives is left out: `.DS_Store`, `._1.png`, and what lies in `__MACOSX`.
+    Raises: ValueError for a pipe or a device, which may never end.
     """
-    found = (path for path in (folder.rglob("*") if deep else folder.iterdir()) if wanted(path))
-    return sorted((path for path in found if not _left_behind(path.relative_to(folder))), key=natural)
+    found = [path for path in (folder.rglob("*") if deep else folder.iterdir()) if wanted(path)]
+    found = [path for path in found if not _left_behind(path.relative_to(folder))]
+    if special := [path for path in found if path.exists() and not (path.is_file() or path.is_dir())]:
+        raise ValueError(f"{special[0]} is a pipe or a device; only plain files are read")
+    return sorted(found, key=natural)
 
 
 def _left_behind(path: Path) -> bool:

@@ -15,14 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbrl.data.convert.clip import UnclearRow, Unreadable
-from mbrl.data.convert.files import listed
+from mbrl.data.convert.files import FAILURES, listed
 from mbrl.replay.episode import MAX_BYTES
 
-FAILURES = (
-    *(OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError),
-    SystemError,  # Cython, where an error meets another one
-)
-"""What h5py raises on files that are damaged."""
 MOST = MAX_BYTES * 8
 """Bytes of one array: the frames of an episode as numbers of 64 bits."""
 

@@ -1,13 +1,15 @@
 """Writes what a reader gives as a data set: whole or not at all, and from where it was interrupted.
 
-Item i becomes episode i, so a second start knows what is done. `dataset.json` comes last: until then the folder is no
-data set, and `converting.json` says what it is to become.
+Item i becomes episode i, so a second start knows what is done; `items.jsonl` says which item that was, since an
+archive may change in between. `dataset.json` comes last: until then the folder is no data set, and `converting.json`
+says what it is to become.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from mbrl.files import clear_temporaries, read_plain, write_atomically
 from mbrl.replay.episode import NAME, Episode, read_episode, write_episode
 
 MARK = "converting.json"
+ITEMS = "items.jsonl"
+"""What was asked for, then number and name of each item that became an episode."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,7 @@ def convert(items: Items, job: Job, *, on_progress: Callable[[int], None] = lamb
     except BaseException as error:
         if not any(job.folder.glob("ep-*.npz")):
             (job.folder / MARK).unlink()
+            (job.folder / ITEMS).unlink(missing_ok=True)
         elif isinstance(error, Exception):
             _mark(job, failed=True)
         raise
@@ -84,6 +89,7 @@ def _converted(items: Items, job: Job, on_progress: Callable[[int], None]) -> Ou
     there = {
         int(match[1]): path for path in job.folder.glob("ep-*.npz") if (match := NAME.fullmatch(path.name)) is not None
     }
+    names = read_names(job.folder)
     kinds: dict[tuple[Any, ...], str] = {}
     damaged: list[tuple[str, str]] = []
     notes: dict[str, list[str]] = {}
@@ -91,6 +97,11 @@ def _converted(items: Items, job: Job, on_progress: Callable[[int], None]) -> Ou
     for number, item in enumerate(items):
         if job.limit and number >= job.limit:
             break
+        if number in there and names.get(number, item.name) != item.name:
+            raise ValueError(
+                f"to={job.folder} has {names[number]} as episode {number}, where {item.name} stands now: what is "
+                "converted has changed since; give a new folder"
+            )
         try:
             if number in there and kinds:
                 episode = None  # of the kind that was found before
@@ -101,6 +112,7 @@ def _converted(items: Items, job: Job, on_progress: Callable[[int], None]) -> Ou
                 episode = episode_of(clip, number=number, side=job.side, crop=job.crop)
                 same(kinds, kind_of(episode), item.name)
                 write_episode(job.folder, episode)
+                append(job.folder / ITEMS, [number, item.name])
                 written += 1
                 if clip.note:
                     notes.setdefault(clip.note, []).append(item.name)
@@ -156,8 +168,33 @@ def begin(job: Job) -> None:
         for path in job.folder.glob("ep-*.npz"):
             if NAME.fullmatch(path.name):
                 path.unlink()
+        (job.folder / ITEMS).unlink(missing_ok=True)
     _mark(job, failed=False)
     clear_temporaries(job.folder)
+    if not (job.folder / ITEMS).exists():
+        append(job.folder / ITEMS, asked_of(job))
+
+
+def append(path: Path, entry: Any) -> None:
+    """One more line; a kill in the middle of it leaves a line that `read_items` leaves out."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{json.dumps(entry)}\n")
+
+
+def read_items(folder: Path) -> list[Any]:
+    """The lines of `items.jsonl`; none where there is no such file."""
+    path = folder / ITEMS
+    lines = read_plain(path).decode("utf-8", "replace").splitlines() if path.exists() else []
+    entries = []
+    for line in lines:
+        with suppress(ValueError, RecursionError):  # cut off by a kill
+            entries.append(json.loads(line))
+    return entries
+
+
+def read_names(folder: Path) -> dict[int, str]:
+    """The item that each episode was made of, as far as it was written down."""
+    return {entry[0]: entry[1] for entry in read_items(folder) if isinstance(entry, list) and len(entry) == 2}
 
 
 def asked_of(job: Job) -> dict[str, Any]:
@@ -190,6 +227,11 @@ def check_target(job: Job) -> None:
     if (job.folder / CARD).exists():
         if read_card(job.folder).source != job.source:
             raise ValueError(f"to={job.folder} is a data set of another source; give a new or an empty folder")
+        asked = next((entry for entry in read_items(job.folder) if isinstance(entry, dict)), asked_of(job))
+        for key, value in asked_of(job).items():
+            if asked.get(key) != value:
+                word = {"side": "image"}.get(key, key)
+                raise ValueError(f"to={job.folder} was converted with another {word}=; give a new folder")
     elif _other(job) == "interrupted":
         raise ValueError(f"to={job.folder} holds another conversion ({MARK}); give a new folder, or delete that one")
     elif not (job.folder / MARK).exists() and any(job.folder.glob("*.npz")):
