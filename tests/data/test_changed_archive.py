@@ -8,6 +8,8 @@ import pytest
 
 from mbrl.data.convert.arrays import Keys, published_npz
 from mbrl.data.convert.clip import Item
+from mbrl.data.convert.run import ITEMS, append, read_names
+from mbrl.files import MOST_TEXT
 from tests.data.test_convert import converted, published
 
 
@@ -30,7 +32,17 @@ def test_an_archive_that_changed_and_another_size_are_refused_where_episodes_wer
     with pytest.raises(ValueError, match=f"has {names[2]} as episode 1, where {names[1]} stands now"):
         converted(items(), tmp_path / "out")
     assert sorted((tmp_path / "out").glob("*.npz")) == before
-    with (tmp_path / "out" / "items.jsonl").open("a") as file:
-        file.write('[3, "cut')  # by a kill
-    with pytest.raises(ValueError, match="stands now"):
-        converted(items(), tmp_path / "out")
+    assert not (tmp_path / "out" / "converting.json").exists(), "it is the data set that it was"
+
+
+def test_a_list_that_a_kill_cut_off_loses_one_line(tmp_path: Path) -> None:
+    append(tmp_path / ITEMS, [0, "a"])
+    with (tmp_path / ITEMS).open("a") as file:
+        file.write('\n[1, "cut')
+    append(tmp_path / ITEMS, [2, "c"])
+    assert read_names(tmp_path) == {0: "a", 2: "c"}
+
+
+def test_a_long_list_is_read(tmp_path: Path) -> None:
+    (tmp_path / ITEMS).write_text("".join(f'\n[{number}, "episode {number:040d}"]' for number in range(40_000)))
+    assert (tmp_path / ITEMS).stat().st_size > MOST_TEXT and len(read_names(tmp_path)) == 40_000

@@ -16,12 +16,14 @@ from typing import Any
 
 from mbrl.data.convert.clip import Items, Unreadable, episode_of
 from mbrl.data.dataset import CARD, Card, DamagedSet, read_card, write_card
-from mbrl.files import clear_temporaries, read_plain, write_atomically
+from mbrl.files import clear_temporaries, named, read_plain, write_atomically
 from mbrl.replay.episode import NAME, Episode, read_episode, write_episode
 
 MARK = "converting.json"
 ITEMS = "items.jsonl"
 """What was asked for, then number and name of each item that became an episode."""
+MOST_ITEMS = 2**28
+"""Bytes of that list: millions of items."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,8 @@ def convert(items: Items, job: Job, *, on_progress: Callable[[int], None] = lamb
         if not any(job.folder.glob("ep-*.npz")):
             (job.folder / MARK).unlink()
             (job.folder / ITEMS).unlink(missing_ok=True)
+        elif (job.folder / CARD).exists():  # it stays the data set that it was
+            (job.folder / MARK).unlink()
         elif isinstance(error, Exception):
             _mark(job, failed=True)
         raise
@@ -176,18 +180,18 @@ def begin(job: Job) -> None:
 
 
 def append(path: Path, entry: Any) -> None:
-    """One more line; a kill in the middle of it leaves a line that `read_items` leaves out."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(f"{json.dumps(entry)}\n")
+    """One more line. It begins with the line's end: what a kill left of the one before does not swallow it."""
+    with named(path), path.open("a", encoding="utf-8") as file:
+        file.write(f"\n{json.dumps(entry)}")
 
 
 def read_items(folder: Path) -> list[Any]:
     """The lines of `items.jsonl`; none where there is no such file."""
     path = folder / ITEMS
-    lines = read_plain(path).decode("utf-8", "replace").splitlines() if path.exists() else []
+    lines = read_plain(path, most=MOST_ITEMS).decode("utf-8", "replace").splitlines() if path.exists() else []
     entries = []
     for line in lines:
-        with suppress(ValueError, RecursionError):  # cut off by a kill
+        with suppress(ValueError, RecursionError):  # the first, which is empty, or one cut off by a kill
             entries.append(json.loads(line))
     return entries
 
