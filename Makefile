@@ -27,7 +27,7 @@ test: setup  ## ruff, mypy and every test
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT INT TERM && \
-	$(BARE) $(ONE_THREAD) $(PY) -m pytest -n 2 --dist loadgroup --timeout 600 $(ARGS)
+	$(BARE) $(ONE_THREAD) $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --timeout 600 $(ARGS)
 
 lint: $(VENV)/.installed  ## ruff and mypy only
 	$(PY) -m ruff check .

@@ -10,10 +10,10 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -73,59 +73,78 @@ class Sized:
     wall_s: float
 
 
-def sized(cells: Sequence[Cell]) -> list[Sized]:
-    """The finished runs among the cells of one task, smallest model first. Raises: ValueError, DamagedFile."""
-    results = {cell: result for cell in cells if (result := read_result(cell.run))}
-    if not results:
+class Finished(NamedTuple):
+    """What is read of one run. `interim`: the agent's evaluations but the final one, not the random policy's."""
+
+    cell: Cell
+    result: Mapping[str, Any]
+    final: Mapping[str, float]
+    configs: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    audit: Mapping[str, float]
+    interim: Sequence[Row]
+
+
+def read_finished(cells: Iterable[Cell]) -> tuple[list[Finished], dict[Path, str]]:
+    """The finished runs among the cells; and of each run folder that cannot be read the reason."""
+    found, damaged = [], {}
+    for cell in cells:
+        try:
+            if not (result := read_result(cell.run)):
+                continue
+            found.append(
+                Finished(
+                    cell=cell,
+                    result=result,
+                    final=Episodes.of(result["final"]).metrics(),
+                    configs=configs_of(cell.run).groups,
+                    metrics=_newest(read_table(cell.run / "metrics.csv")),
+                    audit=audit_of(cell.run, result),
+                    interim=read_record(cell.run).greedy,
+                )
+            )
+        except (DamagedFile, ValueError, OSError) as error:
+            damaged[cell.run] = " ".join(str(error).split())
+    return found, damaged
+
+
+def sized(runs: Sequence[Finished]) -> list[Sized]:
+    """The rows of finished runs of one task, smallest model first. Raises: ValueError."""
+    if not runs:
         return []
-    finals = {cell: Episodes.of(result["final"]).metrics() for cell, result in results.items()}
-    knows = all("success" in final for final in finals.values())
-    column, best = ("success", 1.0) if knows else ("return", max(final["return"] for final in finals.values()))
+    knows = all("success" in run.final for run in runs)
+    column, best = ("success", 1.0) if knows else ("return", max(run.final["return"] for run in runs))
     if best <= 0:
         raise ValueError(f"the best return of these runs must be > 0 to be what scores are parts of (got {best:g})")
-    rows = []
-    costs: dict[str, tuple[Cost, int]] = {}
-    for cell, result in results.items():
-        if cell.method not in costs:
-            groups = configs_of(cell.run).groups
-            codes = groups["tokenizer"].layout.codes_future if result["model"]["parameters"] else 0
-            costs[cell.method] = cost_of(groups), codes
-        curve = [(step, value / best) for step, value in interim(cell.run, column)]
-        rows.append(_row(cell, result, costs[cell.method], finals[cell][column] / best, curve))
+    costs: dict[str, Cost] = {}
+    for run in runs:
+        costs.setdefault(run.cell.method, cost_of(run.configs))
+    rows = [_row(run, costs[run.cell.method], column, best) for run in runs]
     return sorted(rows, key=lambda row: (row.parameters, row.size, row.seed))
 
 
-def interim(folder: Path, column: str) -> list[tuple[float, float]]:
-    """Env steps and values of the agent's interim evaluations: neither the random policy's score nor the final one."""
-    return [(row["env_step"], row[column]) for row in read_record(folder).greedy if column in row]
-
-
-def _row(
-    cell: Cell, result: Mapping[str, Any], cost: tuple[Cost, int], score: float, curve: Sequence[tuple[float, float]]
-) -> Sized:
-    counted, codes = cost
-    parts, reached = result["model"]["parameters"], {}
-    for level in LEVELS:
-        reached[level] = next((step for step, value in curve if value >= level), math.nan)
+def _row(run: Finished, cost: Cost, column: str, best: float) -> Sized:
+    result, parts = run.result, run.result["model"]["parameters"]
+    curve = [(row["env_step"], row[column] / best) for row in run.interim if column in row]
+    reached = {level: next((step for step, value in curve if value >= level), math.nan) for level in LEVELS}
     late = [value for step, value in curve if step >= result["env_steps"] / 2]
-    newest, audit = _newest(read_table(cell.run / "metrics.csv")), audit_of(cell.run, result)
     return Sized(
-        size=cell.method,
-        seed=cell.seed,
+        size=run.cell.method,
+        seed=run.cell.seed,
         parameters=sum(parts.values()),
         dynamics=parts.get("dynamics", 0),
-        codes=codes,
-        update_gflop=sum(counted.update.values()) / 1e9,
-        frame_mflop=counted.frame / 1e6,
+        codes=run.configs["tokenizer"].layout.codes_future if parts else 0,
+        update_gflop=sum(cost.update.values()) / 1e9,
+        frame_mflop=cost.frame / 1e6,
         env_steps=result["env_steps"],
-        score=score,
+        score=run.final[column] / best,
         second_half=float(np.mean(late)) if late else math.nan,
         steps_50=reached[0.5],
         steps_80=reached[0.8],
-        cross_entropy=newest.get("heldout/codes", math.nan),
-        reward_error=newest.get("heldout/reward_rmse_5", math.nan),
-        ranking=audit.get("ranking", math.nan),
-        return_r2=audit.get("return", math.nan),
+        cross_entropy=run.metrics.get("heldout/codes", math.nan),
+        reward_error=run.metrics.get("heldout/reward_rmse_5", math.nan),
+        ranking=run.audit.get("ranking", math.nan),
+        return_r2=run.audit.get("return", math.nan),
         wall_s=result["wall_s"],
     )
 

@@ -18,13 +18,14 @@ scale.csv (a row for each run), scale.png and the sentence that follows from the
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mbrl.cli.errors import DONE, BadInput
+from mbrl.cli.errors import DAMAGED, DONE, BadInput
 from mbrl.cli.words import valued, words
 from mbrl.rundir.stop import Stop
 
@@ -167,14 +168,13 @@ def timed(words: Sequence[str], total: int) -> tuple[str, ...]:
 
 def audit_runs(cells: Sequence[Cell], starts: int, args: list[str]) -> None:
     """Puts the final weights of every run that ended beside the simulator, once; says of which that cannot be done."""
-    from mbrl.bench.scale import audit_of
+    from mbrl.bench.scale import read_finished
     from mbrl.cli.audit import KEYS, write_audit
     from mbrl.cli.compose import own_folder, take_config_dir
-    from mbrl.rundir.result import read_result
 
-    for cell in cells:
-        result = read_result(cell.run)
-        if not result or not result["model"]["parameters"] or audit_of(cell.run, result):
+    for run in read_finished(cells)[0]:
+        cell = run.cell
+        if not run.result["model"]["parameters"] or run.audit:
             continue
         print(f"audit of {cell.name}", flush=True)
         own = take_config_dir([word for word in cell.words if word.startswith("--config-dir=")])[1]
@@ -186,16 +186,19 @@ def audit_runs(cells: Sequence[Cell], starts: int, args: list[str]) -> None:
 
 
 def report(cells: Sequence[Cell], to: Path, fixed: str) -> int:
-    """Writes table and figure, and says what follows."""
-    from mbrl.bench.scale import as_csv, sentence, sized
+    """Writes table and figure, and says what follows, of all runs that can be read."""
+    from mbrl.bench.scale import as_csv, read_finished, sentence, sized
     from mbrl.bench.scale_figure import figure
     from mbrl.files import write_atomically
 
-    rows: list[Any] = sized(cells)
+    runs, damaged = read_finished(cells)
+    rows = sized(runs)
     follows, same = sentence(rows), "env steps" if fixed == "data" else "counted operations"
     write_atomically(to / CSV, as_csv(rows).encode())
     title = f"{cells[0].task}: world models of several sizes, the same {same}"
     write_atomically(to / FIGURE, figure(rows, title=title, follows=follows))
     print(follows)
+    for reason in damaged.values():
+        print(f"damaged, left out: {reason}", file=sys.stderr)
     print(f"written to {to / CSV} and {to / FIGURE}")
-    return DONE
+    return DAMAGED if damaged else DONE

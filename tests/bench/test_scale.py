@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mbrl.bench.scale import Sized, as_csv, interim, sentence
+from mbrl.bench.scale import Sized, as_csv, sentence
 from mbrl.bench.scale_figure import figure
 from mbrl.cli.errors import BadInput
 from mbrl.cli.main import main
@@ -62,18 +62,14 @@ def test_a_table_leaves_empty_what_was_not_reached() -> None:
     assert (first["size"], first["parameters"], first["steps_50"], first["steps_80"]) == ("tiny", "1000000", "60.0", "")
 
 
-def test_a_run_is_timed_by_its_interim_evaluations_alone(tmp_path: Path) -> None:
-    folder = finished(tmp_path, curve=(0.0, 0.6), success=0.9)  # and 0.05 of the random policy before it has begun
-    assert interim(folder, "success") == [(1000, 0.0), (2000, 0.6)]
-
-
 def test_one_command_trains_what_is_left_and_reports_and_an_audit_fills_its_columns(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     to = tmp_path / "sizes"
     line = ["scale", *TOY, "starts=0", f"to={to}"]
     first, second = read_sizes(line[1:])[0].cells
-    ended = finished(to, "reach", first.method)  # its configuration is a real one; nothing was learned
+    # its configuration is a real one; nothing was learned: 0.05 of the random policy, then two interim evaluations
+    ended = finished(to, "reach", first.method, curve=(0.0, 0.6), success=0.9)
     write_run(ended, possible([*first.words, f"run_dir={tmp_path / 'other'}"], current())["plain"], {})
     assert main(line) == 0
     results = [ended / "result.json", second.run / "result.json"]
@@ -92,9 +88,14 @@ def test_one_command_trains_what_is_left_and_reports_and_an_audit_fills_its_colu
     assert float(small["frame_mflop"]) < float(large["frame_mflop"])
     assert 0 <= float(large["score"]) <= 1 and (small["env_steps"], large["env_steps"]) == ("3000", "150")
     assert (small["ranking"], small["return_r2"]) == ("", "")
+    assert (small["steps_50"], small["steps_80"], small["second_half"]) == ("2000.0", "", "0.6")
     assert -1 <= float(large["ranking"]) <= 1 and float(large["return_r2"]) <= 1
     with Image.open(to / "scale.png") as picture:
         assert picture.size == (1800, 840)
+    results[0].write_text('{"env_steps": 3000}')
+    assert main(line) == 3
+    assert capsys.readouterr().err.startswith(f"damaged, left out: {results[0]}")
+    assert len((to / "scale.csv").read_text().splitlines()) == 2
 
 
 def test_at_equal_compute_the_larger_model_has_fewer_env_steps_and_the_plan_is_shown_with_its_cost(
