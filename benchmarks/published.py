@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.tables import (
+    Listed,
     Phases,
     Predictions,
     Runs,
@@ -36,7 +37,26 @@ BEFORE_AND_AFTER = (
 TO_12 = ("interim scores at 4000, 6000, ... 12 000", interim)
 DIFFERS = ("what differs", None)
 
+BY_HAND = (
+    "reward-reading",
+    "decodings-preset",
+    "inside-the-dream",
+    "swings-guesses",
+    "told-motion",
+    "handle-moment",
+    "forgetting",
+    "overfitting",
+    "prediction-way",
+    "rollout",
+    "within-start",
+    "tokenizer-probe",
+    "runs-on-the-way",
+    "first-version",
+)
+"""Tables of the log, each a file of this name in docs/results/log."""
+
 TABLES: dict[str, Table] = {
+    **{name: Listed(f"log/{name}.csv") for name in BY_HAND},
     "door-close": Runs(BEFORE_AND_AFTER, [("door-close/seed0",), ("door-close/seed1",), ("door-close/seed2",)]),
     "drawer-close-first-version": Runs(
         (*BEFORE_AND_AFTER[:3], ("trained agent: success", last_success), ("return", last_return), CLOCK),

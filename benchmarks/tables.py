@@ -279,6 +279,29 @@ def bold(value: str, label: str) -> str:
     return f"**{value}**" if label.startswith("**") else value
 
 
+# -- tables that are files already -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What was measured by hand: a CSV as it stands, its first row the head. `file`: below docs/results."""
+
+    file: str
+
+    @property
+    def head(self) -> Sequence[str]:
+        """The names of the columns."""
+        return self._read(RESULTS)[0]
+
+    def rows(self, results: Path) -> Iterator[Sequence[str]]:
+        """All but the first."""
+        yield from self._read(results)[1:]
+
+    def _read(self, results: Path) -> list[list[str]]:
+        with (results / self.file).open(newline="") as lines:
+            return list(csv.reader(lines))
+
+
 # -- text --------------------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from benchmarks.tables import (
     BEGIN,
     COMMAND,
     END,
+    MARKED,
     RESULTS,
     ROOT,
     documents,
@@ -37,6 +38,11 @@ def test_every_declared_table_stands_somewhere_and_the_readme_has_its_three() ->
     found = {path.name: names_in(path.read_text(), path) for path in documents()}
     assert sorted({name for names in found.values() for name in names}) == sorted(TABLES)
     assert found["README.md"] == ["door-close", "prediction-short", "transfer-short"]
+
+
+def test_the_log_holds_no_table_that_is_not_a_file() -> None:
+    text = (ROOT / "docs" / "numbers.md").read_text()
+    assert "\n|" not in MARKED.sub("", text)
 
 
 def test_the_final_score_is_told_and_no_interim_one() -> None:

@@ -17,7 +17,6 @@ from mbrl.run.run import Run
 from tests.children import laid, lines_said, moments, run_child
 from worldmodel.training.updater import Updater
 
-pytestmark = pytest.mark.xdist_group("resume")  # one worker, whose uninterrupted run serves all
 Train = Callable[..., int]
 
 KILLS, LINES = 10, 9  # what a continued run says before its first row is five lines
