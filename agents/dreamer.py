@@ -29,6 +29,10 @@ from worldmodel.seeds import Seeds
 from worldmodel.spec import EnvSpec, ModelSpec
 from worldmodel.twohot import TwoHot
 
+NETS, OPTIMS = ("actor", "critic", "target_critic", "averaged_actor"), ("actor_optim", "critic_optim")
+PARTS = (*NETS, *OPTIMS, "normaliser", "count")
+"""What the state of a `Dreamer` is made of."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DreamerConfig:
@@ -46,6 +50,8 @@ class DreamerConfig:
         zero_init_value: the critic starts narrowly at value 0; else uniform over its bins (whose mean is 0 too).
         tau: share of the critic that its slow copy takes over after each update, in (0, 1]; null without `target_reg`.
         target_reg: weight of the loss that keeps the critic near its slow copy; 0 does without.
+        actor_tau: the same share of the actor, for the average of its weights that plays in evaluations, in (0, 1); the
+            first 1 / actor_tau updates count alike. Null: the newest weights play.
         epochs: optimizer steps on each imagined batch.
         ratio_clip: how far the probability ratio may leave 1 before its gradient ends (PPO); null with one epoch, where
             the ratio is 1.
@@ -75,6 +81,7 @@ class DreamerConfig:
     zero_init_value: bool
     tau: float | None
     target_reg: float
+    actor_tau: float | None
     epochs: int
     ratio_clip: float | None
     entropy_coef: float
@@ -100,6 +107,7 @@ class DreamerConfig:
             ("target_reg", self.target_reg >= 0, ">= 0"),
             ("tau", self.tau is None or self.target_reg > 0, "null with target_reg=0, where it has no effect"),
             ("tau", not self.target_reg or 0 < (self.tau or 0) <= 1, f"in (0, 1] with target_reg={self.target_reg}"),
+            ("actor_tau", self.actor_tau is None or 0 < self.actor_tau < 1, "null or in (0, 1)"),
             ("ratio_clip", self.ratio_clip is None or self.epochs > 1, "null with epochs=1, where it has no effect"),
             ("ratio_clip", self.epochs == 1 or 0 < (self.ratio_clip or 0) < 1, f"in (0, 1) with epochs={self.epochs}"),
             ("entropy_coef", self.entropy_coef >= 0, ">= 0"),
@@ -155,7 +163,7 @@ class Dreamer:
         self._filter = LatentFilter(dream)
         self._batch_size, self._horizon, self._burn_in = config.batch_size, config.horizon, spec.burn_in
         self.gamma, self._lambda, self._action_dim = config.gamma, config.lambda_, spec.action_dim
-        self._tau, self._target_reg = config.tau, config.target_reg
+        self._tau, self._target_reg, self._actor_tau = config.tau, config.target_reg, config.actor_tau
         self._epochs, self._ratio_clip = config.epochs, config.ratio_clip
         self._entropy_coef, self._logit_reg, self._bc_coef = config.entropy_coef, config.logit_reg, config.bc_coef
         self._schedule = config.std if isinstance(config.std, ScheduledStdConfig) else None
@@ -183,31 +191,31 @@ class Dreamer:
             spec.latent_dim, twohot, zero_init_value=config.zero_init_value, **size, generator=generator
         )
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False) if config.target_reg else None
+        self.averaged_actor = copy.deepcopy(self.actor).requires_grad_(False) if config.actor_tau else None
         self.normaliser = config.normaliser.build()
         self.actor_optim = config.actor_optim.build(dict(self.actor.named_parameters()))
         self.critic_optim = config.critic_optim.build(dict(self.critic.named_parameters()))
         # explored: the newest `step` of explore mode, as dreams explore as much as the real world does
-        self._counts = Counts(explored=0, failed=0)
+        self.count = Counts(explored=0, failed=0)
 
     def to(self, device: torch.device | str) -> Dreamer:
         """Moves weights and moments; inputs are brought there, actions are given back where the pixels were."""
-        for net in (self.actor, self.critic, self.target_critic):
-            if net is not None:
-                net.to(device)
-        self.actor_optim.to(device)
-        self.critic_optim.to(device)
+        for name in (*NETS, *OPTIMS):
+            if (part := getattr(self, name)) is not None:
+                part.to(device)
         return self
 
     @torch.no_grad()
     def act(self, td: TensorDict, memory: Memory, mode: Mode, *, step: int) -> tuple[Tensor, Memory]:
-        """See `agents.api.Agent.act`; mode `evaluate` takes the policy's mode and draws nothing."""
+        """See `agents.api.Agent.act`; mode `evaluate` takes the mode of the averaged policy and draws nothing."""
         before, memory = memory, self._filter.see(td, memory)
-        policy = self.actor(self._filter.latent(memory, device=self._device), self._std_at(step))
+        actor = self.averaged_actor if mode == "evaluate" and self.averaged_actor is not None else self.actor
+        policy = actor(self._filter.latent(memory, device=self._device), self._std_at(step))
         policy.check()
         if mode == "evaluate":
             action_EA = policy.mode.to(memory["action"].device)
             return action_EA, memory.update({"action": action_EA})
-        self._counts["explored"] = step
+        self.count["explored"] = step
         drawn = self._exploration.draw(td, before, step)
         noisy_EA = policy.sample(drawn["noise"].to(self._device)).to(drawn["noise"].device)
         action_EA = torch.where(drawn["greedy"], policy.mode.to(noisy_EA.device), noisy_EA)
@@ -220,15 +228,16 @@ class Dreamer:
         Raises: FloatingPointError after 10 of them in a row.
         """
         begun = time.perf_counter()
-        self._counts["explored"] = self._processes.all_reduce_max(self._counts["explored"])  # one of them acts
+        self.count["explored"] = self._processes.all_reduce_max(self.count["explored"])  # one of them acts
         try:
             imagined = self._imagined(replay, update)
             imagined_at = time.perf_counter()
             scalars = self._fit(imagined, self._demo_batch(replay, update) if self._bc_coef else None)
+            self._update_averages(update)
         except FloatingPointError as fault:
-            self._counts.failure(True, f"number {update}: {fault}")
+            self.count.failure(True, f"number {update}: {fault}")
             return {"agent/skipped": 1.0}
-        self._counts.failure(False, update)
+        self.count.failure(False, update)
         there = {name: value.float() for name, value in scalars.items() if isinstance(value, Tensor)}
         scalars |= zip(there, to_host(self._processes.mean(torch.stack(list(there.values())))), strict=True)
         metrics = {f"agent/{name}": value for name, value in scalars.items()}
@@ -241,7 +250,7 @@ class Dreamer:
         return self._policy(generator, alone())
 
     def _policy(self, generator: torch.Generator, processes: Processes) -> Policy:
-        std = self._std_at(self._counts["explored"])
+        std = self._std_at(self.count["explored"])
 
         def policy(td: TensorDict, memory: Memory) -> tuple[Tensor, Memory]:
             latent_BD, rows = td["latent"], len(td) * processes.world  # drawn for all rows, whoever has which
@@ -302,7 +311,7 @@ class Dreamer:
         scalars: dict[str, Tensor | float] = dict(imagined.metrics)
         for epoch in range(self._epochs):
             with self._processes.together():
-                policy = self.actor(imagined.latent, self._std_at(self._counts["explored"]))
+                policy = self.actor(imagined.latent, self._std_at(self.count["explored"]))
                 log_prob_BH = policy.log_prob(imagined.action)
                 if old_log_prob_BH is None:
                     old_log_prob_BH = log_prob_BH.detach()
@@ -311,7 +320,7 @@ class Dreamer:
                 gain_BH = gain_BH + self._entropy_coef * entropy_BH - self._logit_reg * policy.pre_tanh_sq
                 actor_loss = -(imagined.weight * gain_BH).mean()
                 if demos is not None:
-                    expert = self.actor(demos.latent, self._std_at(self._counts["explored"])).log_prob(demos.action)
+                    expert = self.actor(demos.latent, self._std_at(self.count["explored"])).log_prob(demos.action)
                     actor_loss = actor_loss - self._bc_coef * expert.mean()
                 critic_loss = self._critic_loss(imagined)
             actor_norm = self._step(self.actor_optim, actor_loss)
@@ -328,7 +337,6 @@ class Dreamer:
                     scalars["std"] = policy.std.detach().mean()
                     scalars["saturation"] = policy.mode.detach().abs().mean()
         scalars["actor_loss"] = actor_loss.detach()  # the last epoch's: in the first one every ratio is still 1
-        self._update_target()
         device = imagined.returns.device
         return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in scalars.items()}
 
@@ -353,10 +361,13 @@ class Dreamer:
         return (imagined.weight * loss_BH).mean()
 
     @torch.no_grad()
-    def _update_target(self) -> None:
-        if self.target_critic is not None and self._tau is not None:
-            for slow, fast in zip(self.target_critic.parameters(), self.critic.parameters(), strict=True):
-                slow.lerp_(fast, self._tau)
+    def _update_averages(self, update: int) -> None:
+        actor_tau = self._actor_tau and max(self._actor_tau, 1 / (update + 1))
+        averages = (self.target_critic, self.critic, self._tau), (self.averaged_actor, self.actor, actor_tau)
+        for average, net, share in averages:
+            if average is not None and share is not None:
+                for slow, fast in zip(average.parameters(), net.parameters(), strict=True):
+                    slow.lerp_(fast, share)
 
     def _std_at(self, step: int) -> float:
         return self._schedule.at(step) if self._schedule else 1.0  # read only where it is scheduled
@@ -366,15 +377,8 @@ class Dreamer:
         return next(self.actor.parameters()).device
 
     def _parts(self) -> dict[str, Mapping[str, Tensor]]:
-        parts = {
-            "actor": self.actor.state_dict(),
-            "critic": self.critic.state_dict(),
-            "actor_optim": self.actor_optim.state_dict(),
-            "critic_optim": self.critic_optim.state_dict(),
-            "normaliser": self.normaliser.state_dict(),
-            "count": self._counts.state_dict(),
-        }
-        return parts | ({"target_critic": self.target_critic.state_dict()} if self.target_critic else {})
+        held = {name: getattr(self, name) for name in PARTS}
+        return {name: part.state_dict() for name, part in held.items() if part is not None}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Weights, moments, normaliser and counters, flat, by dotted name (not copies)."""
@@ -385,7 +389,5 @@ class Dreamer:
 
         Raises: ValueError if a name is missing, unknown or has another shape; nothing is changed then.
         """
-        given = split(state, self._parts())
-        self._counts.load_state_dict(given.pop("count"))
-        for part, held in given.items():
+        for part, held in split(state, self._parts()).items():
             getattr(self, part).load_state_dict(held)

@@ -19,7 +19,7 @@ SMALL = {"batch_size": 6, "horizon": 5, "units": 8, "layers": 1, "bins": 11}
 FASTER = OptimConfig(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-5, weight_decay=0.0, max_grad_norm=100.0, warmup_steps=0)
 LEARNS = {
     "dreamer": {"batch_size": 64, "units": 32, "layers": 2, "actor_optim": FASTER, "critic_optim": FASTER},
-    "dreamer_cpu": {"batch_size": 32, "units": 32},
+    "dreamer_cpu": {"batch_size": 32, "units": 32, "actor_tau": 0.2},
 }
 both_presets = pytest.mark.parametrize("name", ["dreamer", "dreamer_cpu"])
 both_actions = pytest.mark.parametrize("discrete", [False, True], ids=["continuous", "discrete"])
@@ -67,7 +67,7 @@ def test_an_imitator_does_what_was_demonstrated_even_against_its_reward() -> Non
     td = TensorDict({"pixels": draw(state), "is_init": torch.ones(50, 1, dtype=torch.bool)}, batch_size=[50])
     alike, likely = {}, []
     for bc_coef in (0.0, 30.0):
-        driver = agent(preset("dreamer_cpu", bc_coef=bc_coef, units=32, batch_size=32))
+        driver = agent(preset("dreamer_cpu", bc_coef=bc_coef, units=32, batch_size=32, actor_tau=0.2))
         for update in range(60):
             metrics = driver.learn(replay(), update)
             likely.append(metrics.get("agent/bc_loss"))
@@ -262,6 +262,25 @@ def test_the_target_critic_lags_and_is_there_only_where_it_is_used() -> None:
     assert agent(small()).target_critic is None
 
 
+def test_the_average_of_the_actors_weights_plays_in_evaluations_and_nowhere_else() -> None:
+    driver, plain = agent(small(actor_tau=0.4)), agent(small(actor_tau=None))
+    expected: dict[str, Tensor] = {}
+    for update in range(4):  # the mean of the first two updates, then 0.4 of the newest
+        for one in (driver, plain):
+            one.learn(replay(), update)
+        now = copied(dict(driver.actor.named_parameters()))
+        share = (1.0, 0.5, 0.4, 0.4)[update]
+        expected = now if not update else {k: w + share * (now[k] - w) for k, w in expected.items()}
+    assert not differing(now, dict(plain.actor.named_parameters())), "learning is the same without"
+    assert driver.averaged_actor is not None and plain.averaged_actor is None
+    for name, weight in driver.averaged_actor.named_parameters():
+        torch.testing.assert_close(weight, expected[name], atol=1e-7, rtol=1e-5)
+    played_BA, newest_BA = (one.act(first_step(), None, "evaluate", step=0)[0] for one in (driver, plain))
+    assert not torch.equal(played_BA, newest_BA)
+    explored = [one.act(first_step(), None, "explore", step=0)[0] for one in (driver, plain)]
+    assert torch.equal(*explored)
+
+
 def test_an_update_that_is_not_finite_is_skipped_and_ten_in_a_row_end_the_run() -> None:
     driver = agent(small())
     driver.learn(replay(), 0)
@@ -289,7 +308,7 @@ def test_a_foreign_state_is_refused_and_changes_nothing() -> None:
     before = copied(driver.state_dict())
     with pytest.raises(ValueError, match="other sizes"):
         driver.load_state_dict(agent(small(units=9), seed=6).state_dict())
-    with pytest.raises(ValueError, match="target_critic"):
+    with pytest.raises(ValueError, match="averaged_actor"):
         driver.load_state_dict(agent(small("dreamer", layers=1), seed=6).state_dict())
     assert not differing(before, driver.state_dict())
 

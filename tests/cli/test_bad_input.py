@@ -69,6 +69,7 @@ agent.critic_optim.beta1=1                       | agent.critic_optim.beta1 must
 agent.units=0                                    | agent.units must be >= 1 (got 0)
 agent.tau=0.1                                    | agent.tau must be null with target_reg=0 | no effect (got 0.1)
 agent.target_reg=1                               | agent.tau must be in (0, 1] with target_reg=1.0 (got None)
+agent.actor_tau=1                                | agent.actor_tau must be null or in (0, 1) (got 1)
 agent.epochs=1                                   | agent.ratio_clip must be null with epochs=1 | (got 0.2)
 agent.ratio_clip=null                            | agent.ratio_clip must be in (0, 1) with epochs=4 (got None)
 agent.epochs=null                                | agent.epochs must be a whole number (got null)
