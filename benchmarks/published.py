@@ -38,6 +38,7 @@ TO_12 = ("interim scores at 4000, 6000, ... 12 000", interim)
 DIFFERS = ("what differs", None)
 
 BY_HAND = (
+    "averaged-actor",
     "reward-reading",
     "decodings-preset",
     "inside-the-dream",
