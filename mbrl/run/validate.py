@@ -32,6 +32,7 @@ def complaints(groups: Mapping[str, Any], *, demos: int = 0, recorded: bool = Fa
         yield from images(groups)
         yield from positions(groups)
         yield from decodings(groups)
+        yield from precisions(groups)
     if groups["worldmodel"].parts:
         yield from clips(groups)
         yield from embeddings(groups)
@@ -167,6 +168,18 @@ def decodings(groups: Mapping[str, Any]) -> Iterator[str]:
             f"worldmodel.decoding.passes={passes} must be <= {codes}, the codes of a frame: each pass draws one at "
             f"least; lower it to {codes} or choose a tokenizer with more codes"
         )
+
+
+def precisions(groups: Mapping[str, Any]) -> Iterator[str]:
+    """Bytes are multiplied where the run is (a user's own world model may know no such choice)."""
+    if getattr(groups["worldmodel"], "rollout_precision", "") == "int8":
+        from worldmodel.rollout.fused import multiplies_bytes
+
+        if not multiplies_bytes(device := groups["compute"].device):
+            yield (
+                f"worldmodel.rollout_precision=int8 needs an x86 CPU with VNNI (got compute.device={device}); "
+                "set bfloat16"
+            )
 
 
 def embeddings(groups: Mapping[str, Any]) -> Iterator[str]:
