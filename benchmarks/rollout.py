@@ -53,6 +53,7 @@ class Case:
     rows: int
     horizon: int
     repeats: int
+    copies: int = 1
 
 
 CASES = {
@@ -71,6 +72,7 @@ class Result:
     Attributes:
         codes: of a frame.
         decoding: what predicts them (`worldmodel.transformer.decoding`), with the number of passes if it is masked.
+        copies: rows that go on from one start.
         prefill_ms: the engine's one prefill of the context.
         frame_ms: the engine's time for one imagined frame after the prefill.
         frames_per_s: imagined frames of all rows per second of a whole rollout by the engine.
@@ -80,6 +82,7 @@ class Result:
         ratio: twin_ms / engine_ms.
         equal: whether all codes agree under argmax.
         agree: share of the first frame's codes that do; what follows on others may differ.
+        kv_mib: what the engine holds for keys and values.
         nats: cross-entropy of the twin's frames as the engine reads them, minus that of exact products; None for
             decodings in passes, which do not read a frame to predict it.
     """
@@ -89,6 +92,7 @@ class Result:
     decoding: str
     precision: str
     rows: int
+    copies: int
     horizon: int
     threads: int
     device: str
@@ -101,6 +105,7 @@ class Result:
     ratio: float
     equal: bool
     agree: float
+    kv_mib: float
     nats: float | None
 
 
@@ -171,10 +176,11 @@ def measure(
     torch.set_num_threads(threads)
     layout, draw = case.layout, Seeds(0).torch("benchmark")
     model = random_model(size, layout, decoding, draw).to(device)
-    shape = (case.rows, layout.context * layout.codes_context)
+    shape = (case.rows // case.copies, layout.context * layout.codes_context)
     context_BN = torch.randint(layout.vocab_context, shape, generator=draw).to(device)
     actions_BHA = (torch.rand(case.rows, case.horizon, ACTION_DIM, generator=draw) * 2 - 1).to(device)
-    nothing_BFK = context_BN.new_empty(case.rows, 0, layout.codes_future)
+    starts = (context_BN, context_BN.new_empty(len(context_BN), 0, layout.codes_future), None)
+    context_BN = context_BN.repeat_interleave(case.copies, 0)
     engines = {
         how: TokenEngine(
             model, rows=case.rows, frames=case.horizon, sampling=GREEDY, weights=laid_out(model, GREEDY, how)
@@ -185,7 +191,7 @@ def measure(
     twins: list[tuple[float, Tensor]] = []
     for _ in range(case.repeats + 1):  # the first one warms up
         for how, engine in engines.items():
-            prefill, _ = _timed(partial(engine.prefill, context_BN, nothing_BFK, None), device)
+            prefill, _ = _timed(partial(engine.prefill, *starts, copies=case.copies), device)
             runs[how].append((prefill, *_timed(partial(imagined, engine, actions_BHA), device)))
         twins.append(_timed(partial(reprefilling_rollout, model, context_BN, actions_BHA), device))
     twin_ms, slow_BHK = 1e3 * statistics.median(spent for spent, _ in twins[1:]), twins[0][1]
@@ -198,6 +204,7 @@ def measure(
             decoding=decoding.kind + str(decoding.passes or ""),
             precision=how,
             rows=case.rows,
+            copies=case.copies,
             horizon=case.horizon,
             threads=threads,
             device=str(device),
@@ -210,6 +217,7 @@ def measure(
             ratio=twin_ms / engine_ms,
             equal=all(torch.equal(found_BHK, slow_BHK) for _, _, found_BHK in run),
             agree=float((run[0][2][:, 0] == slow_BHK[:, 0]).float().mean()),
+            kv_mib=engines[how].nbytes / 2**20,
             nats=None if decoding.has_queries else surprise(model, how, context_BN, slow_BHK, actions_BHA) - exact,
         )
 
@@ -303,12 +311,15 @@ def precisions_of(text: str) -> list[Precision]:
 
 
 def cases_of(options: dict[str, Any]) -> Iterator[tuple[str, Case, DecodingConfig]]:
-    """What the words ask for. Raises: ValueError where a decoding has more passes than a frame has codes."""
+    """What the words ask for. Raises: ValueError where they do not go together."""
     for size, codes, decoding in itertools.product(options["sizes"], options["codes"], options["decodings"]):
         default = CASES[size]
         layout = replace(default.layout, codes_future=codes or default.layout.codes_future)
         decoding.draws(layout.codes_future)
-        yield size, Case(layout, *(options[k] or getattr(default, k) for k in ("rows", "horizon", "repeats"))), decoding
+        sizes = (options[k] or getattr(default, k) for k in ("rows", "horizon", "repeats", "copies"))
+        if (case := Case(layout, *sizes)).rows % case.copies:
+            raise ValueError(f"rows must be a multiple of copies={case.copies} (got {case.rows})")
+        yield size, case, decoding
 
 
 KEYS = {
@@ -319,7 +330,7 @@ KEYS = {
     "threads": whole(2),
     "device": Word("cpu or cuda", default="cpu"),
     "json": path("a file"),
-    **dict.fromkeys(("rows", "horizon", "repeats"), whole(None)),
+    **dict.fromkeys(("rows", "horizon", "repeats", "copies"), whole(None)),
 }
 
 
@@ -328,17 +339,18 @@ def main(arguments: list[str]) -> int:
     options, results = words("benchmarks.rollout", arguments, KEYS), []
     cases = list(cases_of(options))  # whatever is wrong with one of them is said before the first is measured
     print(
-        f"{'size':11} {'codes':>5} {'decoding':14} {'precision':9} {'rows':>4} {'frames':>6} {'prefill ms':>10}"
-        f" {'ms/frame':>9} {'frames/s':>9} {'tokens/s':>9} {'engine ms':>10} {'twin ms':>10} {'ratio':>6}  codes equal"
+        f"{'size':11} {'codes':>5} {'decoding':14} {'precision':9} {'rows':>4} {'copies':>6} {'frames':>6}"
+        f" {'prefill ms':>10} {'ms/frame':>9} {'frames/s':>9} {'tokens/s':>9} {'engine ms':>10} {'twin ms':>10}"
+        f" {'ratio':>6} {'K/V MiB':>8}  codes equal"
     )
     for size, case, decoding in cases:
         how = {"threads": options["threads"], "device": torch.device(options["device"])}
         for r in measure(size, case, decoding, precisions=options["precisions"], **how):
             results.append(r)
             print(
-                f"{r.size:11} {r.codes:5d} {r.decoding:14} {r.precision:9} {r.rows:4d} {r.horizon:6d}"
+                f"{r.size:11} {r.codes:5d} {r.decoding:14} {r.precision:9} {r.rows:4d} {r.copies:6d} {r.horizon:6d}"
                 f" {r.prefill_ms:10.1f} {r.frame_ms:9.2f} {r.frames_per_s:9.0f} {r.tokens_per_s:9.0f}"
-                f" {r.engine_ms:10.1f} {r.twin_ms:10.1f} {r.ratio:6.2f}  {'yes' if r.equal else 'NO'}"
+                f" {r.engine_ms:10.1f} {r.twin_ms:10.1f} {r.ratio:6.2f} {r.kv_mib:8.1f}  {'yes' if r.equal else 'NO'}"
                 f" ({100 * r.agree:.1f} % of the first frame's)"
                 f"{'' if r.nats is None else f', {r.nats:+.4f} nats'}",
                 flush=True,

@@ -189,7 +189,8 @@ def rollout(plain: Mapping[str, Any]) -> Iterator[Finding]:
     finite = bool(torch.isfinite(last.hidden_BD).all())  # sync
     rate = ROWS * frames / (time.perf_counter() - begin)
     yield Finding(
-        "ok" if finite else "fail", f"{rate:.0f} imagined frames/s with {ROWS} rows on {device}, static K/V cache"
+        "ok" if finite else "fail",
+        f"{rate:.0f} imagined frames/s with {ROWS} rows on {device}, {engine.nbytes / 1e6:.0f} MB of keys and values",
     )
     if device == "cuda":
         graphs, why = captured()

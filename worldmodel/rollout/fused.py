@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worldmodel.rollout.attention import attention, attention_behind
 from worldmodel.rollout.kv_cache import KVCache
-from worldmodel.transformer.llama import Block, causal, rotate
+from worldmodel.transformer.llama import Block, rotate
 from worldmodel.transformer.token_model import TokenModel
 
 Precision = Literal["float32", "bfloat16", "int8"]
@@ -239,20 +240,12 @@ class FusedTransformer:
         qk = rotate(qkv[:, :, : 2 * heads], cos_T1C, sin_T1C)
         k_BHTC, v_BHTC = qk[:, :, heads:].transpose(1, 2), qkv[:, :, 2 * heads :].transpose(1, 2)
         k_BHNC, v_BHNC = cache.extend(layer, k_BHTC, v_BHTC)
-        return self._attention(qk[:, new - kept :, :heads].transpose(1, 2), k_BHNC, v_BHNC, mutual)
-
-    def _attention(self, q_BHRC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor, mutual: bool) -> Tensor:
-        rows, heads, kept, channels = q_BHRC.shape
-        if kept == 1 and q_BHRC.device.type == "cpu":
-            # two batched products: faster here than the kernel that is made for many queries
-            score = torch.bmm(q_BHRC.reshape(-1, 1, channels), k_BHNC.flatten(0, 1).transpose(1, 2))
-            out_BHRC = torch.bmm(score.softmax(-1), v_BHNC.flatten(0, 1)).view(rows, heads, 1, channels)
+        q_BHRC, shared = qk[:, new - kept :, :heads].transpose(1, 2), cache.shared(layer)
+        if shared is None:
+            out_BHRC = attention(q_BHRC, k_BHNC, v_BHNC, mutual=mutual)
         else:
-            mask, is_causal = (None, False) if mutual else causal(q_BHRC, k_BHNC)
-            out_BHRC = F.scaled_dot_product_attention(
-                q_BHRC, k_BHNC, v_BHNC, attn_mask=mask, is_causal=is_causal, scale=1.0
-            )
-        return out_BHRC.transpose(1, 2).reshape(rows, kept, heads * channels)
+            out_BHRC = attention_behind(shared, q_BHRC, k_BHNC, v_BHNC, mutual=mutual)
+        return out_BHRC.transpose(1, 2).reshape(rows, kept, -1)
 
     def _rms(self, x: Tensor) -> Tensor:
         """Divide by the root mean square; the weight is in the matrix that comes next."""
