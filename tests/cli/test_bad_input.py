@@ -100,6 +100,7 @@ transformer.mlp=900000000                        | transformer.hidden=64 needs a
 tokenizer.block_out_channels=[32,600000]         | tokenizer.block_out_channels=[32,600000] needs at least | lower it
 agent.units=2000000                              | agent.units=2000000 needs at least | GB are free; lower it
 agent.batch_size=50000000 | agent.batch_size=50000000 needs | keys and values | lower agent.batch_size to
+agent=cem agent.candidates=500000000 | agent.candidates=500000000 needs | keys and values | lower agent.candidates to
 agent=drqv2 worldmodel=none agent.nets.units=2000000 | agent.nets.units=2000000 needs at least
 worldmodel.rollout_precision=float16 | worldmodel.rollout_precision must be float32, bfloat16 or int8 (got float16)
 transformer.heads=7                              | transformer.hidden must be a multiple of 2 * heads = 14
