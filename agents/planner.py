@@ -203,7 +203,7 @@ class Planner:
         plan_EHA = torch.zeros(len(td), self._config.horizon, now["action"].shape[-1], device=td["is_init"].device)
         if before is not None:  # warm start: the last plan, one decision on; nothing where an episode begins
             plan_EHA[:, :-1] = torch.where(td["is_init"].reshape(-1, 1, 1), 0.0, before["plan"][:, 1:])
-        goals = self._goals(now)  # before the starts, whose keys and values then stay where their forks copy them
+        goals = self._goals(now)  # before the starts, whose keys and values then stay where their forks find them
         for rows, start in self._filter.starts(now, device=self._device):
             goal = None if goals is None else goals[rows.to(goals.device)]
             plan_EHA[rows] = self._refined(plan_EHA[rows].to(self._device), start, goal, step).to(plan_EHA.device)

@@ -2,7 +2,7 @@
 
 Random weights, no data, no tokenizer. `python -m benchmarks.rollout sizes=tiny,base138m json=out.json`, or
 `sizes=tiny codes=4,16 decodings=autoregressive,parallel,masked2,masked3`, each of them with each of the others.
-The exit code is 1 if engine and twin do not draw the same codes under argmax; with precision=bfloat16 they need not.
+The exit code is 1 if an engine with precision float32 and the twin do not draw the same codes under argmax.
 """
 
 # B rows, t context frames, N codes of a context frame, H imagined frames, K codes of a frame, A action, T new positions
@@ -16,10 +16,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
+import torch.nn.functional as F
 import yaml
 from torch import Tensor
 
@@ -32,7 +34,7 @@ from worldmodel.rollout.fused import Precision
 from worldmodel.rollout.kv_cache import KVCache
 from worldmodel.rollout.passes import draw_in_passes
 from worldmodel.seeds import Seeds
-from worldmodel.sequence import layout_ids
+from worldmodel.sequence import layout_ids, string_of_ids
 from worldmodel.transformer import HeadConfig, TokenModel, TransformerConfig
 from worldmodel.transformer.decoding import AUTOREGRESSIVE, DecodingConfig, Sight
 
@@ -51,6 +53,7 @@ class Case:
     rows: int
     horizon: int
     repeats: int
+    copies: int = 1
 
 
 CASES = {
@@ -69,6 +72,7 @@ class Result:
     Attributes:
         codes: of a frame.
         decoding: what predicts them (`worldmodel.transformer.decoding`), with the number of passes if it is masked.
+        copies: rows that go on from one start.
         prefill_ms: the engine's one prefill of the context.
         frame_ms: the engine's time for one imagined frame after the prefill.
         frames_per_s: imagined frames of all rows per second of a whole rollout by the engine.
@@ -78,6 +82,9 @@ class Result:
         ratio: twin_ms / engine_ms.
         equal: whether all codes agree under argmax.
         agree: share of the first frame's codes that do; what follows on others may differ.
+        kv_mib: what the engine holds for keys and values.
+        nats: cross-entropy of the twin's frames as the engine reads them, minus that of exact products; None for
+            decodings in passes, which do not read a frame to predict it.
     """
 
     size: str
@@ -85,6 +92,7 @@ class Result:
     decoding: str
     precision: str
     rows: int
+    copies: int
     horizon: int
     threads: int
     device: str
@@ -97,6 +105,8 @@ class Result:
     ratio: float
     equal: bool
     agree: float
+    kv_mib: float
+    nats: float | None
 
 
 @torch.no_grad()
@@ -154,61 +164,100 @@ def in_passes(model: TokenModel, cache: KVCache, added_B1D: Tensor) -> Tensor:
 
 
 def measure(
-    size: str, case: Case, decoding: DecodingConfig, *, precision: Precision, threads: int, device: torch.device
-) -> Result:
-    """Engine and twin in turn, on the same random model, context and actions."""
+    size: str,
+    case: Case,
+    decoding: DecodingConfig,
+    *,
+    precisions: list[Precision],
+    threads: int,
+    device: torch.device,
+) -> Iterator[Result]:
+    """Engines of these precisions and the twin in turn, on the same random model, context and actions."""
     torch.set_num_threads(threads)
-    seeds, layout = Seeds(0), case.layout
+    layout, draw = case.layout, Seeds(0).torch("benchmark")
+    model = random_model(size, layout, decoding, draw).to(device)
+    shape = (case.rows // case.copies, layout.context * layout.codes_context)
+    context_BN = torch.randint(layout.vocab_context, shape, generator=draw).to(device)
+    actions_BHA = (torch.rand(case.rows, case.horizon, ACTION_DIM, generator=draw) * 2 - 1).to(device)
+    starts = (context_BN, context_BN.new_empty(len(context_BN), 0, layout.codes_future), None)
+    context_BN = context_BN.repeat_interleave(case.copies, 0)
+    engines = {
+        how: TokenEngine(
+            model, rows=case.rows, frames=case.horizon, sampling=GREEDY, weights=laid_out(model, GREEDY, how)
+        )
+        for how in precisions
+    }
+    runs: dict[Precision, list[tuple[float, float, Tensor]]] = {how: [] for how in precisions}
+    twins: list[tuple[float, Tensor]] = []
+    for _ in range(case.repeats + 1):  # the first one warms up
+        for how, engine in engines.items():
+            prefill, _ = _timed(partial(engine.prefill, *starts, copies=case.copies), device)
+            runs[how].append((prefill, *_timed(partial(imagined, engine, actions_BHA), device)))
+        twins.append(_timed(partial(reprefilling_rollout, model, context_BN, actions_BHA), device))
+    twin_ms, slow_BHK = 1e3 * statistics.median(spent for spent, _ in twins[1:]), twins[0][1]
+    exact = surprise(model, "float32", context_BN, slow_BHK, actions_BHA)
+    for how, run in runs.items():
+        engine_ms = 1e3 * statistics.median(prefill + frames for prefill, frames, _ in run[1:])
+        yield Result(
+            size=size,
+            codes=layout.codes_future,
+            decoding=decoding.kind + str(decoding.passes or ""),
+            precision=how,
+            rows=case.rows,
+            copies=case.copies,
+            horizon=case.horizon,
+            threads=threads,
+            device=str(device),
+            prefill_ms=1e3 * statistics.median(prefill for prefill, _, _ in run[1:]),
+            frame_ms=1e3 * statistics.median(frames for _, frames, _ in run[1:]) / case.horizon,
+            frames_per_s=case.rows * case.horizon / engine_ms * 1e3,
+            tokens_per_s=slow_BHK.numel() / engine_ms * 1e3,
+            engine_ms=engine_ms,
+            twin_ms=twin_ms,
+            ratio=twin_ms / engine_ms,
+            equal=all(torch.equal(found_BHK, slow_BHK) for _, _, found_BHK in run),
+            agree=float((run[0][2][:, 0] == slow_BHK[:, 0]).float().mean()),
+            kv_mib=engines[how].nbytes / 2**20,
+            nats=None if decoding.has_queries else surprise(model, how, context_BN, slow_BHK, actions_BHA) - exact,
+        )
+
+
+def random_model(size: str, layout: TokenLayout, decoding: DecodingConfig, draw: torch.Generator) -> TokenModel:
+    """A model of this size with weights from `draw`, as it is for imagining."""
     transformer = TransformerConfig(**{k: v for k, v in _preset(size).items() if k != "_target_"})
     heads = HeadConfig(action="slot", reward="none", bins=0, low=0.0, high=0.0, width=0, action_recon=0.0)
-    draw = seeds.torch("benchmark")
     model = TokenModel(
         transformer, layout, condition_dim=ACTION_DIM, heads=heads, feature_dim=0, continues=False, generator=draw,
         decoding=decoding,
     )  # fmt: skip
     torch.nn.init.normal_(model.action_linear.weight, std=0.02, generator=draw)  # else actions would not matter
-    model.to(device).eval()
-    shape = (case.rows, layout.context * layout.codes_context)
-    context_BN = torch.randint(layout.vocab_context, shape, generator=draw).to(device)
-    actions_BHA = (torch.rand(case.rows, case.horizon, ACTION_DIM, generator=draw) * 2 - 1).to(device)
-    weights = laid_out(model, GREEDY, precision)
-    engine = TokenEngine(model, rows=case.rows, frames=case.horizon, sampling=GREEDY, weights=weights)
-    nothing_BFK = context_BN.new_empty(case.rows, 0, layout.codes_future)
+    return model.eval()
 
-    def imagine() -> Tensor:
-        return torch.stack([engine.sample_frame(action_BA, None).ids_BK for action_BA in actions_BHA.unbind(1)], 1)
 
-    times: dict[str, list[float]] = {"prefill": [], "frames": [], "twin": []}
-    equal = True
-    for repeat in range(case.repeats + 1):
-        spent, _ = _timed(lambda: engine.prefill(context_BN, nothing_BFK, None), device)
-        frames, fast_BHK = _timed(imagine, device)
-        twin, slow_BHK = _timed(lambda: reprefilling_rollout(model, context_BN, actions_BHA), device)
-        equal &= torch.equal(fast_BHK, slow_BHK)
-        if repeat:  # the first one warms up
-            for name, value in (("prefill", spent), ("frames", frames), ("twin", twin)):
-                times[name].append(value)
-    prefill_ms, twin_ms = 1e3 * statistics.median(times["prefill"]), 1e3 * statistics.median(times["twin"])
-    engine_ms = 1e3 * statistics.median(a + b for a, b in zip(times["prefill"], times["frames"], strict=True))
-    return Result(
-        size=size,
-        codes=layout.codes_future,
-        decoding=decoding.kind + str(decoding.passes or ""),
-        precision=precision,
-        rows=case.rows,
-        horizon=case.horizon,
-        threads=threads,
-        device=str(device),
-        prefill_ms=prefill_ms,
-        frame_ms=1e3 * statistics.median(times["frames"]) / case.horizon,
-        frames_per_s=case.rows * case.horizon / engine_ms * 1e3,
-        tokens_per_s=fast_BHK.numel() / engine_ms * 1e3,
-        engine_ms=engine_ms,
-        twin_ms=twin_ms,
-        ratio=twin_ms / engine_ms,
-        equal=equal,
-        agree=float((fast_BHK[:, 0] == slow_BHK[:, 0]).float().mean()),
+def imagined(engine: TokenEngine, actions_BHA: Tensor) -> Tensor:
+    """Most likely ids [B, H, K] behind what the engine holds."""
+    return torch.stack([engine.sample_frame(action_BA, None).ids_BK for action_BA in actions_BHA.unbind(1)], 1)
+
+
+@torch.no_grad()
+def surprise(model: TokenModel, how: Precision, context_BN: Tensor, ids_BHK: Tensor, actions_BHA: Tensor) -> float:
+    """Cross-entropy of given codes in nats, read in one pass of products of this precision."""
+    weights, layout, config = laid_out(model, GREEDY, how), model.layout, model.llm.config
+    weights.refresh()
+    string_BN = string_of_ids(context_BN, ids_BHK, layout)
+    rows, positions = string_BN.shape
+    cache = KVCache(
+        layers=config.layers,
+        rows=rows,
+        heads=config.heads,
+        positions=positions,
+        channels=config.hidden // config.heads,
+        dtype=model.llm.lm_head.weight.dtype,
+        device=string_BN.device,
     )
+    hidden_BND = weights(model.embed(string_BN, actions_BHA), cache, keep=positions - layout.prelude)
+    hidden_BHKD = hidden_BND.unflatten(1, (ids_BHK.shape[1], layout.stride))[:, :, :-1]  # each sees the one before
+    return float(F.cross_entropy(weights.logits(hidden_BHKD).flatten(0, 2), ids_BHK.flatten()))
 
 
 def _timed(work: Callable[[], object], device: torch.device):
@@ -254,31 +303,34 @@ def codes_of(text: str) -> list[int]:
     return found
 
 
-def precision_of(text: str) -> Precision:
+def precisions_of(text: str) -> list[Precision]:
     """Raises: ValueError for another one."""
-    if text not in ("float32", "bfloat16"):
+    if set(found := listed(text)) - set(get_args(Precision)):
         raise ValueError(text)
-    return "bfloat16" if text == "bfloat16" else "float32"
+    return cast(list[Precision], found)
 
 
 def cases_of(options: dict[str, Any]) -> Iterator[tuple[str, Case, DecodingConfig]]:
-    """What the words ask for. Raises: ValueError where a decoding has more passes than a frame has codes."""
+    """What the words ask for. Raises: ValueError where they do not go together."""
     for size, codes, decoding in itertools.product(options["sizes"], options["codes"], options["decodings"]):
         default = CASES[size]
         layout = replace(default.layout, codes_future=codes or default.layout.codes_future)
         decoding.draws(layout.codes_future)
-        yield size, Case(layout, *(options[k] or getattr(default, k) for k in ("rows", "horizon", "repeats"))), decoding
+        sizes = (options[k] or getattr(default, k) for k in ("rows", "horizon", "repeats", "copies"))
+        if (case := Case(layout, *sizes)).rows % case.copies:
+            raise ValueError(f"rows must be a multiple of copies={case.copies} (got {case.rows})")
+        yield size, case, decoding
 
 
 KEYS = {
     "sizes": Word(f"some of {','.join(CASES)}", sizes_of, ["tiny", "base138m"]),
     "codes": Word("whole numbers >= 1, the codes of a frame", codes_of, [None], example="4,16"),
     "decodings": Word("some of autoregressive,parallel,masked<passes>", decodings_of, [AUTOREGRESSIVE]),
-    "precision": Word("float32 or bfloat16, of the engine's products", precision_of, "float32"),
+    "precisions": Word("some of float32,bfloat16,int8, of the engine's products", precisions_of, ["float32"]),
     "threads": whole(2),
     "device": Word("cpu or cuda", default="cpu"),
     "json": path("a file"),
-    **dict.fromkeys(("rows", "horizon", "repeats"), whole(None)),
+    **dict.fromkeys(("rows", "horizon", "repeats", "copies"), whole(None)),
 }
 
 
@@ -287,22 +339,25 @@ def main(arguments: list[str]) -> int:
     options, results = words("benchmarks.rollout", arguments, KEYS), []
     cases = list(cases_of(options))  # whatever is wrong with one of them is said before the first is measured
     print(
-        f"{'size':11} {'codes':>5} {'decoding':14} {'rows':>4} {'frames':>6} {'prefill ms':>10} {'ms/frame':>9}"
-        f" {'frames/s':>9} {'tokens/s':>9} {'engine ms':>10} {'twin ms':>10} {'ratio':>6}  codes equal"
+        f"{'size':11} {'codes':>5} {'decoding':14} {'precision':9} {'rows':>4} {'copies':>6} {'frames':>6}"
+        f" {'prefill ms':>10} {'ms/frame':>9} {'frames/s':>9} {'tokens/s':>9} {'engine ms':>10} {'twin ms':>10}"
+        f" {'ratio':>6} {'K/V MiB':>8}  codes equal"
     )
     for size, case, decoding in cases:
         how = {"threads": options["threads"], "device": torch.device(options["device"])}
-        r = measure(size, case, decoding, precision=options["precision"], **how)
-        results.append(r)
-        print(
-            f"{r.size:11} {r.codes:5d} {r.decoding:14} {r.rows:4d} {r.horizon:6d} {r.prefill_ms:10.1f}"
-            f" {r.frame_ms:9.2f} {r.frames_per_s:9.0f} {r.tokens_per_s:9.0f} {r.engine_ms:10.1f} {r.twin_ms:10.1f}"
-            f" {r.ratio:6.2f}  {'yes' if r.equal else 'NO'} ({100 * r.agree:.1f} % of the first frame's)",
-            flush=True,
-        )
+        for r in measure(size, case, decoding, precisions=options["precisions"], **how):
+            results.append(r)
+            print(
+                f"{r.size:11} {r.codes:5d} {r.decoding:14} {r.precision:9} {r.rows:4d} {r.copies:6d} {r.horizon:6d}"
+                f" {r.prefill_ms:10.1f} {r.frame_ms:9.2f} {r.frames_per_s:9.0f} {r.tokens_per_s:9.0f}"
+                f" {r.engine_ms:10.1f} {r.twin_ms:10.1f} {r.ratio:6.2f} {r.kv_mib:8.1f}  {'yes' if r.equal else 'NO'}"
+                f" ({100 * r.agree:.1f} % of the first frame's)"
+                f"{'' if r.nats is None else f', {r.nats:+.4f} nats'}",
+                flush=True,
+            )
     if options["json"]:
         options["json"].write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
-    return 0 if all(result.equal for result in results) or options["precision"] != "float32" else 1
+    return 0 if all(result.equal for result in results if result.precision == "float32") else 1
 
 
 if __name__ == "__main__":

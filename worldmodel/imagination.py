@@ -165,7 +165,7 @@ class Imagination(nn.Module):
 
     @torch.no_grad()
     def fork(self, state: TensorDict, copies: int) -> TensorDict:
-        """See `worldmodel.api.WorldModel.fork`: keys and values are copied, or made once where they are not held."""
+        """See `worldmodel.api.WorldModel.fork`: forks share keys and values, made anew where none are held."""
         if copies == 1:
             return state
         engine, frame, held = self._located(state)

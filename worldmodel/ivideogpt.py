@@ -6,7 +6,7 @@ Composition only: networks live in their own files, and what is imagined with th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from tensordict import TensorDict
@@ -45,8 +45,8 @@ class ModelConfig:
             code's levels, so that neighbouring codes share what is learned of them (of use with FSQ).
         latent: what an agent reads, any of `context` (pooled code vectors of the context), `codes` (code vectors of the
             newest frame), `hidden` (the transformer's state at the newest frame's last code).
-        rollout_precision: of the matrix products that read and imagine frames, training apart; `bfloat16` halves the
-            bytes that a pass reads (`worldmodel.rollout.fused`), and rounds.
+        rollout_precision: of the matrix products that read and imagine frames, training apart; `bfloat16` and `int8`
+            read two and one bytes a weight instead of four, and round (`worldmodel.rollout.fused`).
         proprio: whether the model is robot what the robot knows of itself and predicts it (`worldmodel.proprio`).
     """
 
@@ -78,8 +78,8 @@ class ModelConfig:
             raise ValueError(
                 f"burn_in must be >= 1 with proprio=true, which is known of real frames (got {self.burn_in})"
             )
-        if self.rollout_precision not in ("float32", "bfloat16"):
-            raise ValueError(f"rollout_precision must be float32 or bfloat16 (got {self.rollout_precision})")
+        if self.rollout_precision not in get_args(Precision):
+            raise ValueError(f"rollout_precision must be float32, bfloat16 or int8 (got {self.rollout_precision})")
         if self.embedding not in ("table", "levels"):
             raise ValueError(f"embedding must be table or levels (got {self.embedding})")
         unknown = [part for part in self.latent if part not in LATENT_PARTS]

@@ -151,7 +151,7 @@ def rollout(plain: Mapping[str, Any]) -> Iterator[Finding]:
 
     from mbrl.rundir.build import make
     from mbrl.rundir.folder import world_model
-    from worldmodel.rollout.engine import TokenEngine
+    from worldmodel.rollout.engine import TokenEngine, laid_out
     from worldmodel.transformer.token_model import TokenModel
 
     if (name := world_model(plain)) != "ivideogpt":
@@ -172,7 +172,11 @@ def rollout(plain: Mapping[str, Any]) -> Iterator[Finding]:
         generator=generator,
         decoding=parts["worldmodel"].decoding,
     ).to(device)
-    engine = TokenEngine(model, rows=ROWS, frames=parts["worldmodel"].max_frames, sampling=parts["worldmodel"].sampling)
+    frames, sampling, precision = (
+        getattr(parts["worldmodel"], key) for key in ("max_frames", "sampling", "rollout_precision")
+    )
+    weights = laid_out(model, sampling, precision)
+    engine = TokenEngine(model, rows=ROWS, frames=frames, sampling=sampling, weights=weights)
     context = torch.zeros(ROWS, layout.context * layout.codes_context, dtype=torch.int64, device=device)
     action, draws = torch.zeros(ROWS, action_dim, device=device), torch.Generator(device).manual_seed(0)
     engine.prefill(
@@ -185,7 +189,8 @@ def rollout(plain: Mapping[str, Any]) -> Iterator[Finding]:
     finite = bool(torch.isfinite(last.hidden_BD).all())  # sync
     rate = ROWS * frames / (time.perf_counter() - begin)
     yield Finding(
-        "ok" if finite else "fail", f"{rate:.0f} imagined frames/s with {ROWS} rows on {device}, static K/V cache"
+        "ok" if finite else "fail",
+        f"{rate:.0f} imagined frames/s with {ROWS} rows on {device}, {engine.nbytes / 1e6:.0f} MB of keys and values",
     )
     if device == "cuda":
         graphs, why = captured()
@@ -194,7 +199,7 @@ def rollout(plain: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("ok" if graphs and low else "warn", text)
     else:
         yield Finding(
-            "ok", "CUDA graphs and bfloat16 need a CUDA device; on the CPU the engine runs eagerly in float32"
+            "ok", f"CUDA graphs need a CUDA device; on the CPU the engine runs eagerly with products in {precision}"
         )
 
 

@@ -104,7 +104,9 @@ def _imagination(model: Any, env_spec: EnvSpec) -> tuple[float, float]:
 
 def counted(work: Callable[[], object]) -> float:
     """FLOPs of `work`."""
-    packed = {torch.ops.mkldnn._linear_pointwise: _linear_flops} if torch.backends.mkldnn.is_available() else {}
+    packed = {torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32: _linear_flops}
+    if torch.backends.mkldnn.is_available():
+        packed[torch.ops.mkldnn._linear_pointwise] = _linear_flops
     # the fused attention of a CPU is not counted
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=packed) as counter:
         work()

@@ -11,6 +11,8 @@ from typing import Any
 from agents.api import asked
 from mbrl.replay.store import Footprint, Stored, available_ram, expected_bytes
 from worldmodel.none import NullModelConfig
+from worldmodel.rollout.fused import multiplies_bytes
+from worldmodel.rollout.pool import kv_bytes
 
 
 def check_together(groups: Mapping[str, Any], *, demos: int = 0, recorded: bool = False) -> None:
@@ -32,6 +34,8 @@ def complaints(groups: Mapping[str, Any], *, demos: int = 0, recorded: bool = Fa
         yield from images(groups)
         yield from positions(groups)
         yield from decodings(groups)
+        yield from precisions(groups)
+        yield from rollouts(groups)
     if groups["worldmodel"].parts:
         yield from clips(groups)
         yield from embeddings(groups)
@@ -167,6 +171,38 @@ def decodings(groups: Mapping[str, Any]) -> Iterator[str]:
             f"worldmodel.decoding.passes={passes} must be <= {codes}, the codes of a frame: each pass draws one at "
             f"least; lower it to {codes} or choose a tokenizer with more codes"
         )
+
+
+def precisions(groups: Mapping[str, Any]) -> Iterator[str]:
+    """Bytes are multiplied where the run is (a user's own world model may know no such choice)."""
+    precision, device = getattr(groups["worldmodel"], "rollout_precision", ""), groups["compute"].device
+    if precision == "int8" and not multiplies_bytes(device):
+        yield (
+            f"worldmodel.rollout_precision=int8 needs an x86 CPU with VNNI (got compute.device={device}); set bfloat16"
+        )
+
+
+def rollouts(groups: Mapping[str, Any]) -> Iterator[str]:
+    """Keys and values of all dreams that go on at once fit into memory (a card says itself what it has)."""
+    agent, model, compute = groups["agent"], groups["worldmodel"], groups["compute"]
+    if "dream" not in asked(agent) or compute.device != "cpu":
+        return
+    sizes, free = (groups["transformer"], groups["tokenizer"].layout), available_ram()
+    for key, starts in (("batch_size", 0), ("rollouts", 0), ("candidates", compute.rows)):
+
+        def needed(dreams: int, starts: int = starts) -> int:
+            rows = dreams * (starts or 1)
+            return kv_bytes(*sizes, rows=rows, frames=model.max_frames, starts=starts, shared=model.burn_in)
+
+        most = dreams = getattr(agent, key, 0)
+        if dreams and needed(dreams) > free:
+            while most > 1 and needed(most) > free:
+                most = most // 2 if needed(most // 2) > free else most - 1
+            yield (
+                f"agent.{key}={dreams} needs {needed(dreams) / 1e9:.2f} GB of memory for the keys and values of "
+                f"transformer.layers={groups['transformer'].layers}, {free / 1e9:.2f} GB are free; "
+                f"lower agent.{key} to {most}"
+            )
 
 
 def embeddings(groups: Mapping[str, Any]) -> Iterator[str]:

@@ -100,8 +100,10 @@ transformer.hidden=64000 transformer.heads=4     | transformer.hidden=64000 need
 transformer.mlp=900000000                        | transformer.hidden=64 needs at least
 tokenizer.block_out_channels=[32,600000]         | tokenizer.block_out_channels=[32,600000] needs at least | lower it
 agent.units=2000000                              | agent.units=2000000 needs at least | GB are free; lower it
+agent.batch_size=50000000 | agent.batch_size=50000000 needs | keys and values | lower agent.batch_size to
+agent=cem agent.candidates=500000000 | agent.candidates=500000000 needs | keys and values | lower agent.candidates to
 agent=drqv2 worldmodel=none agent.nets.units=2000000 | agent.nets.units=2000000 needs at least
-worldmodel.rollout_precision=float16 | worldmodel.rollout_precision must be float32 or bfloat16 (got float16)
+worldmodel.rollout_precision=float16 | worldmodel.rollout_precision must be float32, bfloat16 or int8 (got float16)
 transformer.heads=7                              | transformer.hidden must be a multiple of 2 * heads = 14
 transformer.dropout=1                            | transformer.dropout must be in [0, 1) (got 1.0)
 transformer.positions=16                         | worldmodel.max_frames= | transformer.positions=16 | raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -15,7 +16,7 @@ from mbrl.cli.compose import compose
 from mbrl.cli.train import fitted_to_model
 from mbrl.measure.cost import Cost, cost_of, counted
 from mbrl.run.assemble import Configs
-from worldmodel.rollout.fused import pack, product
+from worldmodel.rollout.fused import multiplies_bytes, pack, product
 
 
 def cost(*words: str) -> Cost:
@@ -33,7 +34,9 @@ def test_products_convolutions_attention_and_packed_matrices_are_counted() -> No
     query, key = torch.randn(1, 2, 5, 4), torch.randn(1, 2, 7, 4)
     assert counted(lambda: functional.scaled_dot_product_attention(query, key, key)) == 2 * 2 * (2 * 5 * 7 * 4)
     with torch.no_grad():
-        assert counted(lambda: product(x.detach(), pack(linear.weight))) == forward
+        for dtype in (torch.float32, *[torch.qint8] * multiplies_bytes("cpu")):
+            packed = pack(linear.weight, dtype)
+            assert counted(functools.partial(product, x.detach(), packed)) == forward
 
 
 def test_an_update_costs_what_its_batch_costs_and_a_deeper_transformer_one_block_more() -> None:

@@ -84,6 +84,11 @@ class TokenEngine:
         self._tickets: list[tuple[Tensor, float] | None] = []
         """For each frame count held: the state's tickets and their version counter; None where no state was named."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values that are allocated."""
+        return 0 if self._cache is None else self._cache.nbytes
+
     @torch.no_grad()
     def prefill(
         self,
@@ -101,7 +106,8 @@ class TokenEngine:
             ids_BFK: int64 [B, F, K] vocabulary ids of the frames so far; F = 0 is possible.
             actions_BFA: [B, F, A] action that led into each frame; None for an action-free model.
             tickets_B1: names that the states have already (a state that is rebuilt keeps its own); None makes new ones.
-            copies: how often each string is held afterwards; it is read once. Row b becomes rows b * copies and on.
+            copies: how many rows go on from each string, which is read and held once. Row b becomes rows b * copies
+                and on.
         Raises: ValueError on too many rows or frames.
         """
         rows, frames = len(ids_BFK) * copies, ids_BFK.shape[1]
@@ -111,17 +117,18 @@ class TokenEngine:
             raise ValueError(f"{frames} frames do not fit an engine made for {self._frames}")
         ids_BN = string_of_ids(context_codes_BtN, ids_BFK, self._layout)
         cache = self._empty()
-        hidden_BD = self._weights(self._model.embed(ids_BN, actions_BFA), cache, keep=1)[:, 0]
+        read = cache if copies == 1 else cache.empty(rows=len(ids_BFK), positions=ids_BN.shape[1])
+        hidden_BD = self._weights(self._model.embed(ids_BN, actions_BFA), read, keep=1)[:, 0]
         newest_BK = ids_BFK[:, -1] if frames else ids_BFK.new_empty(len(ids_BFK), 0)
         if copies > 1:
-            cache.take(cache, rows=len(ids_BFK), copies=copies, positions=cache.position)
+            cache.take(read, rows=len(ids_BFK), copies=copies, positions=read.position)
             newest_BK, hidden_BD = (x.repeat_interleave(copies, 0) for x in (newest_BK, hidden_BD))
         self._held_rows, self._tickets = rows, [None] * frames
         return self._named(newest_BK, hidden_BD, tickets_B1)
 
     @torch.no_grad()
     def fork(self, source: TokenEngine, frame: int, copies: int) -> Tensor:
-        """Hold what `source` (of the same weights) holds of its first `frame` frames, each row `copies` times.
+        """Go on from what `source` (of the same weights) holds of its first `frame` frames, each row `copies` times.
 
         Returns: tickets int64 [B * copies, 1].
         Raises: ValueError on too many rows, or frames that are not held.

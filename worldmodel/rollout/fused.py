@@ -9,30 +9,65 @@ mode the modules are in.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worldmodel.rollout.attention import attention, attention_behind
 from worldmodel.rollout.kv_cache import KVCache
-from worldmodel.transformer.llama import Block, causal, rotate
+from worldmodel.transformer.llama import Block, rotate
 from worldmodel.transformer.token_model import TokenModel
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "int8"]
 """Of the products of a rollout, see `FusedTransformer`."""
+Packed = Tensor | torch.ScriptObject
+"""A weight as `pack` gives it; the second is FBGEMM's form of a weight in bytes."""
+BYTE = 127
+"""The largest whole number that a factor is rounded to, either sign."""
 
 
-def pack(weight_OI: Tensor) -> Tensor:
-    """A weight in the form that `product` reads fastest.
+def multiplies_bytes(device: torch.device | str) -> bool:
+    """Whether products of bytes are exact there: on x86 processors with VNNI; without it their sums saturate."""
+    return torch.device(device).type == "cpu" and torch.cpu._is_vnni_supported()
+
+
+def pack(weight_OI: Tensor, dtype: torch.dtype) -> Packed:
+    """A weight in this type, in the form that `product` reads fastest.
 
     On a CPU that is oneDNN's own blocked form, one for any number of rows: F.linear goes to MKL, which was measured 2
     to 4 times slower on an AMD processor with AVX-512 and never faster.
+
+    Args:
+        dtype: a floating type; or `torch.qint8`: bytes with one scale for each output.
+    Raises: ValueError for bytes where they are not multiplied.
     """
-    if weight_OI.device.type == "cpu" and _has_packed_form(weight_OI.dtype):
+    if dtype == torch.qint8:
+        return _pack_bytes(weight_OI.float())
+    weight_OI = weight_OI.to(dtype)
+    if weight_OI.device.type == "cpu" and _has_packed_form(dtype):
         return torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous())
     return weight_OI
+
+
+def _pack_bytes(weight_OI: Tensor) -> torch.ScriptObject:
+    if not multiplies_bytes(weight_OI.device):
+        raise ValueError(f"rollout_precision=int8 needs an x86 CPU with VNNI (got {weight_OI.device}); set bfloat16")
+    scale_O = _largest(weight_OI)[:, 0] / BYTE
+    bytes_OI = (weight_OI / scale_O.unsqueeze(1)).round().to(torch.int8)
+    zero_O = torch.zeros_like(scale_O, dtype=torch.int64)
+    with warnings.catch_warnings():  # torch will drop these tensors; its other product of bytes was half as fast
+        warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")
+        quantized_OI = torch._make_per_channel_quantized_tensor(bytes_OI, scale_O.double(), zero_O, 0)
+    return torch.ops.quantized.linear_prepack(quantized_OI, None)
+
+
+def _largest(x: Tensor) -> Tensor:
+    """The largest magnitude of each row, [..., 1]; never 0, since it is divided by."""
+    return torch.linalg.vector_norm(x, math.inf, -1, keepdim=True).clamp_min_(torch.finfo(x.dtype).tiny)
 
 
 def _has_packed_form(dtype: torch.dtype) -> bool:
@@ -41,8 +76,16 @@ def _has_packed_form(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
-def product(x: Tensor, packed: Tensor) -> Tensor:
-    """F.linear with a weight from `pack`, in the weight's type; the result has the type of x."""
+def product(x: Tensor, packed: Packed) -> Tensor:
+    """F.linear with a weight from `pack`, in the weight's type; the result has the type of x.
+
+    With a weight in bytes x is rounded to bytes too, each row by a scale of its own, so that no row depends on others.
+    """
+    if isinstance(packed, torch.ScriptObject):
+        read = x.float()
+        scale = _largest(read)
+        multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+        return multiply(read / scale, 1 / BYTE, BYTE + 1, packed).mul_(scale).to(x.dtype)
     read = x.to(packed.dtype)
     if packed.is_mkldnn:
         return torch.ops.mkldnn._linear_pointwise(read, packed, None, "none", [], "").to(x.dtype)
@@ -64,10 +107,10 @@ def stamp(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
 class FusedBlock(NamedTuple):
     """One block in four packed matrices; the norms' weights are folded into the two that read the normed stream."""
 
-    qkv: Tensor  # [3D, D], queries scaled by 1/sqrt(C)
-    out: Tensor  # [D, D]
-    gate_up: Tensor  # [2M, D]
-    down: Tensor  # [D, M]
+    qkv: Packed  # [3D, D], queries scaled by 1/sqrt(C)
+    out: Packed  # [D, D]
+    gate_up: Packed  # [2M, D]
+    down: Packed  # [D, M]
 
 
 def fuse(block: Block, dtype: torch.dtype) -> FusedBlock:
@@ -77,10 +120,10 @@ def fuse(block: Block, dtype: torch.dtype) -> FusedBlock:
     qkv = torch.cat([attention.q_proj.weight * scale, attention.k_proj.weight, attention.v_proj.weight])
     gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
     return FusedBlock(
-        pack((qkv * block.input_layernorm.weight).to(dtype)),
-        pack(attention.o_proj.weight.to(dtype)),
-        pack((gate_up * block.post_attention_layernorm.weight).to(dtype)),
-        pack(mlp.down_proj.weight.to(dtype)),
+        pack(qkv * block.input_layernorm.weight, dtype),
+        pack(attention.o_proj.weight, dtype),
+        pack(gate_up * block.post_attention_layernorm.weight, dtype),
+        pack(mlp.down_proj.weight, dtype),
     )
 
 
@@ -93,8 +136,9 @@ class FusedTransformer:
         Args:
             ids: those that can be drawn.
             precision: `bfloat16` keeps the blocks' matrices, and multiplies by them, in two bytes a weight: passes of
-                few positions wait for weights. The residual stream, attention, norms and logits stay as they are:
-                logits in bfloat16 would tie. `float32`: all as the model's weights are.
+                few positions wait for weights. `int8` rounds weights and what they are multiplied by to one byte
+                (`product`). The residual stream, attention, norms and logits stay as they are: logits in bfloat16
+                would tie. `float32`: all as the model's weights are.
         """
         self._model, self.ids, self.precision = model, ids, precision
         self._stamp: tuple[tuple[int, int], ...] | None = None
@@ -127,12 +171,18 @@ class FusedTransformer:
 
     def _lay(self) -> None:
         llm = self._model.llm
-        dtype = torch.bfloat16 if self.precision == "bfloat16" else llm.lm_head.weight.dtype
+        own = llm.lm_head.weight.dtype
+        dtype = {"float32": own, "bfloat16": torch.bfloat16, "int8": torch.qint8}[self.precision]
         lent = {weight.untyped_storage()._cdata for weight in self._model.parameters()}
 
-        def renewed(held: Tensor, new: Tensor) -> Tensor:
+        def renewed(held: Any, new: Any) -> Any:
             """`new`, copied into `held` unless that cannot take it or `new` is a parameter itself."""
-            if held.is_mkldnn or new.is_mkldnn or new.untyped_storage()._cdata in lent:
+            if (
+                isinstance(new, torch.ScriptObject)
+                or held.is_mkldnn
+                or new.is_mkldnn
+                or new.untyped_storage()._cdata in lent
+            ):
                 return new
             fits = (held.shape, held.dtype, held.device) == (new.shape, new.dtype, new.device)
             return held.copy_(new) if fits else new
@@ -144,7 +194,7 @@ class FusedTransformer:
             else:
                 self.blocks.append(new)
         self.embedding = renewed(self.embedding, llm.model.embed_tokens.weight.detach())  # not composed at every pass
-        self.head = renewed(self.head, pack(llm.lm_head.weight[self.ids.start : self.ids.stop].detach()))
+        self.head = renewed(self.head, pack(llm.lm_head.weight[self.ids.start : self.ids.stop].detach(), own))
         self.norm = llm.model.norm.weight
         # [2, N, 1, C]: the axis for heads is in place
         self.rope = llm.rope.to(self.norm.dtype).unsqueeze(2)
@@ -190,20 +240,12 @@ class FusedTransformer:
         qk = rotate(qkv[:, :, : 2 * heads], cos_T1C, sin_T1C)
         k_BHTC, v_BHTC = qk[:, :, heads:].transpose(1, 2), qkv[:, :, 2 * heads :].transpose(1, 2)
         k_BHNC, v_BHNC = cache.extend(layer, k_BHTC, v_BHTC)
-        return self._attention(qk[:, new - kept :, :heads].transpose(1, 2), k_BHNC, v_BHNC, mutual)
-
-    def _attention(self, q_BHRC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor, mutual: bool) -> Tensor:
-        rows, heads, kept, channels = q_BHRC.shape
-        if kept == 1 and q_BHRC.device.type == "cpu":
-            # two batched products: faster here than the kernel that is made for many queries
-            score = torch.bmm(q_BHRC.reshape(-1, 1, channels), k_BHNC.flatten(0, 1).transpose(1, 2))
-            out_BHRC = torch.bmm(score.softmax(-1), v_BHNC.flatten(0, 1)).view(rows, heads, 1, channels)
+        q_BHRC, shared = qk[:, new - kept :, :heads].transpose(1, 2), cache.shared(layer)
+        if shared is None:
+            out_BHRC = attention(q_BHRC, k_BHNC, v_BHNC, mutual=mutual)
         else:
-            mask, is_causal = (None, False) if mutual else causal(q_BHRC, k_BHNC)
-            out_BHRC = F.scaled_dot_product_attention(
-                q_BHRC, k_BHNC, v_BHNC, attn_mask=mask, is_causal=is_causal, scale=1.0
-            )
-        return out_BHRC.transpose(1, 2).reshape(rows, kept, heads * channels)
+            out_BHRC = attention_behind(shared, q_BHRC, k_BHNC, v_BHNC, mutual=mutual)
+        return out_BHRC.transpose(1, 2).reshape(rows, kept, -1)
 
     def _rms(self, x: Tensor) -> Tensor:
         """Divide by the root mean square; the weight is in the matrix that comes next."""

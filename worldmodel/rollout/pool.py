@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+
+from worldmodel.layout import TokenLayout
 from worldmodel.rollout.engine import TokenEngine, laid_out
 from worldmodel.rollout.fused import Precision
 from worldmodel.rollout.sampling import SamplingConfig
+from worldmodel.transformer.llama import TransformerConfig
 from worldmodel.transformer.token_model import TokenModel
 
 ENGINES = 8
@@ -19,6 +23,19 @@ def bucket(rows: int) -> int:
     [1, 4, 32, 64, 128, 640]
     """
     return 1 << (rows - 1).bit_length() if rows <= STEP else -(-rows // STEP) * STEP
+
+
+def kv_bytes(
+    transformer: TransformerConfig, layout: TokenLayout, *, rows: int, frames: int, starts: int = 0, shared: int = 0
+) -> int:
+    """What the engine for `rows` rows of `frames` frames takes for keys and values in float32.
+
+    Args:
+        starts: rows that these are forks of, after `shared` frames; 0: they have nothing in common.
+    """
+    common = layout.length(shared) if starts else 0
+    positions = bucket(rows) * (layout.length(frames) - common) + starts * common
+    return 2 * transformer.layers * transformer.hidden * positions * torch.float32.itemsize
 
 
 class EnginePool:
