@@ -38,6 +38,9 @@ TO_12 = ("interim scores at 4000, 6000, ... 12 000", interim)
 DIFFERS = ("what differs", None)
 
 BY_HAND = (
+    "int8-products",
+    "int8-rollout",
+    "shared-prefixes",
     "averaged-actor",
     "reward-reading",
     "decodings-preset",
