@@ -73,8 +73,8 @@ def read(path: Path, make: Callable[[Arrays], Made]) -> Made:
     try:
         with zipfile.ZipFile(path) as archive:  # before numpy allocates anything
             size = sum(member.file_size for member in archive.infolist())
-        if size > MAX_BYTES * 8:  # int64 frames take 8 bytes a number
-            raise Unreadable(f"it unpacks to more than {MAX_BYTES * 8} bytes")
+        if size > MAX_BYTES:
+            raise Unreadable(f"it unpacks to more than {MAX_BYTES} bytes")
         with np.load(path, allow_pickle=False) as file:
             return make(file)
     except (Unreadable, UnclearRow):
