@@ -19,6 +19,16 @@ from tests.data.test_foreign import convert, explained
 pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install pyarrow")
 pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed: pip install pyarrow")
 
+ON_FOOTERS = ("every_cut", "pyarrow_ends_the_process", "every_action_explains")
+"""The tests in which another process looks at the footers first; it takes half a second each time."""
+
+
+@pytest.fixture(autouse=True)
+def footers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not any(part in request.node.name for part in ON_FOOTERS):
+        monkeypatch.setattr(parquet, "fatal", lambda paths: set())
+
+
 KINDS = [(version, image) for version in ("v2.1", "v3.0") for image in (True, False)]
 NAMES = ["2.1, pictures", "2.1, video", "3.0, pictures", "3.0, video"]
 both = pytest.mark.parametrize("version", ["v2.1", "v3.0"])
