@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mbrl.cli.errors import DONE, BadInput
-from mbrl.cli.words import Word, expanded, place, words
+from mbrl.cli.words import Word, expanded, paths_in, place, words
 from mbrl.program import program
 
 KEYS = {
@@ -48,9 +48,8 @@ def run(args: list[str]) -> int:
 
 def found(value: str) -> Iterator[Path]:
     """The folders that `run=` names, in its order. Raises: BadInput for one that is none, or is named twice."""
-    whole = expanded(value)
     seen: set[Path] = set()
-    for name in [value] if whole.is_dir() else value.split(","):
+    for name in paths_in(value) or [value]:
         folder = expanded(name)
         if not name or not folder.is_dir():
             raise BadInput(f"run={name} is not a folder; give the folder of a run, as `{program()} train` printed it")

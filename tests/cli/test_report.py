@@ -211,7 +211,7 @@ def test_what_is_typed_wrongly_is_refused_in_one_line(make: Make, capsys: pytest
     for args, wanted in (
         ([], "run= is missing: the folder of a run"),
         (["run=/nowhere/at/all"], "run=/nowhere/at/all is not a folder"),
-        ([f"run={folder},"], "run= is not a folder"),
+        (["run=,"], "run=, is not a folder"),
         ([f"run={folder},{folder}"], "twice"),
         ([f"runs={folder}"], "did you mean run?"),
         ([f"run={folder}", "outt=x.png"], "did you mean out?"),
