@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def test_whatever_ffmpeg_does_ends_in_one_line_and_in_time(
 ) -> None:
     text, words = PROGRAMS[name]
     program = tmp_path / "ffmpeg"
-    program.write_text(f"#!{sys.executable}\nimport os, sys, time\nout = sys.stdout.buffer\n{text}\n")
+    code = f"import os, sys, time\nout = sys.stdout.buffer\n{text}\n"
+    program.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(code)}\n")
     program.chmod(0o755)
     monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: str(program))
     monkeypatch.setattr(ffmpeg, "PATIENCE_S", 1.0)
