@@ -8,19 +8,24 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tensordict import TensorDict
 
 from mbrl.cli.errors import BadInput, guarded
 from mbrl.cli.main import main
+from mbrl.envs.simulator import decide
 from mbrl.files import DamagedFile
 from mbrl.memory import asking, sizes_in
 from mbrl.run.collect import Collector
 from mbrl.run.evaluate import Evaluator
+from mbrl.run.own_policy import OneForEachRow
 from mbrl.rundir.build import make
+from tests.envs.worlds import config
 from worldmodel.training.updater import Updater
 
 MODULE = """
@@ -123,6 +128,9 @@ WORDS = {
 }
 
 
+TOY = config("protocol", "toy")
+
+
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """A module of a user's, whose classes fail as `ASKED`."""
@@ -196,15 +204,34 @@ def test_an_error_in_a_user_s_class_is_one_line_with_the_class_the_line_and_the_
     assert "Traceback" in capsys.readouterr().err
 
 
+def asked_of_a_policy(policy: Any) -> Any:
+    """One decision of a policy."""
+    env: Any = SimpleNamespace(env_spec=SimpleNamespace(action_dim=2), episodes=[3])
+    seen = TensorDict({"pixels": torch.zeros(1, 3, 4, 4, dtype=torch.uint8), "is_init": torch.zeros(1, 1).bool()}, [1])
+    return OneForEachRow((policy,), env).act(seen, None, "evaluate", step=0)
+
+
+CALLS: dict[str, tuple[Callable[[ModuleType], Any], str]] = {
+    "act": (lambda own: own.Mine.act(None, None, None, "explore", step=0), "Mine.act raised {}"),
+    "learn": (lambda own: own.Mine.learn(None, None, 0), "Mine.learn raised {}"),
+    "losses": (lambda own: own.Model.losses(None), "Model.losses raised {}"),
+    "step": (lambda own: decide(object.__new__(own.World), None, TOY), "step() raised {}"),  # type: ignore[arg-type]
+    "policy": (lambda own: asked_of_a_policy(own.Policy()), "the policy in row 0, episode 3 raised {}"),
+}
+
+
+@pytest.mark.parametrize("door", CALLS)
 @pytest.mark.parametrize("kind", WORDS)
-def test_every_kind_of_error_of_a_user_s_class_names_its_place(
-    kind: str, own: ModuleType, capsys: pytest.CaptureFixture[str]
+def test_every_kind_of_error_at_every_door_names_its_place(
+    kind: str, door: str, own: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own.ASKED.update(kind=kind, at="act")
-    assert guarded(lambda: own.Mine.act(None, None, None, "explore", step=0), debug=False) == 4
+    call, who = CALLS[door]
+    own.ASKED.update(kind=kind, at=door)
+    assert guarded(lambda: call(own), debug=False) == 4
     (line,) = capsys.readouterr().err.splitlines()
     name, words = WORDS[kind]
-    assert line.startswith(f"error: Mine.act raised {name} at {place_of(kind)}") and words in line
+    who = "Policy.__call__ raised {}" if (kind, door) == ("leaves", "policy") else who
+    assert line.startswith(f"error: {who.format(name)}") and words in line and f"at {place_of(kind)}" in line
 
 
 @pytest.mark.parametrize("text", ["1 // 0", "import nothing.at.all", "def f(:"])
@@ -330,7 +357,16 @@ def test_memory_that_runs_out_in_training_names_the_keys_of_its_phase(
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), OSError(errno.EIO, "Input/output error"), RuntimeError("half a header")]
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.EIO, "Input/output error"),
+        RuntimeError("half a header"),
+        ValueError("no header"),
+        ZeroDivisionError("division by zero"),
+        KeyError("x"),
+    ],
+    ids=repr,
 )
 def test_an_item_whose_reader_fails_is_a_row_or_one_line(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
