@@ -216,7 +216,16 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no actions": ({"action": None}, "has other arrays than the chunk before"),
     "objects": ({"image": np.array([{}] * 10, dtype=object)}, "cannot be read (Object arrays"),
     "an action that is no number": ({"action": np.full((10, 2), np.nan, np.float32)}, "action must be finite"),
-    "rewards as text": ({"reward": np.array(["much"] * 10)}, "has other arrays than the chunk before"),
+    "rewards as text": ({"reward": np.array(["much"] * 10)}, "reward must be an array of numbers (got <U4 [10])"),
+    "ends as records": ({"is_terminal": np.zeros(10, [("x", "f4")])}, "is_terminal must be an array of numbers"),
+    "ends as dates": (
+        {"is_terminal": np.zeros(10, "M8[s]")},
+        "must be an array of numbers (got datetime64",
+    ),
+    "marks that are complex": (
+        {"is_first": np.zeros(10, complex)},
+        "must be an array of numbers (got complex",
+    ),
 }
 
 
