@@ -1,10 +1,13 @@
-"""Run folders of a stranger: seeded mutations of every kind of file in them, opened by the verbs that read them.
+"""Folders of a stranger: seeded mutations of every kind of file in a run and in foreign archives, opened by the verbs
+that read them.
 
 python -m benchmarks.fuzz [cases] [seed]
 
-Each case is a copy of a small run with one mutation, opened in a process of its own. It is right if that ends by
-itself, within `SECONDS` and `MEMORY`, with exit code 0, 2, 3 or 4, and without a traceback. Prints counts by exit code,
-the longest time and the largest memory; ends with 1 and the cases that were wrong. 1000 cases take an hour of one core.
+Each case is a copy of a small run, or of an archive that `mbrl data convert` reads, with one mutation, opened in a
+process of its own. It is right if that ends by itself, within `SECONDS` and `MEMORY`, with exit code 0, 2 or 3, and
+without a traceback. (4 is right where a value of a run's configuration is another: training from it may well diverge.)
+Prints counts by exit code, the longest time and the largest memory; ends with 1 and the cases that were wrong. 1000
+cases take an hour of one core.
 """
 
 from __future__ import annotations
@@ -17,25 +20,29 @@ import signal
 import struct
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 
+from benchmarks import archives
 from mbrl.cli.main import main as mbrl
+from mbrl.progress import told
 
 SECONDS, MEMORY = 60.0, 4 * 2**30
-RIGHT = (0, 2, 3, 4)
-"""Exit codes: done, bad input, damaged data, diverged (weights of a configuration that makes no sense)."""
-EVAL, REPORT = ("eval", "run=RUN", "episodes=1"), ("report", "run=RUN")
+"""At most, of one core; five minutes by the clock."""
+RIGHT, DIVERGED = (0, 2, 3), 4
+"""Exit codes: done, bad input, damaged data; and of training that diverges."""
+EVAL, REPORT = ("eval", "run=IT", "episodes=1"), ("report", "run=IT")
 TRAIN, CHECK, INSPECT = (
-    ("train", "run_dir=RUN", "schedule.total=225"),
-    ("data", "check", "RUN"),
-    ("weights", "inspect", "RUN"),
+    ("train", "run_dir=IT", "schedule.total=225"),
+    ("data", "check", "IT"),
+    ("weights", "inspect", "IT"),
 )
 READERS: dict[str, tuple[tuple[str, ...], ...]] = {
     ".yaml": (EVAL, REPORT, TRAIN, INSPECT),
@@ -44,7 +51,8 @@ READERS: dict[str, tuple[tuple[str, ...], ...]] = {
     ".npz": (TRAIN, CHECK),
     ".safetensors": (EVAL, TRAIN, INSPECT),
 }
-"""Which verbs read a kind of file."""
+"""Which verbs read a kind of file in a run."""
+CONVERT = ("data", "convert", "from=IT", "to=OUT")
 VALUES: tuple[object, ...] = (
     0,
     -1,
@@ -73,15 +81,17 @@ class Ended:
     seconds: float
     memory: int
     traceback: bool
+    right: tuple[int, ...] = RIGHT
 
     @property
     def wrong(self) -> bool:
         """Whether nobody should have had to see this."""
-        return self.code not in RIGHT or self.traceback or self.seconds > SECONDS or self.memory > MEMORY
+        return self.code not in self.right or self.traceback or self.seconds > SECONDS or self.memory > MEMORY
 
 
 def begun(folder: Path) -> Path:
-    """A small run to mutate; what its verbs import is imported here, once."""
+    """A folder with a small run and archives to mutate; what the verbs import is imported here, once."""
+    archives.write(folder)
     for module in (
         "run.assemble",
         "run.restore",
@@ -90,18 +100,18 @@ def begun(folder: Path) -> Path:
         "rundir.origin",
         "cli.train",
         "cli.evaluate",
+        "data.convert.run",
     ):
         importlib.import_module(f"mbrl.{module}")
-    run = folder / "run"
-    code = opened(("train", "experiment=debug", "schedule.total=200", "run_dir=RUN"), run, folder / "said").code
+    code = opened(("train", "experiment=debug", "schedule.total=200", "run_dir=IT"), folder / "run", folder).code
     assert code == 0, (folder / "said").read_text()
-    return run
+    return folder
 
 
-def opened(words: Sequence[str], run: Path, said: Path) -> Ended:
-    """One command line in a process of its own."""
+def opened(words: Sequence[str], it: Path, folder: Path, *, right: tuple[int, ...] = RIGHT) -> Ended:
+    """One command line about `it` in a process of its own; what it says and writes comes into `folder`."""
+    said = folder / "said"
     torch.set_num_threads(1)
-    began = time.monotonic()
     child = os.fork()
     if child == 0:
         code = 99
@@ -109,8 +119,8 @@ def opened(words: Sequence[str], run: Path, said: Path) -> Ended:
             screen = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
             os.dup2(screen, 1)
             os.dup2(screen, 2)
-            signal.alarm(int(SECONDS) + 5)
-            code = mbrl([word.replace("RUN", str(run)) for word in words])
+            signal.alarm(int(5 * SECONDS))  # whoever waits for nothing takes no seconds of a core
+            code = mbrl([word.replace("IT", str(it)).replace("OUT", str(folder / "out")) for word in words])
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -120,9 +130,10 @@ def opened(words: Sequence[str], run: Path, said: Path) -> Ended:
     return Ended(
         code=os.waitstatus_to_exitcode(status),
         said=(text.strip().splitlines() or [""])[-1][:200],
-        seconds=time.monotonic() - began,
+        seconds=usage.ru_utime + usage.ru_stime,
         memory=usage.ru_maxrss * 1024,
         traceback="Traceback" in text,
+        right=right,
     )
 
 
@@ -166,7 +177,11 @@ def revalued(path: Path, random: Random) -> str:
     """One value of a YAML or JSON file is another; manifests get their hashes anew, so that the value is looked at."""
     import yaml
 
-    plain = yaml.safe_load(path.read_text()) if path.suffix == ".yaml" else json.loads(path.read_text())
+    lines = path.read_text().splitlines() if path.suffix == ".jsonl" else None
+    if lines is not None:
+        plain: Any = [json.loads(line) for line in lines]
+    else:
+        plain = yaml.safe_load(path.read_text()) if path.suffix == ".yaml" else json.loads(path.read_text())
     node, key = random.choice(list(places(plain)))
     if random.random() < 0.2:
         del node[key]
@@ -174,7 +189,11 @@ def revalued(path: Path, random: Random) -> str:
     else:
         node[key] = random.choice(VALUES)
         what = f"{key}={node[key]!r:.40}"
-    path.write_text(yaml.safe_dump(plain) if path.suffix == ".yaml" else json.dumps(plain, indent=1, sort_keys=True))
+    if lines is not None:
+        path.write_text("".join(json.dumps(line) + "\n" for line in plain))
+    else:
+        text = yaml.safe_dump(plain) if path.suffix == ".yaml" else json.dumps(plain, indent=1, sort_keys=True)
+        path.write_text(text)
     if path.parent.name.startswith("step-"):
         vouched(path.parent)
     return what
@@ -234,44 +253,57 @@ ANY: tuple[Callable[[Path, Random], str], ...] = (flipped, cut, replaced)
 OWN: dict[str, tuple[Callable[[Path, Random], str], ...]] = {
     ".yaml": (revalued, revalued, revalued),
     ".json": (revalued, revalued, revalued),
+    ".jsonl": (revalued, revalued, revalued),
     ".csv": (celled, celled),
+    ".npz": (archives.rearrayed, archives.rearrayed, archives.rearrayed),
+    ".hdf5": (archives.relinked, archives.relinked, archives.relinked),
+    ".parquet": (archives.recolumned, archives.recolumned, archives.recolumned),
     ".safetensors": (reheaded, reheaded),
 }
 
 
-def mutated(run: Path, random: Random) -> tuple[str, tuple[str, ...]]:
-    """Changes one file of a run folder, kinds being equally likely: what was changed, and a verb that reads it."""
-    files = sorted(path for path in run.rglob("*") if path.is_file() and path.suffix in READERS)
+def mutated(files: Sequence[Path], random: Random) -> tuple[Path, str]:
+    """Changes one of some files, kinds being equally likely: which, and how."""
     kind = random.choice(sorted({path.suffix for path in files}))
     path = random.choice([path for path in files if path.suffix == kind])
-    what = random.choice((*ANY, *OWN.get(kind, ())))(path, random)
-    return f"{path.relative_to(run)}: {what}", random.choice(READERS[kind])
+    return path, random.choice((*ANY, *OWN.get(kind, ())))(path, random)
 
 
 def fuzzed(cases: int, seed: int, folder: Path) -> Iterator[tuple[str, Ended]]:
     """(the mutation and the verb, how it ended) of every case; a case is a function of seed and number."""
-    whole = begun(folder)
+    begun(folder)
     for case in range(cases):
         random = Random(f"{seed}/{case}")
-        run = Path(shutil.copytree(whole, folder / f"case-{case}"))
-        what, words = mutated(run, random)
-        yield f"case {case}, {what}, mbrl {words[0]}", opened(words, run, folder / "said")
-        shutil.rmtree(run)
+        name = random.choice((*["run"] * len(archives.WORDS), *archives.WORDS))
+        it = Path(shutil.copytree(folder / name, folder / f"case-{case}"))
+        files = sorted(path for path in it.rglob("*") if path.is_file() and (name != "run" or path.suffix in READERS))
+        path, how = mutated(files, random)
+        words = random.choice(READERS[path.suffix]) if name == "run" else (*CONVERT, *archives.WORDS[name])
+        right = (*RIGHT, DIVERGED) if path.name == "config.yaml" else RIGHT
+        yield (
+            f"case {case}, {name}/{path.relative_to(it)}: {how}, mbrl {words[0]}",
+            opened(words, it, folder, right=right),
+        )
+        shutil.rmtree(it)
+        shutil.rmtree(folder / "out", ignore_errors=True)
 
 
 def main(cases: int, seed: int) -> int:
-    """Runs them; 1 if one was wrong."""
+    """Runs them, or as many as there is time for until Ctrl-C; 1 if one was wrong."""
     codes: Counter[int] = Counter()
     longest, largest, wrong = 0.0, 0, 0
-    with tempfile.TemporaryDirectory() as folder:
+    tell = told("cases")
+    with tempfile.TemporaryDirectory() as folder, suppress(KeyboardInterrupt):
         for name, ended in fuzzed(cases, seed, Path(folder)):
             codes[ended.code] += 1
             longest, largest = max(longest, ended.seconds), max(largest, ended.memory)
             if ended.wrong:
                 wrong += 1
                 print(f"WRONG {name}: exit {ended.code}, {ended.seconds:.1f} s, {ended.said}", flush=True)
+            tell(codes.total(), cases)
     counts = ", ".join(f"{count} x {code}" for code, count in sorted(codes.items()))
-    print(f"{cases} mutations, seed {seed}: exit codes {counts}; at most {longest:.1f} s and {largest / 1e6:.0f} MB")
+    print(f"{codes.total()} mutations, seed {seed}: exit codes {counts}; "
+          f"at most {longest:.1f} s and {largest / 1e6:.0f} MB")  # fmt: skip
     return int(wrong > 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import sys
@@ -109,3 +110,16 @@ def test_the_agent_of_the_documents_runs(tmp_path: Path, monkeypatch: pytest.Mon
     words += ["schedule.evaluate.every=0", "agent.horizon=4", "agent.plans=3"]
     assert main(["train", *words, f"run_dir={run}", "--config-dir", str(folder.parent)]) == 0
     assert (run / "eval.csv").exists()
+
+
+def test_every_test_that_the_list_of_kinds_names_is_there() -> None:
+    text = (ROOT / "docs" / "what_people_have.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "---" not in line and "held by" not in line]
+    assert len(rows) > 35
+    for row in rows:
+        kind, _, held, more = (cell.strip() for cell in row.replace("\\|", "").strip("| ").split(" | "))
+        named = re.findall(r"`([\w/]+\.py)::(\w+)`", held)
+        assert named and more, kind
+        for path, name in named:
+            tree = ast.parse((ROOT / "tests" / path).read_text(encoding="utf-8"))
+            assert name in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}, (kind, path)

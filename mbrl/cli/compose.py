@@ -24,7 +24,7 @@ from yaml import YAMLError
 
 from mbrl.cli.errors import BadInput, did_you_mean
 from mbrl.cli.values import Assignment, check_once, laid_on, leaves, shown
-from mbrl.cli.words import expanded, listed
+from mbrl.cli.words import expanded, paths_in
 from mbrl.program import packaged_configs
 
 SEVERAL = ("experiment", "recipe")
@@ -219,7 +219,7 @@ def typed_paths(key: str, text: str) -> str | list[str] | None:
         plain = text and text != "null" and text[0] not in "\"'" and "${" not in text and not text.isdigit()
         return text if plain else None
     if key in PATH_LISTS and text.startswith("[") and text.endswith("]") and not set("\"'{$") & set(text):
-        return listed(text)
+        return paths_in(text)
     return None
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from mbrl.cli.errors import DAMAGED, DONE, BadInput, did_you_mean
-from mbrl.cli.words import Word, expanded, path, place, show, whole, words
+from mbrl.cli.words import Word, expanded, is_place, path, place, show, whole, words
 from mbrl.progress import told
 
 PREVIEW = {
@@ -60,7 +60,7 @@ def run_check(args: list[str]) -> int:
     """Reads every byte of data sets; exit code 3 if anything is wrong."""
     from mbrl.data.dataset import sets_in
 
-    if not args or any("=" in word for word in args):
+    if not args or not all(map(is_place, args)):
         raise BadInput(f"mbrl data check takes folders of data sets (got {' '.join(args) or 'nothing'})")
     rows: list[tuple[str, str]] = []
     folders = [inside for word in args for inside in sets_in(expanded(word))]
@@ -81,8 +81,8 @@ def run_check(args: list[str]) -> int:
 
 def run_preview(args: list[str]) -> int:
     """Draws a contact sheet or a GIF."""
-    folders = [word for word in args if "=" not in word]
-    given = words("mbrl data preview", [word for word in args if "=" in word], PREVIEW)
+    folders = [word for word in args if is_place(word)]
+    given = words("mbrl data preview", [word for word in args if not is_place(word)], PREVIEW)
     if not folders:
         raise BadInput("mbrl data preview needs the folder of a data set: mbrl data preview DIR out=preview.png")
     from mbrl.data.dataset import DataSet, EpisodeCache, sets_in

@@ -10,7 +10,9 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 
+from mbrl.cli.origin import BEGINNING, cause, places, users
 from mbrl.files import DamagedFile
+from mbrl.memory import out_of_memory
 from mbrl.progress import leave_line
 
 DONE = 0
@@ -41,7 +43,11 @@ CODES_BY_NAME = {  # classes whose modules are too heavy to import here; they co
 
 
 def foreseen(error: BaseException) -> int | None:
-    """The exit code of an error that has one; None for whatever nobody foresaw."""
+    """The exit code of an error that has one; None for whatever nobody foresaw, which is a bug of this project."""
+    if own := users(error):
+        return BAD_INPUT if own[0].code.co_name in BEGINNING else DIVERGED
+    if out_of_memory(error):
+        return BUG
     for kind in type(error).__mro__:
         code = CODES_BY_NAME.get(f"{kind.__module__}.{kind.__qualname__}")
         if code is not None:
@@ -56,25 +62,47 @@ def exit_code(error: BaseException) -> int:
 
 
 def one_line(error: BaseException) -> str:
-    """The error as a person reads it: its words on one line, its type only if it has no words."""
+    """The error as a person reads it, on one line: its words, where it comes from if they do not say it, its notes."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        places = [str(place) for place in (error.filename, error.filename2) if place is not None]
-        return f"{' to '.join(places)}: {error.strerror}"
-    return " ".join(str(getattr(error, "headline", error)).split()) or type(error).__name__
+    text, kind = words(error), type(error).__name__
+    if own := users(error):
+        text = f"{own[0].code.co_qualname} raised {kind} at {own[-1]}" + (f": {text}" if text else "")
+    elif out_of_memory(error):
+        text = f"out of memory{where(error)}" + (f": {text}" if text else "")
+    elif isinstance(error, OSError) and error.errno and error.filename is None:
+        text += where(error)
+    elif foreseen(error) == DIVERGED and (own := users(cause(error))):
+        text += f", at {own[-1]}"  # of a world or a policy, whose place in the run the words tell
+    return "; ".join([text or kind, *(" ".join(note.split()) for note in getattr(error, "__notes__", ()))])
+
+
+def words(error: BaseException) -> str:
+    """What an error says of itself, on one line; an OSError begins with its paths."""
+    if isinstance(error, OSError) and error.strerror:
+        paths = " to ".join(str(path) for path in (error.filename, error.filename2) if path is not None)
+        return f"{paths}: {error.strerror}" if paths else error.strerror
+    return " ".join(str(getattr(error, "headline", error)).split())
+
+
+def where(error: BaseException) -> str:
+    """` in Updater.update at worldmodel/training/updater.py:88`."""
+    return f" in {way[-1].code.co_qualname} at {way[-1]}" if (way := places(error)) else ""
 
 
 def guarded(work: Callable[[], int], *, debug: bool) -> int:
     """Runs `work` and turns what it raises into a line on stderr and an exit code.
 
-    Foreseen errors show no traceback unless `debug`; an error that nobody foresaw always shows it.
+    Foreseen errors and those of a user's code show no traceback unless `debug`; an error that nobody foresaw always
+    shows it.
     """
     try:
         return work()
     except BrokenPipeError:
         raise  # the reader has gone: there is nobody to tell
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and not users(error):
+            raise
         leave_line()
         if debug or foreseen(error) is None:
             traceback.print_exc()

@@ -66,6 +66,7 @@ def run(args: list[str]) -> int:
     folder: Path = asked["run"].resolve()
     own = own and own_folder(own)
 
+    from mbrl.memory import asking, sizes_in
     from mbrl.run.restore import configs_of, read_trained
     from mbrl.run.run import parameter_counts
     from mbrl.rundir.folder import read_config, run_info
@@ -76,7 +77,8 @@ def run(args: list[str]) -> int:
     check_writable(path)
     configs = configs_of(folder, own=own, device=asked["device"])
     trained = read_trained(folder, configs)
-    score = trained.eval_setup.evaluator.score(trained.eval_setup.agent, asked["episodes"])
+    with asking(*sizes_in(configs.evaluation, "evaluation.")):
+        score = trained.eval_setup.evaluator.score(trained.eval_setup.agent, asked["episodes"])
     print(f"{configs.task.name}, protocol {configs.protocol.name}, weights of env step {trained.env_step}: {score}")
     print_rules(score, configs.protocol.success)
     plain = read_config(folder)

@@ -36,10 +36,11 @@ Model-based reinforcement learning inside token world models.
 {verbs}
 
   mbrl VERB --help   more about a verb
-  --debug            show the traceback of an error
+  --debug            show the traceback of an error, also of one in a class of yours
   --version          print the version
 
-Exit codes: 0 done, 2 bad input, 3 damaged data, 4 diverged, 75 saved and wants to go on, 1 anything else."""
+Exit codes: 0 done, 2 bad input, 3 damaged data, 4 diverged or a class of yours broke,
+75 saved and wants to go on, 1 anything else."""
 
 
 def help_of(verb: str) -> tuple[str, str]:

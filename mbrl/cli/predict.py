@@ -24,6 +24,7 @@ from typing import Any
 from mbrl.cli.compose import compose, own_folder, take_config_dir
 from mbrl.cli.errors import DONE, BadInput
 from mbrl.cli.words import expanded, target
+from mbrl.memory import asking, sizes_in
 from mbrl.progress import told
 
 
@@ -63,18 +64,19 @@ def run(args: list[str]) -> int:
         f"{len(clips.clips)} clips, mode {clips.mode}: {loaded.predictor.num_observed} frames shown, "
         f"{clips.horizon} predicted" + (f"; {clips.left_out} episodes are too short" if clips.left_out else "")
     )
-    evaluation = evaluate(
-        loaded.predictor,
-        clips.clips,
-        judge,
-        methods=methods,
-        samples=samples,
-        rows=config.rows,
-        seeds=Seeds(config.seed),
-        sampled=sampled,
-        videos=min(config.videos, len(clips.clips)),
-        on_progress=told("clips"),
-    )
+    with asking(*sizes_in(config)):
+        evaluation = evaluate(
+            loaded.predictor,
+            clips.clips,
+            judge,
+            methods=methods,
+            samples=samples,
+            rows=config.rows,
+            seeds=Seeds(config.seed),
+            sampled=sampled,
+            videos=min(config.videos, len(clips.clips)),
+            on_progress=told("clips"),
+        )
     found = as_json(config, loaded, clips, evaluation, data=composed, missing=missing, seen=seen)
     print("\n".join(table(evaluation, judge.metrics, samples=samples)))
     folder = expanded(config.to)

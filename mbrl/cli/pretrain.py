@@ -30,6 +30,7 @@ from mbrl.cli.errors import DONE
 from mbrl.cli.ranked import broadcast_decision, device_of
 from mbrl.cli.train import as_plain, compose_new, refuse_idle
 from mbrl.cli.words import expanded, target
+from mbrl.memory import asking, sizes_in
 from mbrl.program import command
 from mbrl.ranks import Ranks, current
 
@@ -76,7 +77,12 @@ def run(args: list[str]) -> int:
             lines = (f"run folder: {folder}", decision.get("sizes"), *state.began_with, describe(state, info, resumed))
             for line in filter(None, lines):  # only now can nothing be refused any more
                 log.info("%s", line)
-        pretrain(state)
+        try:
+            with asking(*sizes_in(configs.stage, "stage.")):
+                pretrain(state)
+        except Exception as error:
+            error.add_note(f"at update {state.updates}")
+            raise
         if state.stopped:
             again = command("pretrain", take_config_dir(args)[1], run_dir=folder)
             log.info("stopped and saved at update %d; continue with: %s", state.updates, again)

@@ -3,7 +3,7 @@
 usage: mbrl report run=DIR[,DIR...] [out=PATH.png]
 
   mbrl report run=runs/mine                      writes runs/mine/report.png
-  mbrl report run=runs/a,runs/b out=compare.png  several runs in the same panels (without out=: report.png right here)
+  mbrl report run=runs/a,runs/b out=compare.png  several runs in the same panels (without out=: runs/report.png)
 
 Reads config.yaml, metrics.csv, eval.csv and, at the end of a run, result.json; a run may still go on. A panel says what
 was not measured. Runs that differ in their seeds only are drawn as one: their mean with its 95 % interval over them.
@@ -12,11 +12,12 @@ Runs of different protocols are not drawn together: their scores are not compara
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from mbrl.cli.errors import DONE, BadInput
-from mbrl.cli.words import Word, expanded, place, words
+from mbrl.cli.words import Word, expanded, paths_in, place, words
 from mbrl.program import program
 
 KEYS = {
@@ -29,7 +30,8 @@ def run(args: list[str]) -> int:
     """Writes the page and says where it is."""
     asked = words("mbrl report", args, KEYS)
     folders = list(found(asked["run"]))
-    out: Path = asked["out"] or (folders[0] / "report.png" if len(folders) == 1 else Path("report.png"))
+    beside = folders[0] if len(folders) == 1 else Path(os.path.commonpath([path.absolute().parent for path in folders]))
+    out: Path = asked["out"] or beside / "report.png"
     if out.suffix.lower() != ".png" or out.is_dir():
         raise BadInput(f"out must be {KEYS['out'].what} (got {out}); for example out=report.png")
 
@@ -46,9 +48,8 @@ def run(args: list[str]) -> int:
 
 def found(value: str) -> Iterator[Path]:
     """The folders that `run=` names, in its order. Raises: BadInput for one that is none, or is named twice."""
-    whole = expanded(value)
     seen: set[Path] = set()
-    for name in [value] if whole.is_dir() else value.split(","):
+    for name in paths_in(value) or [value]:
         folder = expanded(name)
         if not name or not folder.is_dir():
             raise BadInput(f"run={name} is not a folder; give the folder of a run, as `{program()} train` printed it")

@@ -30,19 +30,13 @@ from pathlib import Path
 from typing import Any
 
 from mbrl.cli.errors import DAMAGED, DONE, BadInput
-from mbrl.cli.words import Word, choice, expanded, listed, place, whole, words
+from mbrl.cli.words import Word, choice, listed, paths_in, place, whole, words
 from mbrl.files import DamagedFile
-
-
-def places(text: str) -> list[str]:
-    """Paths with commas between; one that is there as it stands is one, whatever is in its name."""
-    return [text] if text and expanded(text).exists() else listed(text)
-
 
 SHOWN = ("runs", "tasks", "methods", "pairs", "published")
 KEYS = {
-    "from": Word("folders with finished runs, or tidy CSVs, with commas between", places, example="results/mine"),
-    "import": Word("files of other programs, with commas between", places, example="mw-hammer.csv"),
+    "from": Word("folders with finished runs, or tidy CSVs, with commas between", paths_in, example="results/mine"),
+    "import": Word("files of other programs, with commas between", paths_in, example="mw-hammer.csv"),
     "to": place("to", "a file that ends in .csv", file=True),
     "show": choice(*SHOWN),
     "score": choice("success", "success_last", "reward"),

@@ -140,7 +140,6 @@ def begin(resolved: ResolvedRun, configs: Any, args: list[str], processes: Any) 
     """Trains in the first process, which writes all that is written."""
     folder, own = resolved.folder, take_config_dir(args)[1]
 
-    from mbrl.envs.simulator import EnvDataError
     from mbrl.files import clear_temporaries
     from mbrl.io.checkpoint import checkpoint_paths
     from mbrl.io.lock import RunLock
@@ -187,8 +186,9 @@ def begin(resolved: ResolvedRun, configs: Any, args: list[str], processes: Any) 
             state.begin()
             try:
                 train(state)
-            except EnvDataError as error:
-                raise EnvDataError(f"{error}; {saved(folder, own)}") from error
+            except (Exception, SystemExit) as error:
+                error.add_note(saved(state.x(), folder, own))
+                raise
     processes.any(False)  # the others wait here
     if state.stopped:
         again = command("train", own, run_dir=folder)
@@ -358,14 +358,15 @@ def privileged(obs_keys: Sequence[str]) -> str:
     )
 
 
-def saved(folder: Path, own: Path | None) -> str:
-    """What a run has on disk when its world fails, and how to go on."""
+def saved(x: Mapping[str, int], folder: Path, own: Path | None) -> str:
+    """Where a run broke, what it has on disk, and how to go on."""
     from mbrl.io.checkpoint import checkpoint_paths
 
     paths = checkpoint_paths(folder / "checkpoints")
+    at = f"at {' '.join(f'{name} {value}' for name, value in x.items())}"
     if not paths:
-        return f"no checkpoint was saved yet in {folder}"
-    return f"saved up to {paths[0].name}; `{command('train', own, run_dir=folder)}` goes on from there"
+        return f"{at}; no checkpoint was saved yet in {folder}"
+    return f"{at}; saved up to {paths[0].name}; `{command('train', own, run_dir=folder)}` goes on from there"
 
 
 def summary(result: Mapping[str, Any], folder: Path, own: Path | None) -> str:

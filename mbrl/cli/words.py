@@ -140,6 +140,26 @@ def listed(text: str) -> list[str]:
     return [item.strip() for item in text.strip().removeprefix("[").removesuffix("]").split(",") if item.strip()]
 
 
+def paths_in(text: str) -> list[str]:
+    """Paths with commas between, in brackets or not; the longest name that is there is one."""
+    if text and expanded(text).exists():
+        return [text]
+    left, found = text.strip().removeprefix("[").removesuffix("]").split(","), []
+    while left:
+        names = (
+            (count, ",".join(left[:count]).strip()) for count in range(len(left), 0, -1)
+        )  # the longest that is there
+        count, name = next(((n, name) for n, name in names if name and expanded(name).exists()), (1, left[0].strip()))
+        found.append(name)
+        left = left[count:]
+    return [name for name in found if name]
+
+
+def is_place(word: str) -> bool:
+    """Whether a word is a path and no `key=value`: folders have such names too."""
+    return "=" not in word or expanded(word).exists()
+
+
 def show(rows: Sequence[tuple[str, str]]) -> None:
     """A table on the screen."""
     if rows:

@@ -16,6 +16,7 @@ from mbrl.envs.rows import RowsEnv
 from mbrl.io.checkpoint import Checkpoints
 from mbrl.io.video import Videos
 from mbrl.measure.instruments import Instruments
+from mbrl.memory import sizes_in
 from mbrl.replay.clips import ClipReplay, OwnRows
 from mbrl.replay.store import Stored
 from mbrl.run.best import Best
@@ -44,6 +45,8 @@ GROUPS = (
 )  # fmt: skip
 
 VIDEOS = 5  # files of each kind that stay
+SIZED = {"collect": "compute", "fit": "fit", "learn": "agent", "evaluate": "evaluation"}
+"""By phase, the group that says how much is done at once in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +228,7 @@ def assemble(
         logger=configs.logger.build(folder=folder, config=info),
         videos=Videos(folder / "videos", keep=VIDEOS),
         checkpoints=Checkpoints(folder / "checkpoints", keep=configs.keep, info=info),
+        sizes={phase: sizes_in(configs.groups[group], f"{group}.") for phase, group in SIZED.items()},
         info=info,
     )
 

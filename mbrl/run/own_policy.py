@@ -23,6 +23,7 @@ from mbrl.envs.protocol import ProtocolConfig
 from mbrl.envs.rows import RowsEnv
 from mbrl.envs.simulator import EnvDataError
 from mbrl.run.evaluate import Evaluator, Score
+from mbrl.rundir.build import named_packages
 from worldmodel.seeds import Seeds
 
 
@@ -99,9 +100,10 @@ def found_policy(name: str) -> Callable[[], OwnPolicy]:
     Raises: ValueError in one line.
     """
     module, _, attribute = name.rpartition(".")
+    named_packages.add(module.split(".")[0])
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
         raise ValueError(
             f"policy must be package.module.Name, something that Python finds (got {name}: {error}); "
             "--config-dir DIR lets it look in DIR and beside it"

@@ -76,11 +76,10 @@ class Progress:
             newest += f" success {sum(success) / len(success):.2f}"
         spent = sum(self.total_seconds.values()) or 1.0
         split = " ".join(f"{phase} {100 * self.total_seconds[phase] / spent:.0f}%" for phase in PHASES)
+        frames = row["perf/imagined_frames_per_s"]
+        pace = f"imagined {frames:6.0f} frames/s | " if frames else ""  # nothing is imagined yet, or ever
         left = "time left unknown before the agent learns" if left_s is None else f"{clock_time(left_s)} left"
-        return (
-            f"env steps {env_steps:>6}/{total} | episode {episodes:>4} | {newest} | "
-            f"imagined {row['perf/imagined_frames_per_s']:6.0f} frames/s | {split} | {left}"
-        )
+        return f"env steps {env_steps:>6}/{total} | episode {episodes:>4} | {newest} | {pace}{split} | {left}"
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON."""

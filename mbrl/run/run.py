@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from mbrl.io.logger import Logger
 from mbrl.io.video import Videos
 from mbrl.measure.instruments import Instruments, gated
 from mbrl.measure.open_loop import open_loop
+from mbrl.memory import asking
 from mbrl.replay.cut import longest_horizon
 from mbrl.replay.episode import Episode
 from mbrl.run.best import Best
@@ -52,6 +53,8 @@ class Run(Learning):
     logger: Logger
     videos: Videos
     checkpoints: Checkpoints
+    sizes: Mapping[str, Sequence[str]]
+    """By phase, the `key=value` that decide how much memory it takes."""
     info: Mapping[str, Any]
     """What run.json says of this run and machine."""
     unsaved: int = 0
@@ -61,9 +64,11 @@ class Run(Learning):
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Episodes of the evaluations that count: of the `random` policy, and the `final` one with what it is `of`."""
 
-    def timed(self, phase: str) -> AbstractContextManager[None]:
-        """Books the body's time on it."""
-        return self.progress.timed(phase)
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Books the body's time on it; an error that memory ran out in it names the keys that asked for it."""
+        with self.progress.timed(phase), asking(*self.sizes.get(phase, ())):
+            yield
 
     def note(self, metrics: Metrics) -> None:
         """Takes one update's scalars; they reach metrics.csv as means."""

@@ -12,6 +12,8 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 OURS = ("worldmodel.", "agents.", "mbrl.")
+named_packages: set[str] = set()
+"""Packages outside this project whose classes were named: their errors are their author's, wherever they lie."""
 KINDS: dict[type, str] = {
     bool: "true or false",
     int: "a whole number",
@@ -109,9 +111,11 @@ def find(target: str, path: str, *, trusted: bool) -> Any:
     if not trusted and not target.startswith(OURS):
         raise ValueError(f"{path}._target_ must be a class of this project in a stored config (got {target})")
     module, _, name = target.rpartition(".")
+    if not target.startswith(OURS):
+        named_packages.add(module.split(".")[0])
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
         raise ValueError(f"{path}._target_ must be an importable dataclass (got {target}: {error})") from error
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise ValueError(f"{path}._target_ must be a dataclass (got {target})")

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mbrl.io.checkpoint import checkpoint_paths, read_newest
+from mbrl.io.checkpoint import DamagedCheckpoint, checkpoint_paths, read_newest
 from mbrl.rundir.build import make
 from mbrl.rundir.folder import holds_run, read_config
 from worldmodel.ivideogpt import IVideoGPT
@@ -68,7 +68,7 @@ def read_weights(folder: Path) -> Weights:
         tokenizer, transformer = read_folder(published_in(folder))
         return Weights(tokenizer=tokenizer, transformer=transformer, auxiliary={})
     plain, checkpoint = read_config(folder), read_newest(folder / CHECKPOINTS)
-    state: Mapping[str, Tensor] = checkpoint.states["model"]
+    state = _tensors(checkpoint.states["model"])
     if not any(name.startswith("tokens.") for name in state):
         raise ValueError(f"{folder} has no weights to start from: its world model is {plain['worldmodel']['_target_']}")
     sizes: dict[str, Any] = {name: make(plain[name], name, trusted=False) for name in ("tokenizer", "transformer")}
@@ -86,6 +86,17 @@ def read_weights(folder: Path) -> Weights:
         ),
         auxiliary=parts["auxiliary"],
     )
+
+
+def _tensors(state: Any) -> Mapping[str, Tensor]:
+    """Raises: DamagedCheckpoint unless a state of a world model is tensors by name."""
+    held = state if isinstance(state, Mapping) else {"model": state}
+    for name, value in held.items():
+        if not isinstance(value, Tensor):
+            raise DamagedCheckpoint(
+                f"{name} of the newest checkpoint is {type(value).__name__}, where a tensor belongs"
+            )
+    return held
 
 
 def _below(part: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -193,10 +193,12 @@ def test_files_of_tdmpc2_are_imported_under_a_named_protocol(tmp_path: Path, mak
         by_task([*runs, *ours], "success")
 
 
-def test_a_folder_may_have_a_comma_in_its_name(tmp_path: Path) -> None:
+def test_a_folder_may_have_a_comma_in_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     finished(tmp_path / "a, [b]")
     assert main(["results", f"from={tmp_path / 'a, [b]'}"]) == 0
-    assert main(["results", f"from={tmp_path / 'a, [b]'},{tmp_path}"]) == 2
+    finished(tmp_path / "c")
+    assert main(["results", f"from={tmp_path / 'a, [b]'},{tmp_path / 'c'}"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "2 runs"
 
 
 def test_an_import_leaves_its_file_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from PIL import Image
 
 import mbrl.run.train
+from mbrl.cli.compose import compose
 from mbrl.cli.main import COMPOSED, main
+from mbrl.cli.words import paths_in
 from mbrl.program import command
 from tests.cli.test_compose import NAMES
 
@@ -119,3 +122,38 @@ def test_the_composed_configuration_is_printed_and_nothing_is_made(
     assert (plain["seed"], plain["task"]["name"]) == (3, "reach")
     assert main(["train", "--cfg", "sed=3"]) == 2
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_folders_of_any_name_stand_in_lists_and_alone(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / name
+    (home / "in" / "clip").mkdir(parents=True)
+    for place in range(3):
+        Image.new("RGB", (8, 8), (place, 0, 0)).save(home / "in" / "clip" / f"{place}.png")
+    monkeypatch.chdir(home)
+    for there in ("a", f"{name}, b"):
+        assert main(["data", "convert", f"from={home / 'in'}", f"to={home / there}", "format=frames"]) == 0
+    sets = [str(home / "a"), str(home / f"{name}, b")]
+    assert main(["data", "check", *sets]) == 0
+    assert main(["data", "preview", *sets, "out=a.png"]) == 0 and (home / "a.png").is_file()
+    for text in (",".join(sets), ", ".join(sets), f"[{','.join(sets)}]"):
+        assert paths_in(text) == sets
+    if not set("\"'{$") & set(name):
+        assert compose("train", [f"rehearsal=[{','.join(sets)}]"]).rehearsal == sets
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("a,b", ["a", "b"]), ("[a, b]", ["a", "b"]), ("a,", ["a"]), (",", []), ("", []), ("a,b,c", ["a,b", "c"]),
+     ("c,a,b", ["c", "a,b"]), ("a, b", ["a, b"]), ("a, b,c", ["a, b", "c"])],
+)  # fmt: skip
+def test_a_comma_in_a_name_parts_nothing_where_the_whole_name_is_there(
+    text: str, found: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if len(found) < text.count(",") + 1 and found not in (["a"], []):
+        Path(next(name for name in found if "," in name)).mkdir()
+    assert paths_in(text) == found

@@ -70,6 +70,20 @@ def test_the_page_is_a_picture_1600_pixels_wide_in_the_run_folder(
     assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "eval.csv", "metrics.csv", "report.png"]
 
 
+def test_a_page_of_several_runs_lies_beside_them(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for names in (("a", "b"), ("deep/er/c", "deep/d")):
+        (tmp_path / names[0]).parent.mkdir(parents=True, exist_ok=True)
+        folders = [make(name) for name in names]
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert main(["report", f"run={','.join(map(str, folders))}"]) == 0
+        place = tmp_path / "deep" if "deep" in names[0] else tmp_path
+        assert capsys.readouterr().out == f"written to {place / 'report.png'}\n" and (place / "report.png").is_file()
+        assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_a_full_run_has_every_panel_in_order_and_none_without_data(make: Make) -> None:
     figure = draw([read_record(make(more=NEW))])
     titles = [axis.get_title(loc="left") for axis in figure.axes if axis.get_title(loc="left")]
@@ -197,7 +211,7 @@ def test_what_is_typed_wrongly_is_refused_in_one_line(make: Make, capsys: pytest
     for args, wanted in (
         ([], "run= is missing: the folder of a run"),
         (["run=/nowhere/at/all"], "run=/nowhere/at/all is not a folder"),
-        ([f"run={folder},"], "run= is not a folder"),
+        (["run=,"], "run=, is not a folder"),
         ([f"run={folder},{folder}"], "twice"),
         ([f"runs={folder}"], "did you mean run?"),
         ([f"run={folder}", "outt=x.png"], "did you mean out?"),

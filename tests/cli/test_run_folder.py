@@ -103,8 +103,14 @@ def test_a_run_that_cannot_be_written_to_is_scored_elsewhere(
 ) -> None:
     real = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder.resolve() and real(path, mode))
-    said = refused(["eval", f"run={folder}", "episodes=1000000"], capsys)
-    assert "evaluation.json cannot be written; give to=PATH.json" in said
+    (tmp_path / "file").write_text("")
+    for to, words in {
+        "": "evaluation.json cannot be written; give to=PATH.json",
+        f"to={tmp_path}": f"{tmp_path} cannot be written; give to=PATH.json",
+        f"to={folder}/deep/er.json": "er.json cannot be written",
+        f"to={tmp_path}/file/x.json": f"to={tmp_path}/file cannot be made",
+    }.items():
+        assert words in refused(["eval", f"run={folder}", "episodes=1000000", *filter(None, [to])], capsys)
     to = tmp_path / "scores" / "mine.json"
     assert main(["eval", f"run={folder}", "episodes=1", f"to={to}"]) == 0
     assert json.loads(to.read_text())["seed"] == 0 and not (folder / "evaluation.json").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import worldmodel
+from benchmarks.fuzz import vouched
 from mbrl.cli.main import main
 from mbrl.cli.train import resolve_run
 from mbrl.run.assemble import Configs, assemble
@@ -95,6 +97,14 @@ def test_export_writes_the_world_model_of_a_run(tmp_path: Path, capsys: pytest.C
         assert path.read_bytes() == (tmp_path / "out" / path.relative_to(tmp_path / "direct")).read_bytes()
     counted = says(["inspect", str(tmp_path / "run")], capsys)
     assert f"{sum(p.numel() for p in state.model.tokens.parameters()):,d} parameters" in counted
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("step-*")
+    sound = json.loads((checkpoint / "state.json").read_text())
+    for model in (sound["model"] | {"tokens.reward_head.0.weight": "text"}, {"tokens.x": None}, [1.5], "text", None):
+        (checkpoint / "state.json").write_text(json.dumps(sound | {"model": model}))
+        vouched(checkpoint)
+        assert main(["weights", "inspect", str(tmp_path / "run")]) == 3
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "where a tensor belongs" in line
 
 
 # words of the command line | what the line must contain

@@ -161,6 +161,19 @@ def test_episodes_are_taken_out_of_chunks_wherever_they_begin_and_end(
     assert main(["data", "check", str(tmp_path / "out")]) == 0
 
 
+@pytest.mark.parametrize("time", ["20250101T000000F000000", "20270101T000000F000000", "a"])
+def test_two_chunks_of_one_name_are_both_named_and_none_is_dropped(
+    time: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (path,) = chunked(tmp_path / "in", stream(EPISODES), "a", size=1024)
+    name = path.name.split("-", 1)[1]
+    (path.parent / f"{time}-{name}").write_bytes(path.read_bytes())
+    assert convert(tmp_path / "in", tmp_path / "out", "format=dreamerv3") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert path.name in line and f"{time}-{name}" in line and "take one of them away" in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_has_no_begin_or_no_end_is_said_and_a_single_step_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -203,7 +216,16 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no actions": ({"action": None}, "has other arrays than the chunk before"),
     "objects": ({"image": np.array([{}] * 10, dtype=object)}, "cannot be read (Object arrays"),
     "an action that is no number": ({"action": np.full((10, 2), np.nan, np.float32)}, "action must be finite"),
-    "rewards as text": ({"reward": np.array(["much"] * 10)}, "has other arrays than the chunk before"),
+    "rewards as text": ({"reward": np.array(["much"] * 10)}, "reward must be an array of numbers (got <U4 [10])"),
+    "ends as records": ({"is_terminal": np.zeros(10, [("x", "f4")])}, "is_terminal must be an array of numbers"),
+    "ends as dates": (
+        {"is_terminal": np.zeros(10, "M8[s]")},
+        "must be an array of numbers (got datetime64",
+    ),
+    "marks that are complex": (
+        {"is_first": np.zeros(10, complex)},
+        "must be an array of numbers (got complex",
+    ),
 }
 
 

@@ -28,6 +28,14 @@ def test_the_time_of_dreams_is_taken_from_learning_and_their_frames_give_the_pac
     assert row["perf/imagined_frames_per_s"] == pytest.approx(150.0)
 
 
+@pytest.mark.parametrize(("frames", "seconds", "said"), [(300, 2.0, True), (0, 0.0, False), (0, 1.0, False)])
+def test_a_line_speaks_of_imagination_where_there_was_some(frames: int, seconds: float, said: bool) -> None:
+    progress = Progress()
+    progress.note(DreamMetrics({}, imagined_frames=frames, imagine_s=seconds))
+    line = progress.line(progress.row(), env_steps=0, total=9, episodes=0, left_s=1.0)
+    assert ("imagined    150 frames/s | " in line) is said is ("frames/s" in line)
+
+
 def test_a_line_says_of_episodes_what_is_known() -> None:
     progress, row = Progress(), Progress().row()
     shown = {"env_steps": 0, "total": 9, "episodes": 0, "left_s": 1.0}

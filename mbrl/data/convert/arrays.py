@@ -73,8 +73,8 @@ def read(path: Path, make: Callable[[Arrays], Made]) -> Made:
     try:
         with zipfile.ZipFile(path) as archive:  # before numpy allocates anything
             size = sum(member.file_size for member in archive.infolist())
-        if size > MAX_BYTES * 8:  # int64 frames take 8 bytes a number
-            raise Unreadable(f"it unpacks to more than {MAX_BYTES * 8} bytes")
+        if size > MAX_BYTES:
+            raise Unreadable(f"it unpacks to more than {MAX_BYTES} bytes")
         with np.load(path, allow_pickle=False) as file:
             return make(file)
     except (Unreadable, UnclearRow):
@@ -84,10 +84,13 @@ def read(path: Path, make: Callable[[Arrays], Made]) -> Made:
 
 
 def held(arrays: Arrays, key: str) -> NDArray[Any]:
-    """The array of this name. Raises: Unreadable naming those that there are."""
+    """The numbers of this name. Raises: Unreadable naming those that there are, or what it is instead."""
     if key not in arrays:
         raise Unreadable(f"it has no key {key}; it has {', '.join(sorted(arrays)) or 'none'}")
-    return np.asarray(arrays[key])
+    array = np.asarray(arrays[key])
+    if array.dtype.kind not in "uifb":
+        raise Unreadable(f"{key} must be an array of numbers (got {array.dtype} {list(array.shape)})")
+    return array
 
 
 def clip_of(arrays: Arrays, keys: Keys) -> Clip:

@@ -75,11 +75,7 @@ def frames_of(array: Any, *, what: str) -> NDArray[np.uint8]:
     Raises: Unreadable.
     """
     frames = np.asarray(array)
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype.kind not in "uif":
-        raise Unreadable(f"{what} must be frames [L, h, w, 3] (got {list(frames.shape)} of {frames.dtype})")
-    if not 2 <= len(frames) <= MAX_DECISIONS or not all(1 <= side <= MAX_SIDE for side in frames.shape[1:3]):
-        raise Unreadable(f"{what} must be 2 to {MAX_DECISIONS} frames of at most {MAX_SIDE} pixels a side "
-                         f"(got {list(frames.shape)})")  # fmt: skip
+    check_frames(frames.shape, frames.dtype, what=what, least=2)
     if frames.dtype == np.uint8:
         return frames
     low, high, real = float(frames.min()), float(frames.max()), frames.dtype.kind == "f"
@@ -87,11 +83,22 @@ def frames_of(array: Any, *, what: str) -> NDArray[np.uint8]:
         raise Unreadable(f"{what} must be within 0..255 (got {low} to {high})")
     if high == 1 and not real:
         raise Unreadable(f"{what} holds 0 and 1 only as {frames.dtype}: store it as 0 and 255, or as real numbers")
-    if real and high <= 1:
-        frames = frames.astype(np.float64) * 255
-    elif real and (frames != np.round(frames)).any():
-        raise Unreadable(f"{what} must be whole numbers 0..255 or real ones in [0, 1] (got {low} to {high})")
-    return np.round(frames).astype(np.uint8)
+    scale, found = 255.0 if real and high <= 1 else 1.0, np.empty(frames.shape, np.uint8)
+    for place, frame in enumerate(frames):  # one by one: numbers of 64 bits are held once
+        exact = frame * np.float64(scale)
+        found[place] = np.round(exact)
+        if real and scale == 1 and (exact != found[place]).any():
+            raise Unreadable(f"{what} must be whole numbers 0..255 or real ones in [0, 1] (got {low} to {high})")
+    return found
+
+
+def check_frames(shape: tuple[int, ...], dtype: np.dtype[Any], *, what: str, least: int = 1) -> None:
+    """Raises: Unreadable unless these are frames, within the caps; asked before they are read."""
+    if len(shape) != 4 or shape[-1] != 3 or dtype.kind not in "uif":
+        raise Unreadable(f"{what} must be frames [L, h, w, 3] (got {list(shape)} of {dtype})")
+    if not least <= shape[0] <= MAX_DECISIONS or not all(1 <= side <= MAX_SIDE for side in shape[1:3]):
+        raise Unreadable(f"{what} must be {least} to {MAX_DECISIONS} frames of at most {MAX_SIDE} pixels a side "
+                         f"(got {list(shape)})")  # fmt: skip
 
 
 def rows_of(array: Any, frames: int, *, what: str, row: str = "from") -> NDArray[np.float32]:

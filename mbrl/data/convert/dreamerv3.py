@@ -47,7 +47,7 @@ def dreamerv3(folder: Path, *, key: str, action: str | None) -> Items:
     Args:
         key: of the frames.
         action: of the actions; empty for none; None: `action` where there is such a key.
-    Raises: ValueError if there is no chunk, or a file of another name.
+    Raises: ValueError if there is no chunk, a file of another name, or a name twice.
     """
     items: list[Item] = []
     for chain in chains(npz_in(folder)):
@@ -70,11 +70,15 @@ def dreamerv3(folder: Path, *, key: str, action: str | None) -> Items:
 
 
 def chains(paths: list[Path]) -> Iterator[list[Chunk]]:
-    """The chunks of each worker, one after the other, the oldest chain first. Raises: ValueError for another name."""
+    """The chunks of each worker, one after the other, the oldest chain first. Raises: ValueError for a wrong name."""
     chunks: dict[str, Chunk] = {}
     for path in sorted(paths):  # by time
         if (match := NAME.fullmatch(path.name)) is None:
             raise ValueError(f"{path} is not called as DreamerV3 does it: <time>-<name>-<next>-<steps>.npz")
+        if (other := chunks.get(match["name"])) is not None:
+            raise ValueError(
+                f"{other.path.name} and {path.name} are both called {match['name']}: take one of them away"
+            )
         chunks[match["name"]] = Chunk(path, match["name"], match["next"], int(match["steps"]))
     follow = {chunk.next for chunk in chunks.values()}
     left = {name: chunk for follows in (False, True) for name, chunk in chunks.items() if (name in follow) is follows}

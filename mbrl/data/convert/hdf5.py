@@ -14,12 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mbrl.data.convert.clip import UnclearRow, Unreadable
+from mbrl.data.convert.clip import UnclearRow, Unreadable, check_frames
 from mbrl.data.convert.files import FAILURES, listed
+from mbrl.files import MOST_ROWS
 from mbrl.replay.episode import MAX_BYTES
-
-MOST = MAX_BYTES * 8
-"""Bytes of one array: the frames of an episode as numbers of 64 bits."""
 
 
 def archives(folder: Path) -> list[Path]:
@@ -39,12 +37,10 @@ def opened(path: Path) -> Iterator[Any]:
     """The file, in which no link leads to another one. Raises: Unreadable, also for what h5py raises in the body."""
     import h5py
 
-    def leads_out(name: str, link: Any) -> str | None:
-        return None if isinstance(link, h5py.HardLink | h5py.SoftLink) else name
-
     try:
         with h5py.File(path, "r") as file:
-            if (name := file.visititems_links(leads_out)) is not None:
+            status = path.stat()
+            if (name := _link_out(path, (status.st_mtime_ns, status.st_size), file)) is not None:
                 raise Unreadable(f"{name} is a link to another file")
             yield file
     except (Unreadable, UnclearRow):
@@ -53,7 +49,31 @@ def opened(path: Path) -> Iterator[Any]:
         raise Unreadable(f"it cannot be read ({' '.join(str(error).split())[:200]})") from error
 
 
-def array(found: Any, *, what: str) -> NDArray[Any]:
+_looked_through: dict[Path, tuple[tuple[int, int], str | None]] = {}
+"""Of the newest file: its time and size, and what in it leads out. It is opened once for each episode in it."""
+
+
+def _link_out(path: Path, stamp: tuple[int, int], file: Any) -> str | None:
+    """The first link that leads to another file; looked for once, as long as the file stays as it is."""
+    import h5py
+
+    def leads_out(name: str, link: Any) -> str | None:
+        return None if isinstance(link, h5py.HardLink | h5py.SoftLink) else name
+
+    if _looked_through.get(path, (None,))[0] != stamp:
+        _looked_through.clear()
+        _looked_through[path] = stamp, file.visititems_links(leads_out)
+    return _looked_through[path][1]
+
+
+def pictures(found: Any, *, what: str) -> NDArray[Any]:
+    """The numbers of frames [L, h, w, 3], copied once what the file says of them is in bounds. Raises: Unreadable."""
+    if getattr(found, "shape", None) is not None and getattr(found, "dtype", None) is not None:
+        check_frames(found.shape, found.dtype, what=what)
+    return array(found, what=what, most=MAX_BYTES)
+
+
+def array(found: Any, *, what: str, most: int = MOST_ROWS) -> NDArray[Any]:
     """The numbers of a data set, copied once what it says of itself is in bounds. Raises: Unreadable."""
     shape, dtype = getattr(found, "shape", None), getattr(found, "dtype", None)
     if not shape or dtype is None or dtype.kind not in "uifb":
@@ -63,6 +83,6 @@ def array(found: Any, *, what: str) -> NDArray[Any]:
     if getattr(found, "is_virtual", False) or getattr(found, "external", None):
         raise Unreadable(f"{what} lies in other files")
     for size in (shape, getattr(found, "chunks", None) or ()):  # a chunk is unpacked whole
-        if math.prod(size) * dtype.itemsize > MOST:
-            raise Unreadable(f"{what} says {list(size)} of {dtype}: more than {MOST} bytes")
+        if math.prod(size) * dtype.itemsize > most:
+            raise Unreadable(f"{what} says {list(size)} of {dtype}: more than {most} bytes")
     return np.array(found)

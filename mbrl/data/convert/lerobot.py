@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mbrl.data.convert import parquet
+from mbrl.data.convert import ffmpeg, parquet
 from mbrl.data.convert.arrays import one_a_step
 from mbrl.data.convert.clip import Clip, Item, Items, Unreadable, collected, lost, rows_of
 from mbrl.data.convert.files import listed
-from mbrl.data.convert.pictures import decoded, picture
+from mbrl.data.convert.pictures import picture
 from mbrl.data.dataset import DamagedSet
 from mbrl.files import MOST_ROWS, MOST_TEXT, NotPlain, read_plain
 
@@ -91,8 +91,8 @@ def lerobot(folder: Path, *, key: str, action: str | None) -> tuple[Items, float
     Args:
         key: the camera; empty: the only one.
         action: the feature of the actions; empty for none; None: `action` where there is such a feature.
-    Raises: ValueError without pyarrow, for a key that is not clear or not there; DamagedSet for what is not right in
-        meta/.
+    Raises: ValueError without pyarrow or ffmpeg, for a key that is not clear or not there; DamagedSet for what is not
+        right in meta/.
     """
     parquet.check_installed()
     info = read_info(folder)
@@ -103,6 +103,8 @@ def lerobot(folder: Path, *, key: str, action: str | None) -> tuple[Items, float
     for word, name, known in (("key", camera, info.cameras), ("action", taken, info.features)):
         if name and name not in known:
             raise ValueError(f"{word}={name} is not in {INFO}; it has {', '.join(known)}")
+    if info.features[camera]["dtype"] == "video":
+        ffmpeg.check_installed()
     try:
         places = sorted(_places_of_2(info) if info.version < "v3" else _places_of_3(info, camera), key=_index)
     except Unreadable as error:
@@ -237,7 +239,7 @@ def _places_of_3(info: Info, camera: str) -> Iterator[Place]:
 
 
 def episode(info: Info, place: Place, *, camera: str, action: str) -> Clip:
-    """One episode. Raises: Unreadable; ValueError where what reads videos is not installed."""
+    """One episode. Raises: Unreadable."""
     names = [
         name for name in (action, "next.reward", "next.done", "next.truncated", "next.success") if name in info.features
     ]
@@ -281,14 +283,14 @@ def rows_of_episode(file: Any, place: Place) -> tuple[int, int]:
 
 
 def video(info: Info, place: Place, camera: str) -> NDArray[np.uint8]:
-    """The frames of an episode in its video. Raises: Unreadable; ValueError without ffmpeg."""
+    """The frames of an episode in its video. Raises: Unreadable."""
     path = path_of(info, info.video_path, {**place.video, "video_key": camera})
     if not path.is_file():
         raise Unreadable(f"{path.relative_to(info.folder)} is not there")
     if place.begin is None:
-        return collected(decoded(path), what=camera)
+        return collected(ffmpeg.decoded(path), what=camera)
     if not (math.isfinite(place.begin) and 0 <= place.begin < 1e9):
         raise Unreadable(f"videos/{camera}/from_timestamp must be seconds (got {place.begin})")
     # from half a frame before its first to half a frame before the next episode's: rounding moves none in or out
     begin, end = max(place.begin - 0.5 / info.fps, 0.0), place.begin + (place.length - 0.5) / info.fps
-    return collected(decoded(path, window=(begin, end - begin)), what=camera)
+    return collected(ffmpeg.decoded(path, window=(begin, end - begin)), what=camera)

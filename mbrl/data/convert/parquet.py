@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from mbrl.data.convert.clip import UnclearRow, Unreadable
 from mbrl.replay.episode import MAX_BYTES
 
-MOST_VALUES, MOST = 2**28, MAX_BYTES * 8
+MOST_VALUES, MOST = 2**28, MAX_BYTES
 """Of one column of a file: numbers, and bytes once they are unpacked."""
 ROWS = {True: 2**16, False: 32}
 """Rows that are read at a time: of numbers, and of pictures."""
+PATIENCE_S = 60.0
+"""Seconds that the footers of a hundred files may take."""
 
 
 def check_installed() -> None:
@@ -53,7 +55,7 @@ for line in sys.stdin:
 
 
 def fatal(paths: Iterable[Path]) -> set[Path]:
-    """Files on which pyarrow does not raise but ends the process: they are looked at in another one first.
+    """Files on which pyarrow does not raise but ends the process, or never ends: another process looks at them first.
 
     (Arrow throws while it makes an object of a damaged footer, where Python's binding expects no exception.)
     """
@@ -61,10 +63,15 @@ def fatal(paths: Iterable[Path]) -> set[Path]:
     while left:
         told = "".join(json.dumps(line) + "\n" for line in (sys.path, *map(str, left)))
         command = [sys.executable, "-c", FOOTERS]
-        looked = subprocess.run(command, input=told, capture_output=True, text=True, check=False)
-        came = looked.stdout.count("\n")
-        if came == 0 and looked.returncode > 0:
-            raise ValueError(f"pyarrow cannot be used ({(looked.stderr.splitlines() or ['no word'])[-1]})")
+        patience = PATIENCE_S * (1 + len(left) // 100)
+        try:
+            looked = subprocess.run(command, input=told.encode(), capture_output=True, timeout=patience, check=False)
+            came = looked.stdout.count(b"\n")
+            if came == 0 and looked.returncode > 0:
+                said = looked.stderr.decode(errors="replace").splitlines() or ["no word"]
+                raise ValueError(f"pyarrow cannot be used ({said[-1]})")
+        except subprocess.TimeoutExpired as error:
+            came = (error.stdout or b"").count(b"\n")
         found |= set(left[came : came + 1])
         left = left[came + 1 :]
     return found

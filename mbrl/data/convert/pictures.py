@@ -6,26 +6,26 @@ import io
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from mbrl.data.convert.clip import Clip, Item, Items, Unreadable, collected
+from mbrl.data.convert.ffmpeg import check_installed, decoded
 from mbrl.data.convert.files import listed
 
 VIDEOS = (".gif", ".mp4", ".webm", ".avi", ".mov", ".mkv")
-CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
-"""What ffmpeg may take a video for, whatever it is called: a playlist would open other files and connections."""
 FRAMES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
 def videos(folder: Path) -> Items:
-    """Every video directly in `folder`, by name. Raises: ValueError if there is none."""
+    """Every video directly in `folder`, by name. Raises: ValueError if there is none, or without what reads it."""
     paths = listed(folder, lambda path: path.suffix.lower() in VIDEOS)
     if not paths:
         raise ValueError(f"from={folder} holds no video ({', '.join(VIDEOS)})")
+    if any(path.suffix.lower() != ".gif" for path in paths):
+        check_installed()
     return [Item(path.name, lambda path=path: video(path)) for path in paths]  # type: ignore[misc]
 
 
@@ -46,7 +46,7 @@ def frame_folders(folder: Path) -> Items:
 
 
 def video(path: Path) -> Clip:
-    """One video. Raises: Unreadable; ValueError where what reads its kind is not installed."""
+    """One video. Raises: Unreadable."""
     frames = gif(path) if path.suffix.lower() == ".gif" else decoded(path)
     return Clip(frames=collected(frames, what="video"))
 
@@ -98,27 +98,3 @@ def gif(path: Path) -> Iterator[NDArray[np.uint8]]:
         raise Unreadable(f"it is no GIF ({error})") from error
     except Image.DecompressionBombWarning as error:
         raise Unreadable(str(error)) from error
-
-
-def decoded(source: Path | bytes, *, window: tuple[float, float] | None = None) -> Iterator[NDArray[np.uint8]]:
-    """Frames of a video in any other format, through imageio's ffmpeg plugin: each picture once, however long it stays.
-
-    Args:
-        window: begin and length in seconds: only frames that begin in it.
-    Raises: ValueError if that is not installed; Unreadable.
-    """
-    import imageio.v3 as imageio
-
-    try:
-        import imageio_ffmpeg  # noqa: F401 - imageio asks for it by name, and late
-    except ImportError as error:
-        raise ValueError("videos other than GIF need ffmpeg: pip install imageio-ffmpeg, or extract frames") from error
-    try:
-        named = {} if isinstance(source, Path) else {"extension": ".mp4"}
-        seek = ["-ss", f"{window[0]:.6f}", "-t", f"{window[1]:.6f}"] if window else []
-        only = ["-format_whitelist", CONTAINERS, *seek]
-        how: dict[str, Any] = {"input_params": only, "output_params": ["-fps_mode", "passthrough"], **named}
-        yield from imageio.imiter(source, plugin="FFMPEG", **how)
-    except (OSError, ValueError, IndexError, RuntimeError, StopIteration) as error:
-        words = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise Unreadable(f"it is no video that ffmpeg reads ({words[-1]})") from error  # without ffmpeg's banner

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mbrl.data.convert.arrays import one_a_step
 from mbrl.data.convert.clip import Clip, Item, Items, Unreadable, frames_of, lost, raising, rows_of
 from mbrl.data.convert.files import natural
-from mbrl.data.convert.hdf5 import archives, array, opened
+from mbrl.data.convert.hdf5 import archives, array, opened, pictures
 
 DEMO = re.compile(r"demo_\d+")
 
@@ -48,11 +48,9 @@ def demos(path: Path, *, needs_key: bool) -> list[str]:
         if not names:
             raise Unreadable("it has no data/demo_<i>")
         obs = held(file["data"][names[0]], "obs") if needs_key else {}
-        pictures = [name for name in obs if len(getattr(obs[name], "shape", ())) == 4]
+        frames = [name for name in obs if len(getattr(obs[name], "shape", ())) == 4]
     if needs_key:
-        raise ValueError(
-            f"key= is missing: which frames of obs; {path.name} has {', '.join(sorted(pictures)) or 'none'}"
-        )
+        raise ValueError(f"key= is missing: which frames of obs; {path.name} has {', '.join(sorted(frames)) or 'none'}")
     return names
 
 
@@ -64,7 +62,7 @@ def read(path: Path, name: str, key: str) -> Clip:
 
 def demonstration(demo: Any, key: str) -> Clip:
     """One demonstration of anything that is indexed like a group of an HDF5 file. Raises: Unreadable."""
-    obs = array(held(held(demo, "obs"), key), what=f"obs/{key}")
+    obs = pictures(held(held(demo, "obs"), key), what=f"obs/{key}")
     steps = {"actions": array(held(demo, "actions"), what="actions")}
     if "rewards" in demo:
         steps["rewards"] = array(demo["rewards"], what="rewards")
@@ -73,7 +71,7 @@ def demonstration(demo: Any, key: str) -> Clip:
             raise Unreadable(f"{name} must have as many rows as obs/{key} has frames (got {len(rows)} and {len(obs)})")
     after = demo.get("next_obs", {})
     ends = key in after
-    frames = frames_of(followed(obs, array(after[key], what=f"next_obs/{key}")) if ends else obs, what=f"obs/{key}")
+    frames = frames_of(followed(obs, pictures(after[key], what=f"next_obs/{key}")) if ends else obs, what=f"obs/{key}")
     numbers = {name: rows_of(rows, len(frames), what=name) for name, rows in steps.items()}
     if numbers["actions"].ndim != 2:
         raise Unreadable(f"actions must be [L, A] (got {list(steps['actions'].shape)})")
@@ -97,6 +95,7 @@ def held(group: Any, name: str) -> Any:
 
 def followed(obs: NDArray[Any], after: NDArray[Any]) -> NDArray[Any]:
     """The frames [L, ...] and the one after the last [L + 1, ...]. Raises: Unreadable if they do not follow."""
-    if after.shape != obs.shape or after.dtype != obs.dtype or (after[:-1] != obs[1:]).any():
+    same = after.shape == obs.shape and after.dtype == obs.dtype
+    if not same or any((one != other).any() for one, other in zip(after[:-1], obs[1:], strict=True)):
         raise Unreadable("next_obs does not repeat obs one step later: its frames are not consecutive")
     return np.concatenate([obs, after[-1:]])

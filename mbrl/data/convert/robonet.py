@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbrl.data.convert.clip import Clip, Item, Items, Unreadable, collected, frames_of, rows_of
-from mbrl.data.convert.hdf5 import archives, array, opened
-from mbrl.data.convert.pictures import decoded, picture
+from mbrl.data.convert.ffmpeg import check_installed, decoded
+from mbrl.data.convert.hdf5 import archives, array, opened, pictures
+from mbrl.data.convert.pictures import picture
 
 WIDTH = 5
 """Numbers of an action: three of place, one of turn, one of the gripper."""
 
 
 def robonet(folder: Path, *, camera: int) -> Items:
-    """Every .hdf5 of `folder`, by name. Raises: ValueError without h5py, or if there is none."""
-    return [Item(path.name, lambda path=path: read(path, camera=camera)) for path in archives(folder)]  # type: ignore[misc]
+    """Every .hdf5 of `folder`, by name.
+
+    Raises: ValueError without h5py, if there is none, or without ffmpeg where the first one holds a video.
+    """
+    paths = archives(folder)
+    dimensions = 0
+    with suppress(Unreadable), opened(paths[0]) as file:  # (what cannot be read is told as an item)
+        dimensions = len(getattr(file.get(f"env/cam{camera}_video/frames"), "shape", ()))
+    if dimensions == 1:
+        check_installed()
+    return [Item(path.name, lambda path=path: read(path, camera=camera)) for path in paths]  # type: ignore[misc]
 
 
 def read(path: Path, *, camera: int) -> Clip:
@@ -70,13 +81,13 @@ def in_rgb(frames: NDArray[np.uint8], metadata: Mapping[str, Any]) -> NDArray[np
 def video(group: Any) -> NDArray[np.uint8]:
     """Frames of one camera."""
     if "frames" in group:
-        held = array(group["frames"], what="frames")
-        if held.ndim == 4:
-            return frames_of(held, what="frames")
-        return collected(decoded(held.astype(np.uint8).tobytes()), what="frames")
+        held = group["frames"]
+        if len(getattr(held, "shape", ())) == 4:
+            return frames_of(pictures(held, what="frames"), what="frames")
+        return collected(decoded(array(held, what="frames").astype(np.uint8).tobytes()), what="frames")
     names = [f"frame{place}" for place in range(len(group)) if f"frame{place}" in group]
-    pictures = (picture(array(group[name], what=name).astype(np.uint8).tobytes()) for name in names)
-    return collected(pictures, what="frames")
+    shown = (picture(array(group[name], what=name).astype(np.uint8).tobytes()) for name in names)
+    return collected(shown, what="frames")
 
 
 def five(actions: NDArray, state: NDArray | None, metadata: Mapping[str, Any]) -> NDArray:
