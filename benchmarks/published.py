@@ -14,6 +14,7 @@ from benchmarks.tables import (
     final_weights,
     interim,
     interim_at,
+    interim_returns,
     last_return,
     last_success,
     minutes,
@@ -78,6 +79,16 @@ TABLES: dict[str, Table] = {
             ("door-close/peak-seed1", "rewards begin at 0"),
             ("door-close/peak-seed2", "rewards begin at 0"),
         ],
+    ),
+    "pendulum": Runs(
+        (
+            SEED,
+            ("random policy", random_return),
+            ("return at 6000, 8000, ... 20 000", interim_returns),
+            ("final return (weights of env step 16 000)", final_return),
+            CLOCK,
+        ),
+        [("pendulum/drqv2-seed0",)],
     ),
     "five-demonstrations": Runs(
         (("task", None), SEED, FINAL, RETURN, ("interim scores at 600, 800, 1000, 1200", interim)),

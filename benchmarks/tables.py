@@ -162,6 +162,11 @@ def interim_at(record: Record) -> str:
     return f"{interim(record)} at {spaced(steps[0])}" + (f" ... {spaced(steps[-1])}" if len(steps) > 1 else "")
 
 
+def interim_returns(record: Record) -> str:
+    """The interim returns."""
+    return " ".join(f"{row['return']:.0f}" for row in record.greedy)
+
+
 def minutes(record: Record) -> str:
     """Wall clock."""
     return f"{(final_of(record) or {'wall_s': record.wall_s})['wall_s'] / 60:.1f} min"
