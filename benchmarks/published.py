@@ -39,6 +39,10 @@ TO_12 = ("interim scores at 4000, 6000, ... 12 000", interim)
 DIFFERS = ("what differs", None)
 
 BY_HAND = (
+    "drawing-speed",
+    "task-scores",
+    "toy-scores",
+    "pretraining-speed",
     "int8-products",
     "int8-rollout",
     "shared-prefixes",
@@ -58,7 +62,7 @@ BY_HAND = (
     "runs-on-the-way",
     "first-version",
 )
-"""Tables of the log, each a file of this name in docs/results/log."""
+"""What was measured by hand, each a file of this name in docs/results/log."""
 
 TABLES: dict[str, Table] = {
     **{name: Listed(f"log/{name}.csv") for name in BY_HAND},
