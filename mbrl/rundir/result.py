@@ -9,10 +9,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from mbrl.files import DamagedFile
 from mbrl.rundir.folder import read_info
@@ -104,13 +104,19 @@ class Episodes:
 
 
 def success_interval(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a success rate: it stays inside [0, 1] and is honest at 0 and 1 too.
+    """Wilson's 95 % interval of a success rate (1927): it stays inside [0, 1] and is honest at 0 and 1 too.
 
     >>> tuple(round(x, 2) for x in success_interval(10, 20))
     (0.3, 0.7)
     """
-    interval = binomtest(successes, n).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
+    z = NormalDist().inv_cdf(0.975)  # SciPy has this interval, and takes a second to be imported by every run
+    end = z / (2 * n)
+
+    def low(successes: int) -> float:
+        rate = successes / n
+        return (rate + z * end - z * math.sqrt(rate * (1 - rate) / n + end**2)) / (1 + z**2 / n)
+
+    return low(successes), 1 - low(n - successes)
 
 
 def half_interval(std: float, n: float) -> float:

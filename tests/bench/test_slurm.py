@@ -30,7 +30,7 @@ def test_a_job_has_a_task_for_each_run_that_is_left_and_its_options_come_last(tm
     lines = job.splitlines()
     assert lines[0] == "#!/bin/sh" and "#SBATCH --array=0,3,4%2" in lines and "#SBATCH --requeue" in lines
     assert lines.index("#SBATCH --array=1") > lines.index("#SBATCH --array=0,3,4%2")
-    assert re.fullmatch(rf"exec \S+ -m mbrl bench 'to={tmp_path}/a b' only=\$SLURM_ARRAY_TASK_ID", lines[-1])
+    assert re.fullmatch(rf"exec (\S+|'[^']+') -m mbrl bench 'to={tmp_path}/a b' only=\$SLURM_ARRAY_TASK_ID", lines[-1])
 
 
 def test_outside_of_slurm_nothing_is_queued_again() -> None:

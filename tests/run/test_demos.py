@@ -245,7 +245,8 @@ def test_the_memory_estimate_counts_them(tmp_path: Path, monkeypatch: pytest.Mon
     widths = {"proprio": 2, "state": 4}
     free = expected_bytes(300 + 3 * 25, image=32, action_dim=2, widths=widths, episode_decisions=25).ram
     monkeypatch.setattr(mbrl.run.validate, "available_ram", lambda: free)
-    monkeypatch.setattr(mbrl.run.validate, "weights", lambda groups: iter(()))  # which would not fit either
+    for name in ("weights", "rollouts"):  # which would not fit either
+        monkeypatch.setattr(mbrl.run.validate, name, lambda groups: iter(()))
     with pytest.raises(ValueError, match=r"lower replay.capacity to (27\d)$"):
         Configs.of(plain, trusted=True)
     assert Configs.of(plain | {"demos": 3}, trusted=True).demos == 3

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mbrl.cli.ranked import device_of
-from mbrl.io.checkpoint import read_newest
+from mbrl.io.checkpoint import checkpoint_paths, read_newest
 from mbrl.ranks import Ranks
 from tests.run.test_resume import leaves, rows
 
@@ -73,9 +73,9 @@ def rows_told(folder: Path) -> int:
 
 
 def wait_for_rows(folder: Path, processes: list[subprocess.Popen[str]], *, least: int) -> None:
-    """Waits until so many progress lines were told."""
+    """Waits until so many progress lines were told and something is saved."""
     patience = time.monotonic() + PATIENCE_S
-    while rows_told(folder) < least:
+    while rows_told(folder) < least or not checkpoint_paths(folder / "checkpoints"):
         assert time.monotonic() < patience and all(process.poll() is None for process in processes)
         time.sleep(0.05)
 

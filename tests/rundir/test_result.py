@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from mbrl.cli.main import main
 from mbrl.files import DamagedFile
-from mbrl.rundir.result import EVALUATION, RESULT, Episodes, check_result, read_result
+from mbrl.rundir.result import EVALUATION, RESULT, Episodes, check_result, read_result, success_interval
 from mbrl.rundir.schema import write_json
 
 GOOD: dict[str, Any] = {
@@ -162,3 +163,10 @@ def test_a_run_ends_with_a_result_and_eval_scores_the_same_episodes_in_a_file_of
     assert (folder / RESULT).read_bytes() == before
     assert main(["train", f"run_dir={folder}", "evaluation.episodes=4"]) == 0, "but it is for another score"
     assert len(read_result(folder)["final"]["returns"]) == 4
+
+
+@given(st.integers(1, 300), st.floats(0, 1))
+def test_the_interval_of_a_rate_is_wilsons(n: int, share: float) -> None:
+    successes = round(share * n)
+    wilson = binomtest(successes, n).proportion_ci(method="wilson")
+    assert success_interval(successes, n) == pytest.approx((wilson.low, wilson.high), abs=1e-12)
