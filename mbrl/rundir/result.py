@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -109,14 +108,11 @@ def success_interval(successes: int, n: int) -> tuple[float, float]:
     >>> tuple(round(x, 2) for x in success_interval(10, 20))
     (0.3, 0.7)
     """
-    z = NormalDist().inv_cdf(0.975)  # SciPy has this interval, and takes a second to be imported by every run
-    end = z / (2 * n)
-
-    def low(successes: int) -> float:
-        rate = successes / n
-        return (rate + z * end - z * math.sqrt(rate * (1 - rate) / n + end**2)) / (1 + z**2 / n)
-
-    return low(successes), 1 - low(n - successes)
+    # SciPy has this interval, and takes a second to be imported by every run
+    z = 1.959963984540054
+    rate, width = successes / n, 2 * (n + z**2)
+    centre, half = (2 * n * rate + z**2) / width, z / width * math.sqrt(4 * n * rate * (1 - rate) + z**2)
+    return centre - half if successes else 0.0, centre + half if successes < n else 1.0
 
 
 def half_interval(std: float, n: float) -> float:
