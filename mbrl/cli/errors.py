@@ -31,6 +31,7 @@ CODES: tuple[tuple[type[BaseException], int], ...] = (
     (DamagedFile, DAMAGED),
     (FloatingPointError, DIVERGED),  # losses, rewards or observations that stopped being numbers
     (ValueError, BAD_INPUT),
+    (IsADirectoryError, BAD_INPUT),  # a folder stands where a file belongs
     (OSError, BUG),  # disk full, no permission: the line says it, a traceback adds nothing
     (KeyboardInterrupt, INTERRUPTED),
 )

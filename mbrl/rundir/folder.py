@@ -171,7 +171,7 @@ class PlainLoader(yaml.SafeLoader):
 def read_info(folder: Path, name: str = "run.json") -> dict[str, Any]:
     """The JSON object in one of the folder's files; empty where there is none. Raises: DamagedFile."""
     path = folder / name
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
         info = json.loads(read_plain(path))

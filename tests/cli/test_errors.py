@@ -282,6 +282,7 @@ def raising(error: BaseException) -> Callable[[], int]:
 OURS: dict[str, tuple[BaseException, int, str]] = {
     "bad input": (BadInput("seed must be"), 2, "error: seed must be"),
     "damaged": (DamagedFile("x is damaged"), 3, "error: x is damaged"),
+    "a folder": (OSError(errno.EISDIR, "Is a directory", "runs/x/eval.csv"), 2, "runs/x/eval.csv: Is a directory"),
     "a path": (OSError(errno.ENOSPC, "No space left on device", "runs/x"), 1, "runs/x: No space left on device"),
     "no path": (
         OSError(errno.ENOSPC, "No space left on device"),

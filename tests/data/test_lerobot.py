@@ -155,6 +155,19 @@ def test_an_info_that_is_not_right_is_one_line(name: str, tmp_path: Path, capsys
     refused(err, tmp_path / "out")
 
 
+def test_a_field_that_an_info_lacks_is_one_line_unless_it_may_be_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = layout.write(tmp_path / "in", [recorded(0), recorded(1)], "v3.0", image=True)
+    whole = json.loads((source / "meta" / "info.json").read_text())
+    needed = {"codebase_version", "fps", "features", "data_path"}
+    for name in whole:
+        (source / "meta" / "info.json").write_text(json.dumps({key: whole[key] for key in whole if key != name}))
+        assert convert(source, tmp_path / name, "format=lerobot") == (3 if name in needed else 0)
+        err = capsys.readouterr().err
+        assert f"{name} must be" in err or name not in needed
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"[" * 100_000, b"\xff\xfe", b" " * 2**21])
 def test_an_info_that_is_no_group_is_one_line(
     content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -126,6 +126,10 @@ def test_a_record_that_is_none_is_damaged(folder: Path) -> None:
         (folder / "run.json").write_text(text)
         with pytest.raises(DamagedFile, match=r"run\.json"):
             read_info(folder)
+    (folder / "run.json").unlink()
+    (folder / "run.json").mkdir()
+    with pytest.raises(DamagedFile, match=r"run\.json .* is no plain file"):
+        read_info(folder)
 
 
 @pytest.mark.parametrize("matmul", ["ieee", "bf16"])

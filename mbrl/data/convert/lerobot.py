@@ -151,7 +151,7 @@ def read_info(folder: Path) -> Info:
         fps=float(said["fps"]),
         features=said["features"],
         data_path=said["data_path"],
-        video_path=said["video_path"] or "",
+        video_path=said.get("video_path") or "",
         chunks_size=int(said["chunks_size"]),
     )
 
