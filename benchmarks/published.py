@@ -82,6 +82,7 @@ TABLES: dict[str, Table] = {
             ("door-close/peak-seed0", "rewards begin at 0 (`peak-*`)"),
             ("door-close/peak-seed1", "rewards begin at 0"),
             ("door-close/peak-seed2", "rewards begin at 0"),
+            ("door-close/averaged-seed2", "an average of the actor plays (`averaged-*`)"),
         ],
     ),
     "pendulum": Runs(
