@@ -83,6 +83,7 @@ def read_run(path: Path) -> Record:
         training=read_table(found["metrics"]),
         scores=read_table(found["eval"]),
         result=read_info(path.parent, f"{path.name}-result.json"),
+        unsaved={},
     )
 
 

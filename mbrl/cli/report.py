@@ -6,8 +6,9 @@ usage: mbrl report run=DIR[,DIR...] [out=PATH.png]
   mbrl report run=runs/a,runs/b out=compare.png  several runs in the same panels (without out=: runs/report.png)
 
 Reads config.yaml, metrics.csv, eval.csv and, at the end of a run, result.json; a run may still go on. A panel says what
-was not measured. Runs that differ in their seeds only are drawn as one: their mean with its 95 % interval over them.
-Runs of different protocols are not drawn together: their scores are not comparable.
+was not measured. Files are compared with what the newest checkpoint was saved with; how many rows are later than that,
+so that nothing vouches for them, is said. Runs that differ in their seeds only are drawn as one: their mean with its
+95 % interval over them. Runs of different protocols are not drawn together: their scores are not comparable.
 """
 
 from __future__ import annotations
@@ -39,9 +40,13 @@ def run(args: list[str]) -> int:
     from mbrl.report.page import page
     from mbrl.report.record import read_record
 
-    content = page([read_record(folder) for folder in folders])
+    records = [read_record(folder) for folder in folders]
+    content = page(records)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, content)
+    for record in records:
+        for name, count in record.unsaved.items():
+            print(f"note: {record.folder / name}: no checkpoint vouches for the last {count} row{'s'[: count > 1]}")
     print(f"written to {out}")
     return DONE
 

@@ -183,18 +183,16 @@ class Table:
         return {"rows": self.rows, "columns": list(self.columns), "sha256": self._written.hexdigest()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Makes the file what it was; says so if rows are missing. Raises: DamagedFile for other rows than saved."""
-        header, found = self._read() if self.path.exists() else ([], [])
-        check_rows(self.path, header, found, state)
-        self.cut(state["rows"], state["columns"])
+        """Makes the file what it was; a file that was moved away is said aloud, and begun anew.
 
-    def cut(self, rows: int, columns: Sequence[str]) -> None:
-        """Makes the file what it was when it had `rows` rows and `columns`; says so if there are fewer."""
+        Raises: DamagedFile for other rows than saved.
+        """
+        rows, columns = state["rows"], state["columns"]
         header, found = self._read() if self.path.exists() else ([], [])
-        if len(found) < rows:
-            log.warning(
-                "%s has %d rows, the checkpoint knew %d: the missing ones are lost", self.path, len(found), rows
-            )
+        if rows and not self.path.exists():
+            log.warning("%s is gone, the checkpoint knew %d rows of it: the run goes on without them", self.path, rows)
+        else:
+            check_rows(self.path, header, found, state)
         narrow = [[dict(zip(header, cells, strict=True)).get(name, "") for name in columns] for cells in found[:rows]]
         if columns:
             self._rewrite(list(columns), narrow)
@@ -239,20 +237,20 @@ class Table:
 
 
 def check_rows(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]], state: Mapping[str, Any]) -> None:
-    """Compares a table's rows with those that a checkpoint was saved with (`Table.state_dict`), if all are still there.
+    """Compares a table's rows with those that a checkpoint was saved with (`Table.state_dict`); it knows no later ones.
 
-    Raises: DamagedFile.
+    Raises: DamagedFile where one is another or missing.
     """
     count, columns = state["rows"], state["columns"]
-    if len(rows) < count or not count or "sha256" not in state:  # an older checkpoint knows no hash
+    mend = "bring them back (or move the file away: the run goes on without these rows)"
+    if len(rows) < count:
+        raise DamagedFile(f"{path} has {len(rows)} of the {count} rows that the run saved; {mend}")
+    if not count or "sha256" not in state:  # an older checkpoint knows no hash
         return
     cells = [dict(zip(header, row, strict=True)) for row in rows[:count]]
     lines = [_line(columns), *(_line([row.get(name, "") for name in columns]) for row in cells)]
     if sha256(b"".join(lines)) != state["sha256"]:
-        raise DamagedFile(
-            f"{path}: its first {count} rows are not those that the run saved; bring them back (or move the file away: "
-            "the run goes on without these rows)"
-        )
+        raise DamagedFile(f"{path}: its first {count} rows are not those that the run saved; {mend}")
 
 
 class Logger:

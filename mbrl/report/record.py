@@ -34,6 +34,7 @@ class Record:
         training: rows of metrics.csv.
         scores: rows of eval.csv; the first is the random policy's.
         result: result.json; empty where the run is not at its end.
+        unsaved: how many last rows of a file, by its name, no checkpoint knows (only those that have some).
     """
 
     folder: Path
@@ -42,6 +43,7 @@ class Record:
     training: Sequence[Row]
     scores: Sequence[Row]
     result: Mapping[str, Any]
+    unsaved: Mapping[str, int]
 
     def points(self, column: str) -> tuple[list[float], list[float]]:
         """Env steps and values of every row in which `column` is filled, whichever file it is in."""
@@ -131,14 +133,20 @@ def read_record(folder: Path, *, trained: bool = True) -> Record:
     if trained and not training:
         what = "holds no row" if metrics.is_file() else "is missing"
         raise ValueError(f"{metrics} {what}: the run has not come as far as its first row (schedule.log says when)")
-    scores = folder / "eval.csv"
+    evaluations = folder / "eval.csv"
+    scores = read_table(evaluations, saved.get("eval")) if evaluations.is_file() else []
+    newer = {
+        path.name: len(rows) - saved.get(path.stem, {"rows": 0})["rows"]
+        for path, rows in ((metrics, training), (evaluations, scores))
+    }
     return Record(
         folder=folder,
         config=config,
         info=read_info(folder),
         training=training,
-        scores=read_table(scores, saved.get("eval")) if scores.is_file() else [],
+        scores=scores,
         result=read_result(folder),
+        unsaved={name: count for name, count in newer.items() if count > 0},
     )
 
 

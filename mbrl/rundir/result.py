@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mbrl.files import DamagedFile
+from mbrl.io.checkpoint import newest_json
 from mbrl.rundir.folder import read_info
 from mbrl.rundir.schema import check_schema
 
@@ -149,7 +150,10 @@ def result_of(
 
 
 def read_result(folder: Path, name: str = RESULT) -> dict[str, Any]:
-    """The result in `folder`; empty where there is none. Raises: DamagedFile where it is not by the schema."""
+    """The result in `folder`; empty where there is none.
+
+    Raises: DamagedFile where it is not by the schema, and for a run's own one that is not what its checkpoint says.
+    """
     result = read_info(folder, name)
     for episodes in (result.get("final"), result.get("random")):
         if isinstance(episodes, dict):
@@ -159,7 +163,34 @@ def read_result(folder: Path, name: str = RESULT) -> dict[str, Any]:
             check_result(result)
     except ValueError as error:
         raise DamagedFile(f"{folder / name}: {error}") from error
+    if result and name == RESULT:
+        check_against_checkpoint(folder, result)
     return result
+
+
+def check_against_checkpoint(folder: Path, result: Mapping[str, Any]) -> None:
+    """Compares the scores with those in the run's newest checkpoint, which is verified; a copy without one is not.
+
+    Raises: DamagedFile.
+    """
+    checkpoint = newest_json(folder / "checkpoints", "run")
+    scores = checkpoint[1]["scores"] if checkpoint else {}
+    if "of" not in scores.get("final", {}):  # a copy of the file alone, or an older checkpoint
+        return
+    final = scores["final"]
+    saved = {
+        "env_steps": final["of"]["env_steps"],
+        "weights": final["of"]["evaluation"]["weights"],
+        "weights_step": final["weights_step"],
+        "wall_s": final["wall_s"],
+        "final": Episodes.of(final).plain(),
+        "random": Episodes.of(scores["random"]).plain(),
+    }
+    if others := [name for name in saved if saved[name] != result[name]]:
+        raise DamagedFile(
+            f"{folder / RESULT} is not what the run saved ({', '.join(others)}); move it away and go on with the run, "
+            "which writes it anew"
+        )
 
 
 def check_result(result: Mapping[str, Any]) -> None:

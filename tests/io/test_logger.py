@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from mbrl.files import DamagedFile
 from mbrl.io import backends
 from mbrl.io.logger import CsvConfig, Logger, TensorBoardConfig, WandbConfig
 
@@ -115,18 +116,26 @@ def test_files_of_a_run_that_never_saved_are_set_aside(tmp_path: Path, caplog: p
     assert not (tmp_path / "b" / "metrics.csv").exists()
 
 
-def test_rows_lost_in_a_power_cut_are_said_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("lost", [1, 3, 17, None])
+def test_rows_that_are_missing_are_refused_and_a_table_moved_away_is_begun_anew(
+    lost: int | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     logger = Logger(tmp_path, backends=[])
     for step in range(4):
         logger.log({"a": step}, _x(step))
     state = logger.state_dict()
     path = tmp_path / "metrics.csv"
-    path.write_bytes(path.read_bytes()[:-3])
+    kept = b"" if lost is None else path.read_bytes()[:-lost]
+    path.write_bytes(kept)
     resumed = Logger(tmp_path, backends=[])
+    with pytest.raises(DamagedFile, match=r"has \d of the 4 rows"):
+        resumed.load_state_dict(state)
+    assert path.read_bytes() == kept
+    path.unlink()
     resumed.load_state_dict(state)
     resumed.log({"a": 9}, _x(9))
-    assert [row["a"] for row in _rows(path)] == ["0", "1", "2", "9"]
-    assert "has 3 rows, the checkpoint knew 4" in caplog.text
+    assert [row["a"] for row in _rows(path)] == ["9"]
+    assert "the checkpoint knew 4 rows of it" in caplog.text
 
 
 def test_a_full_disk_leaves_no_half_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

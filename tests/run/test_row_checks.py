@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,11 +52,66 @@ def test_changed_rows_are_refused_by_resume_and_report(
     assert not (run / "report.png").exists()
 
 
-def test_rows_behind_the_checkpoint_and_wider_tables_are_all_right(finished: Path, tmp_path: Path) -> None:
+def fewer(text: str) -> str:
+    return "".join(text.splitlines(keepends=True)[:-1])
+
+
+def fewer_and_a_digit(text: str) -> str:
+    return digit(fewer(text))
+
+
+@pytest.mark.parametrize("change", [fewer, fewer_and_a_digit, lambda text: text.splitlines(keepends=True)[0]])
+@pytest.mark.parametrize("name", ["metrics.csv", "eval.csv"])
+def test_missing_rows_are_refused_whatever_is_left(
+    name: str, change: Callable[[str], str], finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    (run / name).write_text(change((run / name).read_text()))
+    for line in (["train", f"run_dir={run}", "schedule.total=225"], ["report", f"run={run}"]):
+        assert main(line) == 3
+        assert "rows that the run saved; bring them back" in capsys.readouterr().err
+
+
+def another(result: dict[str, Any], path: Sequence[Any], value: Any) -> None:
+    *before, last = path
+    for name in before:
+        result = result[name]
+    result[last] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [(("final", "returns", 0), 9.5), (("random", "returns", 1), 0.0), (("weights_step",), 100), (("env_steps",), 2000)],
+)
+def test_a_changed_result_is_refused_by_all_who_read_it(
+    path: Sequence[Any], value: Any, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    result = json.loads((run / "result.json").read_text())
+    another(result, path, value)
+    (run / "result.json").write_text(json.dumps(result))
+    for line in (["report", f"run={run}"], ["results", f"from={run}"]):
+        assert main(line) == 3
+        assert f"result.json is not what the run saved ({path[0]})" in capsys.readouterr().err
+    (run / "result.json").unlink()
+    assert main(["train", f"run_dir={run}"]) == 0
+    assert (run / "result.json").read_bytes() == (finished / "result.json").read_bytes()
+
+
+def test_rows_that_no_checkpoint_knows_are_told_of_and_wider_tables_are_all_right(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     header, *rows = (run / "metrics.csv").read_text().splitlines()
-    wider = [f"{header},more", *(f"{row}," for row in rows), f"{rows[-1]},3"]
-    (run / "metrics.csv").write_text("\n".join(wider) + "\n")
-    assert main(["report", f"run={run}"]) == 0
+    wider = [f"{header},more", *(f"{row}," for row in rows)]
+    for added, told in (
+        (0, ""),
+        (1, "metrics.csv: no checkpoint vouches for the last 1 row\n"),
+        (2, "vouches for the last 2 rows\n"),
+    ):
+        (run / "metrics.csv").write_text("\n".join([*wider, *[f"{rows[-1]},3"] * added]) + "\n")
+        assert main(["report", f"run={run}"]) == 0
+        said = capsys.readouterr().out
+        assert told in said and ("vouches" in said) == bool(added)
     (run / "eval.csv").unlink()
     assert main(["train", f"run_dir={run}", "schedule.total=225"]) == 0, "who moves a file away goes on without it"
