@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, ScalarFormatter
 
 from mbrl.report.groups import Group, grouped
 from mbrl.report.heading import heading
@@ -38,8 +38,8 @@ TITLE_LINE, LINE, BANNER, FOOTING, EDGE = 0.42, 0.27, 0.5, 0.45, 0.2
 """Inches: lines of the heading, the bar over it, the page's last line, and what is left free."""
 HEADLINE, HEADING, LEGEND, SMALL = 18, 12.5, 9.5, 9
 """Points of letters."""
-GAP = 10
-"""Pixels between a group's letter and its paragraph."""
+GAP, BETWEEN = 10, 4.0
+"""Pixels between a group's letter and its paragraph, and between the numbers of a plot and the next plot's."""
 STYLE: Any = {
     "text.parse_math": False,  # a name with two dollars is a name
     "font.size": 11,
@@ -165,6 +165,25 @@ def place_panels(figure: Figure, placed: Sequence[tuple[Any, float, float]], *, 
         for column, (axis, _, _) in enumerate(row):
             left = AXIS_LEFT + column * AXIS_STEP
             axis.set_position((left / WIDTH, 1 - bottom / height, AXIS_WIDTH / WIDTH, AXIS_HEIGHT / height))
+        make_room([axis for axis, _, _ in row])
+
+
+def make_room(row: Sequence[Any]) -> None:
+    """Makes the plots narrower whose numbers beside them would leave the page or reach the plot at their left."""
+    figure = row[0].figure
+    renderer, page = figure.canvas.get_renderer(), figure.bbox.width
+    free = BETWEEN  # pixels from the left
+    for axis in row:
+        for one in axis.get_shared_x_axes().get_siblings(axis):
+            if isinstance(one.yaxis.get_major_formatter(), ScalarFormatter):
+                one.yaxis.set_major_formatter(FuncFormatter(compact))
+        beside = [one.yaxis.get_tightbbox(renderer) for one in axis.get_shared_x_axes().get_siblings(axis)]
+        boxes = [axis.get_window_extent(renderer), *(box for box in beside if box is not None)]
+        low, high = min(box.x0 for box in boxes), max(box.x1 for box in boxes)
+        x, y, width, tall = axis.get_position().bounds
+        left, right = max(0.0, free - low) / page, max(0.0, high + BETWEEN - page) / page
+        axis.set_position((x + left, y, width - left - right, tall))
+        free = high + BETWEEN
 
 
 def mark_moments(axis: Any, groups: Sequence[Group]) -> None:
@@ -184,6 +203,11 @@ def mark_moments(axis: Any, groups: Sequence[Group]) -> None:
 def thousands(value: float, _place: int) -> str:
     """`2500` -> `2.5k`."""
     return f"{value / 1000:g}k" if value else "0"
+
+
+def compact(value: float, _place: int) -> str:
+    """`-1200000.0` -> `-1.2e6`: each number is whole, since a factor over the plot would stand in its legend."""
+    return f"{value:g}".replace("e+0", "e").replace("e-0", "e-").replace("-", "\u2212")
 
 
 @dataclass(frozen=True)

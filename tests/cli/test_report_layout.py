@@ -83,6 +83,13 @@ def test_nothing_collides(count: int, more: Mapping[str, str], tmp_path: Path) -
     check_layout(draw(records(tmp_path, count, more)))
 
 
+@pytest.mark.parametrize("value", ["0.00012345", "-1234567.8", "123456789012", "-3.00000001"])
+def test_nothing_collides_however_wide_the_numbers_beside_a_plot_are(value: str, tmp_path: Path) -> None:
+    figure = draw(records(tmp_path, 1, dict.fromkeys(NEW, value), name="r"))
+    check_layout(figure)
+    assert panel(figure, 9).get_window_extent().width > 300
+
+
 def test_nothing_collides_with_very_many_runs(tmp_path: Path) -> None:
     figure = draw(records(tmp_path, 28, NEW, name="r"))
     check_layout(figure)
