@@ -37,22 +37,20 @@ PATH_LISTS = ("rehearsal", "data.folders")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Merged:
-    """The files with the chosen variants, before any value of the command line is laid on.
+class Said:
+    """A verb's words, read; no file is merged yet.
 
     Attributes:
-        cfg: struct mode, references unresolved.
-        values: the values that are still to be laid on, in the user's order.
+        values: the values that are to be laid on the merged files, in the user's order.
         variants: the variants that the user chose.
-        picked: which variant each group has, by place.
-        folders: where the files were looked for, the packaged ones first.
+        folders: where files are looked for, the packaged ones first.
+        places: place -> group, as the root file and variants lay them out.
     """
 
-    cfg: DictConfig
     values: list[Assignment]
     variants: list[Assignment]
-    picked: dict[str, str]
     folders: list[Path]
+    places: dict[str, str]
 
 
 def compose(root: str, overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
@@ -64,8 +62,7 @@ def compose(root: str, overrides: Sequence[str], config_dir: Path | None = None)
         config_dir: the user's own folder of groups, searched after the packaged one.
     Raises: BadInput with one line.
     """
-    found = merged(root, overrides, config_dir)
-    return laid_on(found.cfg, found.values)
+    return composed(root, overrides, config_dir)[0]
 
 
 def compose_onto(stored: Mapping[str, Any], root: str, overrides: Sequence[str]) -> DictConfig:
@@ -74,14 +71,22 @@ def compose_onto(stored: Mapping[str, Any], root: str, overrides: Sequence[str])
     A chosen variant replaces what its place held; an experiment sets the keys and places that its file names.
     Raises: BadInput with one line.
     """
-    found = merged(root, overrides, None)
-    composed, cfg = OmegaConf.to_container(found.cfg, resolve=False), OmegaConf.create(copy.deepcopy(dict(stored)))
-    for key in sorted({key for variant in found.variants for key in laid_down(variant, found.folders)}):
-        node: Any = composed
+    said = read(root, overrides)
+    laid = OmegaConf.to_container(merged(root, said)[0], resolve=False)
+    cfg = OmegaConf.create(copy.deepcopy(dict(stored)))
+    for key in sorted({key for variant in said.variants for key in laid_down(variant, said.folders)}):
+        node: Any = laid
         for name in key.split("."):
             node = node[name]
         OmegaConf.update(cfg, key, node, merge=False, force_add=True)
-    return laid_on(cfg, found.values)
+    return laid_on(cfg, said.values)
+
+
+def composed(root: str, overrides: Sequence[str], config_dir: Path | None = None) -> tuple[DictConfig, dict[str, str]]:
+    """What `compose` gives, and which variant it took of each group, e.g. `{"agent": "dreamer_cpu", ...}`; no nulls."""
+    said = read(root, overrides, config_dir)
+    cfg, picked = merged(root, said)
+    return laid_on(cfg, said.values), picked
 
 
 def laid_down(variant: Assignment, folders: Sequence[Path]) -> Iterator[str]:
@@ -110,23 +115,18 @@ def laid_down(variant: Assignment, folders: Sequence[Path]) -> Iterator[str]:
 
 def typed(root: str, overrides: Sequence[str], key: str) -> Any:
     """The value that the user's words give to `key`; None if they give none."""
-    return next((a.value for a in merged(root, overrides, None).values if a.key == key), None)
+    return next((a.value for a in read(root, overrides).values if a.key == key), None)
 
 
 def decided(root: str, overrides: Sequence[str]) -> set[str]:
     """The keys and places that the user's words decide, by a value or by a chosen variant."""
-    found = merged(root, overrides, None)
-    laid = {key for variant in found.variants for key in laid_down(variant, found.folders)}
-    return laid | {assignment.key for assignment in found.values}
+    said = read(root, overrides)
+    laid = {key for variant in said.variants for key in laid_down(variant, said.folders)}
+    return laid | {assignment.key for assignment in said.values}
 
 
-def chosen(root: str, overrides: Sequence[str], config_dir: Path | None = None) -> dict[str, str]:
-    """Which variant of each group `compose` takes, e.g. `{"agent": "dreamer_cpu", ...}`; null choices are left out."""
-    return merged(root, overrides, config_dir).picked
-
-
-def merged(root: str, overrides: Sequence[str], config_dir: Path | None) -> Merged:
-    """Reads the words and lets Hydra merge the files. Raises: BadInput with one line."""
+def read(root: str, overrides: Sequence[str], config_dir: Path | None = None) -> Said:
+    """Reads the words; that a variant is there is seen when the files are merged. Raises: BadInput with one line."""
     words, named = take_config_dir(overrides)
     folders = [packaged_configs()]
     own = named or config_dir
@@ -137,9 +137,8 @@ def merged(root: str, overrides: Sequence[str], config_dir: Path | None) -> Merg
     assignments = [parse(word, places) for word in words]
     check_once(assignments, SEVERAL)
     variants = [a for a in assignments if a.place or is_group(a.key, folders)]
-    cfg, picked = compose_variants(root, variants, folders, places)
     values = [a for a in assignments if a not in variants]
-    return Merged(cfg=cfg, values=values, variants=variants, picked=picked, folders=folders)
+    return Said(values=values, variants=variants, folders=folders, places=places)
 
 
 def own_folder(path: Path) -> Path:
@@ -233,10 +232,12 @@ def choices(group: str, folders: Sequence[Path]) -> list[str]:
     return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
 
 
-def compose_variants(
-    root: str, variants: Sequence[Assignment], folders: Sequence[Path], places: Mapping[str, str]
-) -> tuple[DictConfig, dict[str, str]]:
-    """Lets Hydra merge the root file and the chosen variants; struct mode, `hydra` itself left out."""
+def merged(root: str, said: Said) -> tuple[DictConfig, dict[str, str]]:
+    """Lets Hydra merge the root file and the chosen variants, without the values; which variant each place has.
+
+    Struct mode, references unresolved, `hydra` itself left out. Raises: BadInput with one line.
+    """
+    variants, folders = said.variants, said.folders
     words = (
         [f"hydra.searchpath=[{','.join(quoted(f'file://{folder}') for folder in folders[1:])}]"] if folders[1:] else []
     )
@@ -251,7 +252,7 @@ def compose_variants(
         if name is None:  # what the root file says already; Hydra takes no null here
             continue
         name_in_full = variant.key if where == variant.key else f"{variant.key}@{where}"
-        words.append(f"{'' if where in places else '+'}{name_in_full}={shown(name)}")
+        words.append(f"{'' if where in said.places else '+'}{name_in_full}={shown(name)}")
     try:
         with initialize_config_dir(config_dir=str(folders[0]), version_base="1.3"):
             full_cfg = hydra_compose(config_name=root, overrides=words, return_hydra_config=True)

@@ -118,11 +118,11 @@ def variants(group: str, folders: Sequence[Path]) -> dict[str, Any]:
 
 def tasks_of(asked: str, folders: Sequence[Path]) -> list[Any]:
     """The tasks of these names, each of the first world that has it; `all`: those of the world of `mbrl train`."""
-    from mbrl.cli.compose import chosen
+    from mbrl.cli.compose import composed
     from mbrl.rundir.build import find, make
 
     worlds = variants("task", folders)
-    usual = worlds[chosen("train", [])["task"]]
+    usual = worlds[composed("train", [])[1]["task"]]
     named = {name: find(str(node["_target_"]), f"task={name}", trusted=True).tasks for name, node in worlds.items()}
     names = list(find(usual["_target_"], "task", trusted=True).tasks) if asked == "all" else listed(asked)
     if not names or len(set(names)) < len(names):

@@ -23,7 +23,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from mbrl.cli.compose import chosen, compose, compose_onto, take_config_dir, typed
+from mbrl.cli.compose import compose_onto, composed, take_config_dir, typed
 from mbrl.cli.compose import own_folder as own_folder_of
 from mbrl.cli.console import setup_logging
 from mbrl.cli.errors import DONE
@@ -129,8 +129,9 @@ def resolve_run(args: list[str]) -> dict[str, Any]:
 
     named = typed("pretrain", args, "run_dir")
     if named is None or "${" in str(named):
-        plain = as_plain(compose("pretrain", args))
-        named = plain["run_dir"] or default_folder(plain, chosen("pretrain", args))
+        cfg, picked = composed("pretrain", args)
+        plain = as_plain(cfg)
+        named = plain["run_dir"] or default_folder(plain, picked)
     folder = target("run_dir", str(named)).resolve()
     if holds_run(folder):
         stored = read_config(folder, verb="pretrain", marks=MARKS)

@@ -25,7 +25,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mbrl.cli.compose import chosen, compose, compose_onto, decided, merged, own_folder, take_config_dir, typed
+from mbrl.cli.compose import compose, compose_onto, composed, decided, own_folder, read, take_config_dir, typed
 from mbrl.cli.console import setup_logging
 from mbrl.cli.errors import DONE, BadInput
 from mbrl.cli.ranked import broadcast_decision, device_of
@@ -208,8 +208,9 @@ def resolve_run(args: Sequence[str]) -> ResolvedRun:
     args = spelled_out(args)
     named, ours = typed("train", args, "run_dir"), False
     if named is None or "${" in str(named):  # chosen by a file, by a reference, or by us
-        plain = as_plain(compose("train", args))
-        named, ours = plain["run_dir"] or default_folder(plain, chosen("train", args)), not plain["run_dir"]
+        cfg, picked = composed("train", args)
+        plain = as_plain(cfg)
+        named, ours = plain["run_dir"] or default_folder(plain, picked), not plain["run_dir"]
     folder = target("run_dir", str(named)).resolve()
     if holds_run(folder):
         stored = read_config(folder)
@@ -232,15 +233,15 @@ def fitted_to_model(plain: dict[str, Any], args: Sequence[str], *, trusted: bool
     from mbrl.run.lacking import spared
 
     refuse_idle("train", plain, args, trusted=trusted)
-    return spared(plain, typed=[word.key for word in merged("train", args, None).values], trusted=trusted)
+    return spared(plain, typed=[word.key for word in read("train", args).values], trusted=trusted)
 
 
 def refuse_idle(root: str, plain: Mapping[str, Any], args: Sequence[str], *, trusted: bool) -> None:
     """Raises: BadInput for a word about what `plain` does without."""
     from mbrl.run.lacking import idle
 
-    found = merged(root, args, None)
-    for word in (*found.variants, *found.values):
+    said = read(root, args)
+    for word in (*said.variants, *said.values):
         if why := idle(plain, word.key, trusted=trusted):
             raise BadInput(f"{word.text} has no effect: {why}; leave it out")
 

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError
 
 import mbrl.cli.compose as module
-from mbrl.cli.compose import chosen, compose, parse
+from mbrl.cli.compose import compose, composed, parse
 from mbrl.cli.errors import BadInput
 
 FILES = {
@@ -66,7 +66,7 @@ def test_the_result_takes_no_new_keys() -> None:
 def test_a_group_that_serves_twice_is_chosen_at_each_place(word: str) -> None:
     cfg = compose("train", [word])
     assert (cfg.prefill._target_, cfg.agent._target_) == ("p.X", "p.X")
-    assert chosen("train", [word, "agent=y"]) == {"task": "a", "agent": "y", "agent@prefill": "x"}
+    assert composed("train", [word, "agent=y"])[1] == {"task": "a", "agent": "y", "agent@prefill": "x"}
 
 
 def test_an_experiment_changes_variants_and_values_and_the_command_line_has_the_last_word() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mbrl.cli.compose import chosen, compose
+from mbrl.cli.compose import compose, composed
 from mbrl.cli.errors import BadInput
 from mbrl.cli.main import main
 from mbrl.cli.words import Word, choice, number, whole, words
@@ -90,7 +90,7 @@ def test_several_experiments_are_laid_over_each_other_and_the_later_one_wins(tmp
     assert (plain.demos, plain.schedule.prefill, plain.schedule.total) == (5, 6000, 40000)
     assert compose("train", ["experiment=[proprio,demos]"]).schedule.total == 20000
     assert compose("train", ["experiment=[proprio,demos]", "schedule.total=7000"]).schedule.total == 7000
-    assert chosen("train", ["experiment=[toy,oracle]"])["worldmodel"] == "oracle"
+    assert composed("train", ["experiment=[toy,oracle]"])[1]["worldmodel"] == "oracle"
     with pytest.raises(BadInput, match=r"got toyy.*did you mean toy"):
         compose("train", ["experiment=[toyy,demos]"])
     with pytest.raises(BadInput, match="agent must be one of"):
