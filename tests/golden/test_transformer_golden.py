@@ -115,7 +115,7 @@ def check_actions_and_rewards(golden: Golden) -> None:
     golden.expect("act/hidden_last", tail(golden, out.hidden, 0))
     golden.expect("act/reward_pred", out.rewards)
     golden.expect("act/reward_loss", reward_loss)
-    plain = model.reward_loss(model.frame_hidden(out.hidden), reward_BF1[..., 0]).mean()
+    plain = model.reward_loss(model.frame_hidden(out.hidden[:, model.layout.prelude :]), reward_BF1[..., 0]).mean()
     torch.testing.assert_close(plain, reward_loss)
     torch.testing.assert_close(model.code_loss(out.hidden, golden.given("labels")), out.loss)
     (out.loss + reward_loss).backward()

@@ -106,13 +106,20 @@ def test_any_use_of_the_engine_agrees_with_reading_everything_anew(decoding, dty
 
 @decodings
 def test_predicting_hidden_states_are_those_of_the_engine_for_all_frames_at_once(decoding):
-    """One training pass over the whole clip, every frame with codes known of its own, equals frame by frame."""
+    """One training pass over the whole clip, every frame with codes known of its own, equals frame by frame.
+
+    The last block leaves the context's output away; what is left is what a pass of all positions gives.
+    """
     model, generator = make_model(torch.float64, decoding=decoding, action="frame"), torch.Generator().manual_seed(3)
     context, ids_BFK, actions = make_start(5, FRAMES, torch.float64, generator)
     known_BFK = torch.rand(ids_BFK.shape, generator=generator) < 0.5
     string = string_of_ids(context, ids_BFK, LAYOUT)
     hidden, predicting = model.predicting(string, actions, known_BFK=known_BFK)
-    torch.testing.assert_close(hidden, model.hidden_states(string, actions), atol=1e-12, rtol=0)
+    whole = model.hidden_states(string, actions)[:, LAYOUT.prelude :]
+    torch.testing.assert_close(hidden, whole, atol=1e-12, rtol=0)
+    unasked, before = model.predicting(string, actions, known_BFK=None)
+    torch.testing.assert_close(unasked, whole, atol=1e-12, rtol=0)
+    torch.testing.assert_close(before, whole.unflatten(1, (FRAMES, LAYOUT.stride))[:, :, :-1], atol=1e-12, rtol=0)
     for frame in range(FRAMES):
         shorter = string_of_ids(context, ids_BFK[:, : frame + 1], LAYOUT)
         alone = model.predicting(shorter, actions[:, : frame + 1], known_BFK=known_BFK[:, : frame + 1], first=frame)[1]

@@ -94,7 +94,8 @@ def test_code_loss_is_the_cross_entropy_of_the_supervised_next_ids():
     hidden = model.hidden_states(ids, actions)
     wanted = F.cross_entropy(model.llm.logits(hidden)[:, :-1].transpose(1, 2), labels[:, 1:], ignore_index=IGNORED)
     torch.testing.assert_close(model.code_loss(hidden, labels), wanted)
-    torch.testing.assert_close(model.code_loss(hidden, labels, first=LAYOUT.sdf_position(1)), wanted)
+    first = LAYOUT.sdf_position(1)
+    torch.testing.assert_close(model.code_loss(hidden[:, first:], labels[:, first:]), wanted)
 
 
 def test_an_action_acts_from_its_own_separator_on_and_a_fresh_model_ignores_it():
@@ -113,8 +114,8 @@ def test_an_action_acts_from_its_own_separator_on_and_a_fresh_model_ignores_it()
 
 
 def test_frame_hidden_is_read_at_the_last_code_of_each_frame():
-    hidden = torch.arange(LAYOUT.length(FRAMES)).view(1, -1, 1)
-    assert make().frame_hidden(hidden).flatten().tolist() == [LAYOUT.reward_position(j) for j in range(FRAMES)]
+    future = torch.arange(LAYOUT.prelude, LAYOUT.length(FRAMES)).view(1, -1, 1)
+    assert make().frame_hidden(future).flatten().tolist() == [LAYOUT.reward_position(j) for j in range(FRAMES)]
 
 
 def test_an_uncertain_reward_is_its_expectation_in_environment_units():
@@ -163,7 +164,7 @@ def test_unknown_rewards_weigh_nothing_whatever_stands_there():
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     with torch.no_grad():
         ids = layout_ids(context, future, LAYOUT)
-        hidden = model.frame_hidden(model.hidden_states(ids, clip()["actions_BFA"]))
+        hidden = model.frame_hidden(model.hidden_states(ids, clip()["actions_BFA"])[:, LAYOUT.prelude :])
         wanted = model.reward_loss(hidden, clip()["reward_BF"])[known].mean()
     torch.testing.assert_close(with_holes.detach(), wanted)
 
@@ -176,7 +177,7 @@ def test_there_are_as_many_losses_as_heads():
     losses = everything.losses(context, future, **clip())
     assert set(losses) == {"codes", "reward", "continue", "action_recon"}
     hidden = everything.hidden_states(layout_ids(context, future, LAYOUT), clip()["actions_BFA"])
-    wanted = 0.5 * everything.action_recon_loss(hidden, clip()["actions_BFA"])
+    wanted = 0.5 * everything.action_recon_loss(hidden[:, LAYOUT.prelude :], clip()["actions_BFA"])
     torch.testing.assert_close(losses["action_recon"], wanted)
     with pytest.raises(ValueError, match="no reward head"):
         make(none).reward(torch.zeros(3, 24))
@@ -235,7 +236,8 @@ def test_the_reward_of_a_frame_is_the_one_received_on_arriving_there(target, lea
         reward_BF = reward_BT[:, first : first + FRAMES]
         context = torch.randint(11, (16, 10), generator=generator)
         future = torch.randint(7, (16, FRAMES, 3), generator=generator)
-        hidden = model.frame_hidden(model.hidden_states(layout_ids(context, future, LAYOUT), actions_BFA))
+        read_BND = model.hidden_states(layout_ids(context, future, LAYOUT), actions_BFA)
+        hidden = model.frame_hidden(read_BND[:, LAYOUT.prelude :])
         loss = model.reward_loss(hidden, reward_BF).mean()
         optimizer.zero_grad()
         loss.backward()

@@ -178,33 +178,36 @@ class Attention(nn.Module):
         self.v_proj = Linear(config.hidden, config.hidden)
         self.o_proj = Linear(config.hidden, config.hidden)
 
-    def forward(self, x_BTD: Tensor, rope_2TC: Tensor, cache: Cache | None, sees_TN: Tensor | None) -> Tensor:
-        """Attend from T new positions to them and to everything in the cache, or as `sees_TN` says."""
+    def forward(
+        self, x_BTD: Tensor, rope_2TC: Tensor, cache: Cache | None, sees_TN: Tensor | None, keep: int
+    ) -> Tensor:
+        """Attend from the last R = `keep` of T new positions to these and all in the cache, or as `sees_TN` says."""
         rows, new, _ = x_BTD.shape
-        q_BHTC, k_BHNC, v_BHNC = (
-            proj(x_BTD).view(rows, new, self.heads, -1).transpose(1, 2)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        q_BHRC, k_BHNC, v_BHNC = (
+            proj(x_BND).view(rows, -1, self.heads, x_BND.shape[-1] // self.heads).transpose(1, 2)
+            for proj, x_BND in ((self.q_proj, x_BTD[:, new - keep :]), (self.k_proj, x_BTD), (self.v_proj, x_BTD))
         )
-        cos_TC, sin_TC = rope_2TC.to(q_BHTC.dtype)
-        q_BHTC, k_BHNC = rotate(q_BHTC, cos_TC, sin_TC), rotate(k_BHNC, cos_TC, sin_TC)
+        cos_TC, sin_TC = rope_2TC.to(q_BHRC.dtype)
+        q_BHRC = rotate(q_BHRC, cos_TC[new - keep :], sin_TC[new - keep :])
+        k_BHNC = rotate(k_BHNC, cos_TC, sin_TC)
         if cache is not None:
             k_BHNC, v_BHNC = cache.extend(self.layer, k_BHNC, v_BHNC)
-        mask, is_causal = causal(q_BHTC, k_BHNC) if sees_TN is None else (sees_TN, False)
+        mask, is_causal = causal(q_BHRC, k_BHNC) if sees_TN is None else (sees_TN[new - keep :], False)
         dropout = self.dropout if self.training else 0.0
-        out_BHTC = F.scaled_dot_product_attention(
-            q_BHTC, k_BHNC, v_BHNC, attn_mask=mask, dropout_p=dropout, is_causal=is_causal
+        out_BHRC = F.scaled_dot_product_attention(
+            q_BHRC, k_BHNC, v_BHNC, attn_mask=mask, dropout_p=dropout, is_causal=is_causal
         )
-        return self.o_proj(out_BHTC.transpose(1, 2).reshape(rows, new, -1))
+        return self.o_proj(out_BHRC.transpose(1, 2).reshape(rows, keep, -1))
 
 
-def causal(q_BHTC: Tensor, k_BHNC: Tensor) -> tuple[Tensor | None, bool]:
-    """`attn_mask` and `is_causal` of scaled_dot_product_attention for the last T of N positions."""
-    new, total = q_BHTC.shape[2], k_BHNC.shape[2]
+def causal(q_BHRC: Tensor, k_BHNC: Tensor) -> tuple[Tensor | None, bool]:
+    """`attn_mask` and `is_causal` of scaled_dot_product_attention for the last R of N positions."""
+    new, total = q_BHRC.shape[2], k_BHNC.shape[2]
     if new == 1:
         return None, False  # sees everything
     if new == total:
         return None, True
-    return torch.ones(new, total, dtype=torch.bool, device=q_BHTC.device).tril(total - new), False
+    return torch.ones(new, total, dtype=torch.bool, device=q_BHRC.device).tril(total - new), False
 
 
 class MLP(nn.Module):
@@ -231,10 +234,13 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden, config.norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden, config.norm_eps)
 
-    def forward(self, x_BTD: Tensor, rope_2TC: Tensor, cache: Cache | None, sees_TN: Tensor | None) -> Tensor:
-        """Keeps the shape."""
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rope_2TC, cache, sees_TN)
-        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+    def forward(
+        self, x_BTD: Tensor, rope_2TC: Tensor, cache: Cache | None, sees_TN: Tensor | None, keep: int
+    ) -> Tensor:
+        """The last R = `keep` positions, [B, R, D]; those before leave keys and values only."""
+        attended_BRD = self.self_attn(self.input_layernorm(x_BTD), rope_2TC, cache, sees_TN, keep)
+        x_BRD = x_BTD[:, x_BTD.shape[1] - keep :] + attended_BRD
+        return x_BRD + self.mlp(self.post_attention_layernorm(x_BRD))
 
 
 class Decoder(nn.Module):
@@ -285,13 +291,15 @@ class Llama(nn.Module):
         cache: Cache | None = None,
         generator: torch.Generator | None = None,
         sight: Sight | None = None,
+        keep: int | None = None,
     ) -> Tensor:
-        """Hidden states after the final norm, [B, T, D], of T embeddings that follow the positions in the cache.
+        """Hidden states after the final norm, [B, R, D], of T embeddings that follow the positions in the cache.
 
         Args:
             cache: positions before these; it is extended by them. Without one, the embeddings start at position 0.
             generator: source of the attention dropout; needed in train mode if the dropout is not zero.
             sight: where the embeddings stand and what they see, the cache included; None: in a row, all before them.
+            keep: R, only the last so many are wanted: of the others the last block computes keys and values. None: T.
 
         Raises: ValueError if the sequence is longer than `positions`, or dropout has no generator.
         """
@@ -305,8 +313,9 @@ class Llama(nn.Module):
         sees_TN = None if sight is None else sight.sees_MM
         x_BTD = embeddings_BTD
         with _global_stream_from(self._check_dropout(generator), embeddings_BTD.device):
-            for block in self.model.layers:
-                x_BTD = block(x_BTD, rope_2TC, cache, sees_TN)
+            for layer, block in enumerate(self.model.layers, 1):
+                kept = keep if keep is not None and layer == len(self.model.layers) else x_BTD.shape[1]
+                x_BTD = block(x_BTD, rope_2TC, cache, sees_TN, kept)
         if cache is not None:
             cache.advance(end - start)
         return self.model.norm(x_BTD)

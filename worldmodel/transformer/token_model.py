@@ -185,17 +185,20 @@ class TokenModel(nn.Module):
         first: int = 0,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Hidden states [B, N, D] of the string, and [B, f, K, D] those that predict the codes of frame `first` and on.
+        """Hidden states [B, P, D] of all future positions, and those [B, f, K, D] that predict the codes of f frames.
+
+        Nothing is read from the context's positions, about half of a clip: the last block leaves their output away.
 
         Args:
             known_BFK: bool [B, F, K], which codes of its own frame a query sees; None: there are no queries.
+            first: the first of the f frames; the others up to the end follow.
             generator: source of dropout.
         """
         embeddings_BND, length = self.embed(ids_BN, actions_BFA), ids_BN.shape[1]
         by_frame = (self.layout.frames(length), self.layout.stride)
         if known_BFK is None:
-            hidden_BND = self.llm(embeddings_BND, generator=generator)
-            return hidden_BND, hidden_BND[:, self.layout.prelude :].unflatten(1, by_frame)[:, first:, :-1]
+            hidden_BPD = self.llm(embeddings_BND, generator=generator, keep=length - self.layout.prelude)
+            return hidden_BPD, hidden_BPD.unflatten(1, by_frame)[:, first:, :-1]
         ids_BfK = ids_BN[:, self.layout.prelude :].unflatten(1, by_frame)[:, first:, 1:]
         added: Tensor | float = 0.0
         if actions_BFA is not None and actions_BFA.shape[-1]:
@@ -203,8 +206,9 @@ class TokenModel(nn.Module):
         queries_BfKD = self.queries(self.llm.embed(ids_BfK), known_BFK[:, first:], added)
         there = sight(self.layout, by_frame[0], first=first, device=ids_BN.device)
         both_BMD = torch.cat([embeddings_BND, queries_BfKD.flatten(1, 2)], 1)
-        hidden_BMD = self.llm(both_BMD, generator=generator, sight=there)
-        return hidden_BMD[:, :length], hidden_BMD[:, length:].unflatten(1, ids_BfK.shape[1:])
+        future = length - self.layout.prelude
+        hidden_BMD = self.llm(both_BMD, generator=generator, sight=there, keep=both_BMD.shape[1] - self.layout.prelude)
+        return hidden_BMD[:, :future], hidden_BMD[:, future:].unflatten(1, ids_BfK.shape[1:])
 
     def forward(
         self,
@@ -233,7 +237,7 @@ class TokenModel(nn.Module):
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
         rewards = None
         if self.heads.reward == "scalar":
-            rewards = self.reward_symlog(self.frame_hidden(hidden)).unsqueeze(-1)
+            rewards = self.reward_symlog(self.frame_hidden(hidden[:, self.layout.prelude :])).unsqueeze(-1)
         return TokenOutput(loss, logits, rewards, hidden)
 
     def into_frames(self, action_BTA: Tensor, frames: int) -> Tensor:
@@ -249,18 +253,13 @@ class TokenModel(nn.Module):
             )
         return action_BTA[:, first : first + frames]
 
-    def frame_hidden(self, hidden_BND: Tensor) -> Tensor:
+    def frame_hidden(self, hidden_BPD: Tensor) -> Tensor:
         """The hidden states at each future frame's last code, [B, F, D]: there reward and feature are read."""
-        return hidden_BND[:, self.layout.reward_position(0) :: self.layout.stride]
+        return hidden_BPD[:, self.layout.stride - 1 :: self.layout.stride]
 
-    def code_loss(self, hidden_BND: Tensor, labels_BN: Tensor, *, first: int = 0) -> Tensor:
-        """Mean cross-entropy (nats) of the supervised next ids.
-
-        Args:
-            first: no position before it is supervised, so no logits are computed there. A number of the layout and
-                not of the labels: those are on the device.
-        """
-        logits, targets_BN = self.llm.logits(hidden_BND[:, first:-1]), labels_BN[:, first + 1 :]
+    def code_loss(self, hidden_BND: Tensor, labels_BN: Tensor) -> Tensor:
+        """Mean cross-entropy (nats) of the supervised next ids, of which labels_BN are aligned with the positions."""
+        logits, targets_BN = self.llm.logits(hidden_BND[:, :-1]), labels_BN[:, 1:]
         return F.cross_entropy(logits.flatten(0, 1), targets_BN.flatten(), ignore_index=IGNORED)
 
     def frame_loss(self, predicting_BFKD: Tensor, codes_BFK: Tensor, known_BFK: Tensor | None) -> Tensor:
@@ -307,9 +306,9 @@ class TokenModel(nn.Module):
         """Binary cross-entropy of every frame [...], not averaged; goes_on is 0 where the episode ended, else 1."""
         return F.binary_cross_entropy_with_logits(self._continue_logit(hidden), goes_on, reduction="none")
 
-    def action_recon_loss(self, hidden_BND: Tensor, actions_BFA: Tensor) -> Tensor:
+    def action_recon_loss(self, hidden_BPD: Tensor, actions_BFA: Tensor) -> Tensor:
         """Mean squared error of each frame's action, read from every position of the frame (spec 8.1 step 5)."""
-        read_BPA = self.action_recon_linear(hidden_BND[:, self.layout.prelude :])
+        read_BPA = self.action_recon_linear(hidden_BPD)
         return (read_BPA - actions_BFA.repeat_interleave(self.layout.stride, 1)).square().mean()
 
     def losses(
@@ -344,13 +343,15 @@ class TokenModel(nn.Module):
         """
         targets_BN = layout_ids(context_codes_BtN, codes_BFK, self.layout)
         ids_BN = targets_BN if read_BFK is None else layout_ids(context_codes_BtN, read_BFK, self.layout)
-        hidden_BND, predicting_BfKD = self.predicting(
+        hidden_BPD, predicting_BfKD = self.predicting(
             ids_BN, actions_BFA, known_BFK=known_BFK, first=num_observed, generator=generator
         )
-        hidden_BFD = self.frame_hidden(hidden_BND)
+        hidden_BFD = self.frame_hidden(hidden_BPD)
         if known_BFK is None:  # the separators are ids to be predicted, too
             labels_BN = layout_labels(targets_BN, self.layout, num_observed=num_observed)
-            losses = {"codes": self.code_loss(hidden_BND, labels_BN, first=self.layout.sdf_position(num_observed))}
+            observed = self.layout.stride * num_observed  # no logits where nothing is supervised
+            supervised_BP = labels_BN[:, self.layout.prelude + observed :]
+            losses = {"codes": self.code_loss(hidden_BPD[:, observed:], supervised_BP)}
         else:
             supervised = (codes_BFK[:, num_observed:], known_BFK[:, num_observed:])
             losses = {"codes": self.frame_loss(predicting_BfKD, *supervised).mean()}
@@ -364,7 +365,7 @@ class TokenModel(nn.Module):
                 (self.acceleration(hidden_BFD, actions_BFA) - acceleration_BFQ)[:, burn_in:].square().mean()
             )
         if self.heads.action_recon and actions_BFA is not None:
-            losses["action_recon"] = self.heads.action_recon * self.action_recon_loss(hidden_BND, actions_BFA)
+            losses["action_recon"] = self.heads.action_recon * self.action_recon_loss(hidden_BPD, actions_BFA)
         return losses
 
     def acceleration(self, hidden: Tensor, action: Tensor) -> Tensor:
