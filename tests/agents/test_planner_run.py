@@ -19,7 +19,7 @@ from tests.run.test_resume import assert_same_run
 Train = Callable[..., int]
 
 FEW = ["agent.horizon=3", "agent.candidates=6", "agent.elites=2", "agent.iterations=2"]
-SHORT = ["schedule.total=150", "evaluation.episodes=2", "evaluation.interim=1", "evaluation.rows=2"]
+SHORT = ["schedule.total=126", "evaluation.episodes=2", "evaluation.interim=1", "evaluation.rows=2"]
 SHORT += ["protocol.decisions=13", *FEW]
 INNER = ["agent.inner=dreamer_toy", "agent.inner.horizon=3", "agent.inner.batch_size=6", "agent.inner.units=16"]
 SILENT = "worldmodel.heads={reward:none,bins:0,low:0,high:0,width:0}"
