@@ -31,7 +31,7 @@ LONG_FUNCTIONS: dict[str, int] = {}
 
 # From lowest to highest; a module may import what stands strictly lower, or its own folder.
 WORLDMODEL_RANKS = (
-    ("spec", "layout", "seeds", "optim", "processes", "twohot"),
+    ("spec", "layout", "seeds", "optim", "processes", "twohot", "attention"),
     ("sequence", "microbatch"),
     ("augment",),
     ("tokenizer",),

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from worldmodel.attention import attend, small_products
 from worldmodel.transformer.llama import causal
 
 
@@ -21,10 +21,11 @@ def attention(q_BHRC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor, *, mutual: bool) -
     rows, heads, kept, channels = q_BHRC.shape
     if kept == 1 and q_BHRC.device.type == "cpu":
         # two batched products: faster here than the kernel that is made for many queries
-        score = torch.bmm(q_BHRC.reshape(-1, 1, channels), k_BHNC.flatten(0, 1).transpose(1, 2))
-        return torch.bmm(score.softmax(-1), v_BHNC.flatten(0, 1)).view(rows, heads, 1, channels)
+        with small_products(q_BHRC.device):
+            score = torch.bmm(q_BHRC.reshape(-1, 1, channels), k_BHNC.flatten(0, 1).transpose(1, 2))
+            return torch.bmm(score.softmax(-1), v_BHNC.flatten(0, 1)).view(rows, heads, 1, channels)
     mask, is_causal = (None, False) if mutual else causal(q_BHRC, k_BHNC)
-    return F.scaled_dot_product_attention(q_BHRC, k_BHNC, v_BHNC, attn_mask=mask, is_causal=is_causal, scale=1.0)
+    return attend(q_BHRC, k_BHNC, v_BHNC, mask=mask, is_causal=is_causal, scale=1.0)
 
 
 def attention_behind(
@@ -40,15 +41,17 @@ def attention_behind(
     k_SHPC, v_SHPC = shared
     starts, prefix, kept, own = len(k_SHPC), k_SHPC.shape[2], q_BHRC.shape[2], k_BHNC.shape[2]
     q_SHQC = q_BHRC.unflatten(0, (starts, -1)).transpose(1, 2).flatten(2, 3)
-    own_BHRN = q_BHRC @ k_BHNC.transpose(2, 3)
+    with small_products(q_BHRC.device):
+        own_BHRN, common_SHQP = q_BHRC @ k_BHNC.transpose(2, 3), q_SHQC @ k_SHPC.transpose(2, 3)
     if kept > 1 and not mutual:
         later_RN = torch.ones(kept, own, dtype=torch.bool, device=own_BHRN.device).triu(own - kept + 1)
         own_BHRN = own_BHRN.masked_fill(later_RN, -torch.inf)
     own_SHQN = own_BHRN.unflatten(0, (starts, -1)).transpose(1, 2).flatten(2, 3)
-    weight_SHQM = torch.cat([q_SHQC @ k_SHPC.transpose(2, 3), own_SHQN], -1).softmax(-1)
+    weight_SHQM = torch.cat([common_SHQP, own_SHQN], -1).softmax(-1)
 
     def by_row(x_SHQM: Tensor) -> Tensor:
         """[S, H, G * R, ...] -> [B, H, R, ...]."""
         return x_SHQM.unflatten(2, (-1, kept)).transpose(1, 2).flatten(0, 1)
 
-    return by_row(weight_SHQM[..., :prefix] @ v_SHPC) + by_row(weight_SHQM[..., prefix:]) @ v_BHNC
+    with small_products(q_BHRC.device):
+        return by_row(weight_SHQM[..., :prefix] @ v_SHPC) + by_row(weight_SHQM[..., prefix:]) @ v_BHNC

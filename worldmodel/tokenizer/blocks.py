@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldmodel.attention import attend
+
 NORM_EPS = 1e-6
 
 
@@ -117,7 +119,7 @@ class SelfAttention(nn.Module):
         """[N, C, h, w] -> the same shape."""
         tokens_NLC = self.group_norm(x).flatten(2).transpose(1, 2)
         query, key, value = self.to_q(tokens_NLC), self.to_k(tokens_NLC), self.to_v(tokens_NLC)
-        mixed_NLC = F.scaled_dot_product_attention(query, key, value)
+        mixed_NLC = attend(query, key, value)
         return x + self.to_out[0](mixed_NLC).transpose(1, 2).reshape(x.shape)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldmodel.attention import attend
 from worldmodel.tokenizer.networks import DecoderLayers, EncoderLayers, Trunk
 
 HEADS = 4
@@ -37,7 +38,7 @@ class Attention(nn.Module):
         query = F.linear(query_BLC, weight_q, bias_q)
         key, value = F.linear(source_BSC, weight_kv, bias_kv).chunk(2, dim=-1)
         query, key, value = (x.unflatten(-1, (HEADS, -1)).transpose(1, 2) for x in (query, key, value))
-        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=self.dropout if self.training else 0.0)
+        mixed = attend(query, key, value, dropout=self.dropout if self.training else 0.0)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
 

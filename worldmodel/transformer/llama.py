@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldmodel.attention import attend
 from worldmodel.transformer.decoding import Sight
 
 INIT_STD = 0.02  # every linear and the embedding (spec section 7)
@@ -194,14 +195,12 @@ class Attention(nn.Module):
             k_BHNC, v_BHNC = cache.extend(self.layer, k_BHNC, v_BHNC)
         mask, is_causal = causal(q_BHRC, k_BHNC) if sees_TN is None else (sees_TN[new - keep :], False)
         dropout = self.dropout if self.training else 0.0
-        out_BHRC = F.scaled_dot_product_attention(
-            q_BHRC, k_BHNC, v_BHNC, attn_mask=mask, dropout_p=dropout, is_causal=is_causal
-        )
+        out_BHRC = attend(q_BHRC, k_BHNC, v_BHNC, mask=mask, is_causal=is_causal, dropout=dropout)
         return self.o_proj(out_BHRC.transpose(1, 2).reshape(rows, keep, -1))
 
 
 def causal(q_BHRC: Tensor, k_BHNC: Tensor) -> tuple[Tensor | None, bool]:
-    """`attn_mask` and `is_causal` of scaled_dot_product_attention for the last R of N positions."""
+    """`mask` and `is_causal` of `attend` for the last R of N positions."""
     new, total = q_BHRC.shape[2], k_BHNC.shape[2]
     if new == 1:
         return None, False  # sees everything
