@@ -8,12 +8,10 @@ At the published 64x64 size: `recipe=oxe64_dynamics data=folder compute=gpu stag
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from omegaconf import OmegaConf
 from tensordict import TensorDict
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.machine import peak_mib, seconds
 from mbrl.cli.compose import compose
 from mbrl.cli.errors import guarded
 from mbrl.cli.words import path, whole, words
@@ -56,7 +55,7 @@ def main(args: list[str]) -> int:
     for row in rows:
         print(
             f"{row['part']:<10} {row['ours']:8.1f} {row['plain']:8.1f} {row['ratio']:6.2f} {row['draws']:12.0f} "
-            f"{row['plain_draws']:8.0f}   peak {row['peak_mb']:.0f} MB"
+            f"{row['plain_draws']:8.0f}   peak {row['peak_mib']:.0f} MiB"
         )
     if own["json"]:
         own["json"].write_text(json.dumps({"words": args, "rows": rows}, indent=1) + "\n")
@@ -141,25 +140,10 @@ def measured(configs: Configs, part: Part, folder: Path, updates: int, rounds: i
     work = {"ours": our_update, "plain": plain_update, "draws": our_draw, "plain_draws": lambda: next(batches)}
     for _ in range(rounds + 1):
         for name, once in work.items():
-            speeds[name].append(config.batch * updates / seconds(once, updates, device))
+            spent = sum(seconds(once, device) for _ in range(updates))
+            speeds[name].append(config.batch * updates / spent)
     found: dict[str, Any] = {name: statistics.median(values[1:]) for name, values in speeds.items()}
-    peak = torch.cuda.max_memory_allocated() / 1e6 if device.type == "cuda" else resident_mb()
-    return {"part": part, **found, "ratio": found["ours"] / found["plain"], "peak_mb": peak}
-
-
-def seconds(once: Callable[[], Any], times: int, device: torch.device) -> float:
-    """Wall time of so many calls."""
-    start = time.perf_counter()
-    for _ in range(times):
-        once()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def resident_mb() -> float:
-    """Most memory that this process has held (both loops together)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return {"part": part, **found, "ratio": found["ours"] / found["plain"], "peak_mib": peak_mib(device)}
 
 
 class NpzClips(Dataset[dict[str, torch.Tensor]]):

@@ -13,56 +13,37 @@ import itertools
 import json
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor
 
+from benchmarks.machine import bandwidth, peak_mib, product_rate, timed
+from benchmarks.twin import GREEDY, reprefilling_rollout
+from benchmarks.workload import (
+    CASES,
+    Case,
+    Rollout,
+    bytes_of_frame,
+    engine_of,
+    growth,
+    imagined,
+    rollout,
+    set_up,
+)
 from mbrl.cli.errors import guarded
 from mbrl.cli.words import Word, listed, path, whole, words
-from worldmodel.layout import TokenLayout
-from worldmodel.rollout import SamplingConfig, TokenEngine
+from mbrl.measure.cost import counted
 from worldmodel.rollout.engine import laid_out
 from worldmodel.rollout.fused import Precision
 from worldmodel.rollout.kv_cache import KVCache
-from worldmodel.rollout.passes import draw_in_passes
-from worldmodel.seeds import Seeds
-from worldmodel.sequence import layout_ids, string_of_ids
-from worldmodel.transformer import HeadConfig, TokenModel, TransformerConfig
-from worldmodel.transformer.decoding import AUTOREGRESSIVE, DecodingConfig, Sight
-
-PUBLISHED = TokenLayout(context=2)
-SMALL = TokenLayout(context=1, codes_context=64, codes_future=4, vocab_context=512, vocab_future=512)
-ACTION_DIM = 4
-GREEDY = SamplingConfig(temperature=0.0, top_k=0, codes_only=False)
-CONFIGS = Path(__file__).parents[1] / "configs" / "transformer"
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is measured of one size unless the command line says otherwise."""
-
-    layout: TokenLayout
-    rows: int
-    horizon: int
-    repeats: int
-    copies: int = 1
-
-
-CASES = {
-    "micro": Case(SMALL, 64, 10, 7),
-    "tiny": Case(SMALL, 64, 10, 7),
-    "s": Case(SMALL, 16, 10, 3),
-    "base138m": Case(PUBLISHED, 4, 4, 3),
-    "medium436m": Case(PUBLISHED, 1, 4, 1),
-}
+from worldmodel.sequence import string_of_ids
+from worldmodel.transformer import TokenModel
+from worldmodel.transformer.decoding import AUTOREGRESSIVE, DecodingConfig
 
 
 @dataclass(frozen=True)
@@ -83,6 +64,11 @@ class Result:
         equal: whether all codes agree under argmax.
         agree: share of the first frame's codes that do; what follows on others may differ.
         kv_mib: what the engine holds for keys and values.
+        frame_gflop: operations of a frame of all rows, counted: two for each multiplication and addition of a product.
+        frame_mb: bytes that a frame reads at least, 10^6: the weights and all keys and values once in every pass.
+        product_share: frame_gflop per second over what the machine reaches in a product of large float32 matrices.
+        bandwidth_share: frame_mb per second over what it reaches in copying a large block.
+        peak_mib: most memory that the process has held, the twin's included.
         nats: cross-entropy of the twin's frames as the engine reads them, minus that of exact products; None for
             decodings in passes, which do not read a frame to predict it.
     """
@@ -107,60 +93,19 @@ class Result:
     agree: float
     kv_mib: float
     nats: float | None
+    frame_gflop: float
+    frame_mb: float
+    product_share: float
+    bandwidth_share: float
+    peak_mib: float
 
 
-@torch.no_grad()
-def reprefilling_rollout(model: TokenModel, context_BN: Tensor, actions_BHA: Tensor) -> Tensor:
-    """Most likely ids [B, H, K], the published way: a prefill of everything so far for every frame, then its codes."""
-    layout, llm, config = model.layout, model.llm, model.llm.config
-    rows, horizon, _ = actions_BHA.shape
-    cache = KVCache(
-        layers=config.layers,
-        rows=rows,
-        heads=config.heads,
-        positions=layout.length(horizon),
-        channels=config.hidden // config.heads,
-        dtype=llm.lm_head.weight.dtype,
-        device=llm.lm_head.weight.device,
-    )
-    nothing_BFK = context_BN.new_empty(rows, 0, layout.codes_future)
-    prefix_BTD = llm.embed(layout_ids(context_BN, nothing_BFK, layout))
-    sdf_B1 = context_BN.new_full((rows, 1), layout.sdf)
-    frames = []
-    for action_BA in actions_BHA.unbind(1):
-        added_B1D = model.action_linear(action_BA).unsqueeze(1)
-        opened_BTD = torch.cat([prefix_BTD, llm.embed(sdf_B1) + added_B1D], 1)
-        cache.rewind(0)
-        if model.decoding.has_queries:
-            llm(prefix_BTD, cache=cache)
-            frames.append(in_passes(model, cache, added_B1D))
-        else:
-            frames.append(code_by_code(model, cache, llm(opened_BTD, cache=cache)))
-        prefix_BTD = torch.cat([opened_BTD, llm.embed(frames[-1])], 1)
-    return torch.stack(frames, 1)
+@dataclass(frozen=True)
+class Limits:
+    """What the machine reaches: operations and bytes per second."""
 
-
-def code_by_code(model: TokenModel, cache: KVCache, hidden_BTD: Tensor) -> Tensor:
-    """Ids [B, K] of the frame whose opening was read last."""
-    ids: list[Tensor] = []
-    for _ in range(model.layout.codes_future):
-        ids.append(model.llm.logits(hidden_BTD[:, -1]).argmax(-1, keepdim=True))
-        hidden_BTD = model.llm(model.llm.embed(ids[-1]), cache=cache)  # the last one gives the reward
-    return torch.cat(ids, 1)
-
-
-def in_passes(model: TokenModel, cache: KVCache, added_B1D: Tensor) -> Tensor:
-    """Ids [B, K] of the frame behind what is in the cache."""
-    start, codes, device = cache.position, model.layout.codes_future, added_B1D.device
-    seen = torch.ones(codes, start + codes, dtype=torch.bool, device=device)
-    there = Sight(torch.arange(start, start + codes, device=device), seen)
-
-    def guess(drawn_BK: Tensor, known_BK: Tensor) -> Tensor:
-        cache.rewind(start)
-        return model.llm(model.queries(model.llm.embed(drawn_BK), known_BK, added_B1D), cache=cache, sight=there)
-
-    nothing_BK = torch.zeros(len(added_B1D), codes, dtype=torch.int64, device=device)
-    return draw_in_passes(guess, model.llm.logits, nothing_BK, draws=model.draws, sampling=GREEDY, uniform_SB=None)
+    products: float
+    bandwidth: float
 
 
 def measure(
@@ -171,33 +116,27 @@ def measure(
     precisions: list[Precision],
     threads: int,
     device: torch.device,
+    limits: Limits,
 ) -> Iterator[Result]:
     """Engines of these precisions and the twin in turn, on the same random model, context and actions."""
-    torch.set_num_threads(threads)
-    layout, draw = case.layout, Seeds(0).torch("benchmark")
-    model = random_model(size, layout, decoding, draw).to(device)
-    shape = (case.rows // case.copies, layout.context * layout.codes_context)
-    context_BN = torch.randint(layout.vocab_context, shape, generator=draw).to(device)
-    actions_BHA = (torch.rand(case.rows, case.horizon, ACTION_DIM, generator=draw) * 2 - 1).to(device)
-    starts = (context_BN, context_BN.new_empty(len(context_BN), 0, layout.codes_future), None)
-    context_BN = context_BN.repeat_interleave(case.copies, 0)
-    engines = {
-        how: TokenEngine(
-            model, rows=case.rows, frames=case.horizon, sampling=GREEDY, weights=laid_out(model, GREEDY, how)
-        )
-        for how in precisions
-    }
-    runs: dict[Precision, list[tuple[float, float, Tensor]]] = {how: [] for how in precisions}
+    layout = case.layout
+    model, starts_SN, actions_BHA = set_up(size, case, decoding, device)
+    context_BN = starts_SN.repeat_interleave(case.copies, 0)
+    engines = {how: engine_of(model, case, how) for how in precisions}
+    runs: dict[Precision, list[Rollout]] = {how: [] for how in precisions}
     twins: list[tuple[float, Tensor]] = []
     for _ in range(case.repeats + 1):  # the first one warms up
         for how, engine in engines.items():
-            prefill, _ = _timed(partial(engine.prefill, *starts, copies=case.copies), device)
-            runs[how].append((prefill, *_timed(partial(imagined, engine, actions_BHA), device)))
-        twins.append(_timed(partial(reprefilling_rollout, model, context_BN, actions_BHA), device))
+            runs[how].append(rollout(engine, starts_SN, actions_BHA, case, device))
+        twins.append(timed(partial(reprefilling_rollout, model, context_BN, actions_BHA), device))
     twin_ms, slow_BHK = 1e3 * statistics.median(spent for spent, _ in twins[1:]), twins[0][1]
     exact = surprise(model, "float32", context_BN, slow_BHK, actions_BHA)
     for how, run in runs.items():
-        engine_ms = 1e3 * statistics.median(prefill + frames for prefill, frames, _ in run[1:])
+        engine_ms = 1e3 * statistics.median(one.prefill_s + one.frames_s for one in run[1:])
+        frame_s = statistics.median(one.frames_s for one in run[1:]) / case.horizon
+        engines[how].rewind(0)
+        operations = counted(partial(imagined, engines[how], actions_BHA)) / case.horizon
+        read = bytes_of_frame(model, case, how)
         yield Result(
             size=size,
             codes=layout.codes_future,
@@ -208,35 +147,23 @@ def measure(
             horizon=case.horizon,
             threads=threads,
             device=str(device),
-            prefill_ms=1e3 * statistics.median(prefill for prefill, _, _ in run[1:]),
-            frame_ms=1e3 * statistics.median(frames for _, frames, _ in run[1:]) / case.horizon,
+            prefill_ms=1e3 * statistics.median(one.prefill_s for one in run[1:]),
+            frame_ms=1e3 * frame_s,
             frames_per_s=case.rows * case.horizon / engine_ms * 1e3,
             tokens_per_s=slow_BHK.numel() / engine_ms * 1e3,
             engine_ms=engine_ms,
             twin_ms=twin_ms,
             ratio=twin_ms / engine_ms,
-            equal=all(torch.equal(found_BHK, slow_BHK) for _, _, found_BHK in run),
-            agree=float((run[0][2][:, 0] == slow_BHK[:, 0]).float().mean()),
+            equal=all(torch.equal(one.ids_BHK, slow_BHK) for one in run),
+            agree=float((run[0].ids_BHK[:, 0] == slow_BHK[:, 0]).float().mean()),
             kv_mib=engines[how].nbytes / 2**20,
             nats=None if decoding.has_queries else surprise(model, how, context_BN, slow_BHK, actions_BHA) - exact,
+            frame_gflop=operations / 1e9,
+            frame_mb=read / 1e6,
+            product_share=operations / frame_s / limits.products,
+            bandwidth_share=read / frame_s / limits.bandwidth,
+            peak_mib=peak_mib(device),
         )
-
-
-def random_model(size: str, layout: TokenLayout, decoding: DecodingConfig, draw: torch.Generator) -> TokenModel:
-    """A model of this size with weights from `draw`, as it is for imagining."""
-    transformer = TransformerConfig(**{k: v for k, v in _preset(size).items() if k != "_target_"})
-    heads = HeadConfig(action="slot", reward="none", bins=0, low=0.0, high=0.0, width=0, action_recon=0.0)
-    model = TokenModel(
-        transformer, layout, condition_dim=ACTION_DIM, heads=heads, feature_dim=0, continues=False, generator=draw,
-        decoding=decoding,
-    )  # fmt: skip
-    torch.nn.init.normal_(model.action_linear.weight, std=0.02, generator=draw)  # else actions would not matter
-    return model.eval()
-
-
-def imagined(engine: TokenEngine, actions_BHA: Tensor) -> Tensor:
-    """Most likely ids [B, H, K] behind what the engine holds."""
-    return torch.stack([engine.sample_frame(action_BA, None).ids_BK for action_BA in actions_BHA.unbind(1)], 1)
 
 
 @torch.no_grad()
@@ -258,20 +185,6 @@ def surprise(model: TokenModel, how: Precision, context_BN: Tensor, ids_BHK: Ten
     hidden_BND = weights(model.embed(string_BN, actions_BHA), cache, keep=positions - layout.prelude)
     hidden_BHKD = hidden_BND.unflatten(1, (ids_BHK.shape[1], layout.stride))[:, :, :-1]  # each sees the one before
     return float(F.cross_entropy(weights.logits(hidden_BHKD).flatten(0, 2), ids_BHK.flatten()))
-
-
-def _timed(work: Callable[[], object], device: torch.device):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    result = work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start, result
-
-
-def _preset(size: str) -> dict:
-    return yaml.safe_load((CONFIGS / f"{size}.yaml").read_text())
 
 
 def sizes_of(text: str) -> list[str]:
@@ -310,6 +223,13 @@ def precisions_of(text: str) -> list[Precision]:
     return cast(list[Precision], found)
 
 
+def grown_of(text: str) -> list[str]:
+    """Raises: ValueError for what does not grow."""
+    if set(found := listed(text)) - {"rows", "horizon", "codes", "copies"}:
+        raise ValueError(text)
+    return found
+
+
 def cases_of(options: dict[str, Any]) -> Iterator[tuple[str, Case, DecodingConfig]]:
     """What the words ask for. Raises: ValueError where they do not go together."""
     for size, codes, decoding in itertools.product(options["sizes"], options["codes"], options["decodings"]):
@@ -327,6 +247,7 @@ KEYS = {
     "codes": Word("whole numbers >= 1, the codes of a frame", codes_of, [None], example="4,16"),
     "decodings": Word("some of autoregressive,parallel,masked<passes>", decodings_of, [AUTOREGRESSIVE]),
     "precisions": Word("some of float32,bfloat16,int8, of the engine's products", precisions_of, ["float32"]),
+    "growth": Word("some of rows,horizon,codes,copies", grown_of, [], example="rows,horizon"),
     "threads": whole(2),
     "device": Word("cpu or cuda", default="cpu"),
     "json": path("a file"),
@@ -338,25 +259,49 @@ def main(arguments: list[str]) -> int:
     """Measure, print a table and, with json=path, write it; 1 if any codes differ."""
     options, results = words("benchmarks.rollout", arguments, KEYS), []
     cases = list(cases_of(options))  # whatever is wrong with one of them is said before the first is measured
+    device = torch.device(options["device"])
+    torch.set_num_threads(options["threads"])
+    limits = Limits(products=product_rate(device), bandwidth=bandwidth(device))
+    print(f"one product {limits.products / 1e9:.1f} GFLOP/s, one copy {limits.bandwidth / 1e9:.1f} GB/s")
     print(
         f"{'size':11} {'codes':>5} {'decoding':14} {'precision':9} {'rows':>4} {'copies':>6} {'frames':>6}"
-        f" {'prefill ms':>10} {'ms/frame':>9} {'frames/s':>9} {'tokens/s':>9} {'engine ms':>10} {'twin ms':>10}"
+        f" {'prefill ms':>10} {'ms/frame':>9} {'GFLOP':>7} {'share':>5} {'MB':>8} {'share':>5}"
+        f" {'frames/s':>9} {'tokens/s':>9} {'engine ms':>10} {'twin ms':>10}"
         f" {'ratio':>6} {'K/V MiB':>8}  codes equal"
     )
+    lines = []
     for size, case, decoding in cases:
-        how = {"threads": options["threads"], "device": torch.device(options["device"])}
-        for r in measure(size, case, decoding, precisions=options["precisions"], **how):
+        for r in measure(
+            size,
+            case,
+            decoding,
+            precisions=options["precisions"],
+            threads=options["threads"],
+            device=device,
+            limits=limits,
+        ):
             results.append(r)
             print(
                 f"{r.size:11} {r.codes:5d} {r.decoding:14} {r.precision:9} {r.rows:4d} {r.copies:6d} {r.horizon:6d}"
-                f" {r.prefill_ms:10.1f} {r.frame_ms:9.2f} {r.frames_per_s:9.0f} {r.tokens_per_s:9.0f}"
+                f" {r.prefill_ms:10.1f} {r.frame_ms:9.2f} {r.frame_gflop:7.2f} {r.product_share:5.2f} {r.frame_mb:8.1f}"
+                f" {r.bandwidth_share:5.2f} {r.frames_per_s:9.0f} {r.tokens_per_s:9.0f}"
                 f" {r.engine_ms:10.1f} {r.twin_ms:10.1f} {r.ratio:6.2f} {r.kv_mib:8.1f}  {'yes' if r.equal else 'NO'}"
                 f" ({100 * r.agree:.1f} % of the first frame's)"
                 f"{'' if r.nats is None else f', {r.nats:+.4f} nats'}",
                 flush=True,
             )
+        for along in options["growth"]:
+            lines.append(growth(size, case, decoding, along, device))
+            print(lines[-1], flush=True)
+    print(f"peak {peak_mib(device):.0f} MiB")
     if options["json"]:
-        options["json"].write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+        found = {
+            "product_gflops": limits.products / 1e9,
+            "bandwidth_gbs": limits.bandwidth / 1e9,
+            "rollouts": [asdict(result) for result in results],
+            "growth": [line._asdict() for line in lines],
+        }
+        options["json"].write_text(json.dumps(found, indent=1) + "\n")
     return 0 if all(result.equal for result in results if result.precision == "float32") else 1
 
 

@@ -8,11 +8,9 @@ environment, and then takes the phases of the loop in turns. Nothing is learned 
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from benchmarks.machine import SIDE, peak_mib, product_rate, seconds
 from mbrl.cli.compose import compose
 from mbrl.cli.errors import guarded
 from mbrl.cli.train import fitted_to_model
@@ -32,8 +31,6 @@ from mbrl.rundir.stop import Stop
 
 KEYS = {"updates": whole(8), "json": path("a file")}
 UNGATED = "schedule.gate={episodes:0,reward_r2:0,codes_alive:0}"
-SIDE = 1024
-"""Of the square matrices whose product says what the machine can do."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ def main(args: list[str]) -> int:
             f"{p.name:<12} {p.ms:9.1f} {p.gflop:8.2f} {p.gflop / p.ms * 1e3:8.1f} {p.share:6.2f} {p.every_1000:18.1f}"
             f" {p.seconds:8.1f}"
         )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_mib(torch.device(configs.compute.device))
     print(
         f"{sum(p.seconds for p in phases):.1f} s in 1000 env steps; {rate / 1e9:.1f} GFLOP/s in a product of {SIDE} x "
         f"{SIDE}, {configs.compute.threads} threads; peak {peak:.0f} MiB"
@@ -129,21 +126,6 @@ def measured(run: Run, configs: Configs, *, rate: float, updates: int) -> Sequen
         )
         for name in works
     ]
-
-
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
-def product_rate(device: torch.device) -> float:
-    """Operations per second of a product of large matrices, the best of ten."""
-    a, b = torch.randn(2, SIDE, SIDE, device=device).unbind(0)
-    return 2.0 * SIDE**3 / min(seconds(lambda: a @ b, device) for _ in range(10))
 
 
 if __name__ == "__main__":

@@ -214,7 +214,7 @@ def test_the_rollout_engine_needs_torch_only() -> None:
 STEPS = {  # who may call what leads one imagined frame further
     "imagine": {"worldmodel.dream.imagine"},
     # the model itself; the published facade, whose protocols count ids and stack frames; clocks for the engine alone
-    "sample_frame": {"worldmodel.imagination", "worldmodel.published.model", "mbrl.cli.doctor", "benchmarks.rollout"},
+    "sample_frame": {"worldmodel.imagination", "worldmodel.published.model", "mbrl.cli.doctor", "benchmarks.workload"},
 }
 
 

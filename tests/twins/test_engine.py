@@ -320,11 +320,15 @@ def test_a_gpu_imagines_the_same_codes():
 
 def test_the_benchmark_measures_finds_equal_codes_and_writes_them_down(tmp_path, capsys):
     path, threads = tmp_path / "rollout.json", torch.get_num_threads()
-    options = ["sizes=micro", "rows=3", "horizon=2", "repeats=1", f"threads={threads}", f"json={path}"]
-    assert rollout_benchmark(options) == 0
-    (result,) = json.loads(path.read_text())
-    assert result["equal"] and result["rows"] == 3 and result["horizon"] == 2 and result["engine_ms"] > 0
-    assert "micro" in capsys.readouterr().out
+    options = ["sizes=micro", "rows=4", "horizon=2", "repeats=1", f"threads={threads}", f"json={path}"]
+    assert rollout_benchmark([*options, "copies=2", "growth=rows,horizon,codes,copies"]) == 0
+    found = json.loads(path.read_text())
+    (result,) = found["rollouts"]
+    assert result["equal"] and result["rows"] == 4 and result["horizon"] == 2 and result["engine_ms"] > 0
+    assert result["frame_gflop"] > 0 and result["frame_mb"] > 0 and found["bandwidth_gbs"] > 0
+    assert [line["numbers"] for line in found["growth"]] == [[4, 8, 16], [2, 4, 8], [4, 8, 16], [2, 4, 8]]
+    assert all(len(line["ms"]) == 3 and min(line["ms"]) > 0 for line in found["growth"])
+    assert "micro ms by rows" in capsys.readouterr().out
     with pytest.raises(ValueError, match="sizes must be some of"):
         rollout_benchmark(["sizes=huge"])
     with pytest.raises(ValueError, match="speed=1 is not understood"):
