@@ -79,7 +79,7 @@ def test_the_mixture_says_what_is_there(make_set, tmp_path: Path, capsys: pytest
 def test_a_published_archive_is_converted_and_checked(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "viola").mkdir()
     for place in range(3):
-        frames = np.full((5, 12, 12, 3), place, np.uint8)
+        frames = np.full((5, 12, 12, 3), 20 * place, np.uint8)
         np.savez(tmp_path / "viola" / f"train_eps_{place:08d}.npz", agentview_rgb=frames)
     out = tmp_path / "root" / "viola"
     words = ["data", "convert", f"from={tmp_path / 'viola'}", f"to={out}", "format=published_npz", "image=8"]
