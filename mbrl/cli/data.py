@@ -66,13 +66,16 @@ def run_check(args: list[str]) -> int:
     folders = [inside for word in args for inside in sets_in(expanded(word))]
 
     from mbrl.data.check import check  # heavy, so behind all that is refused
+    from mbrl.data.reach import MEND
 
     for folder in folders:
         report = check(folder, on_progress=told(f"files of {folder.name}"))
         card = report.card
         kind = f"{card.action_dim} actions, rewards {'known' if card.rewards else 'unknown'}" if card else "no card"
         size = f"{report.episodes} episodes, {report.frames} frames, {report.bytes / 1e6:.1f} MB"
-        state = f"{len(report.problems)} problems" if report.problems else "all well"
+        well = "no damage" if report.reach.beyond else "all well"
+        state = f"{len(report.problems)} problems" if report.problems else well
+        state += f", but {report.reach}; {MEND}" if report.reach.beyond else ""
         print(f"{folder}: {size}, {kind}: {state}")
         rows += [(f"{folder.name}/{name}", what) for name, what in report.problems]
     show(rows)

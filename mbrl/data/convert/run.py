@@ -16,6 +16,7 @@ from typing import Any
 
 from mbrl.data.convert.clip import Items, Unreadable, episode_of
 from mbrl.data.dataset import CARD, Card, DamagedSet, read_card, write_card
+from mbrl.data.reach import MEND, Reach
 from mbrl.files import clear_temporaries, named, read_plain, write_atomically
 from mbrl.replay.episode import NAME, Episode, read_episode, write_episode
 
@@ -97,6 +98,7 @@ def _converted(items: Items, job: Job, on_progress: Callable[[int], None]) -> Ou
     kinds: dict[tuple[Any, ...], str] = {}
     damaged: list[tuple[str, str]] = []
     notes: dict[str, list[str]] = {}
+    reach = Reach()
     written = done = 0
     for number, item in enumerate(items):
         if job.limit and number >= job.limit:
@@ -118,6 +120,7 @@ def _converted(items: Items, job: Job, on_progress: Callable[[int], None]) -> Ou
                 write_episode(job.folder, episode)
                 append(job.folder / ITEMS, [number, item.name])
                 written += 1
+                reach.add(episode.action)
                 if clip.note:
                     notes.setdefault(clip.note, []).append(item.name)
             if episode is not None:
@@ -135,12 +138,9 @@ def _converted(items: Items, job: Job, on_progress: Callable[[int], None]) -> Ou
     if not kinds:
         raise DamagedSet(f"nothing of {job.source} could be converted", rows=damaged)
     finish(job, next(iter(kinds)))
-    return Outcome(
-        episodes=done,
-        written=written,
-        damaged=damaged,
-        notes=[(names[0] if len(names) == 1 else f"{len(names)} items", note) for note, names in notes.items()],
-    )
+    told = [(names[0] if len(names) == 1 else f"{len(names)} items", note) for note, names in notes.items()]
+    told += [("actions", f"{reach}; {MEND}")] if reach.beyond else []
+    return Outcome(episodes=done, written=written, damaged=damaged, notes=told)
 
 
 def kind_of(episode: Episode) -> tuple[Any, ...]:
