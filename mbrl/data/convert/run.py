@@ -86,7 +86,8 @@ def convert(items: Items, job: Job, *, on_progress: Callable[[int], None] = lamb
         elif (job.folder / CARD).exists():  # it stays the data set that it was
             (job.folder / MARK).unlink()
         elif isinstance(error, Exception):
-            _mark(job, failed=True)
+            with suppress(OSError):  # of a disk that is full already; then only the same words go on
+                _mark(job, failed=True)
         raise
 
 
