@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mbrl.data.convert.clip import filler
 from tests.data.test_foreign import ACTIONS_M, FRAMES_M, LENGTH, convert, demonstration, episode, explained, led_into
 from tests.data.test_foreign import stored as npz_of
 
@@ -108,9 +109,17 @@ def test_an_arm_that_rests_needs_no_word(rests: slice, tmp_path: Path) -> None:
 
 
 def test_a_row_less_than_frames_is_clear(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = npz_of(tmp_path / "in", **stacked(action=ACTIONS_M, reward=np.ones(LENGTH - 1)))
+    source = npz_of(tmp_path / "in", **stacked(action=ACTIONS_M, reward=np.ones(LENGTH - 1), discount=None))
     assert convert(source, tmp_path / "out", "format=drqv2") == 0
     assert explained(episode(tmp_path / "out")) and "assumed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("short", [{"action": ACTIONS_M}, {"reward": np.ones(LENGTH - 1)}])
+def test_a_row_less_in_one_of_both_is_refused(
+    short: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = npz_of(tmp_path / "in", **stacked(discount=None, **short))
+    assert "must have equally many rows" in refused(source, tmp_path / "out", 3, capsys, "format=drqv2")
 
 
 def test_names_that_drqv2_does_not_read_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,7 +135,11 @@ SEVENTH, LAST = np.arange(LENGTH) == 7, np.arange(LENGTH) == LENGTH - 1
 MARKS: dict[str, tuple[dict[str, Any], str]] = {
     "discount": ({"discount": 1.0 - SEVENTH}, "discount is 0 in row 7"),
     "discount, a column": ({"discount": (1.0 - SEVENTH)[:, None]}, "discount is 0 in row 7"),
-    "discount, a row less": ({"discount": 1.0 - SEVENTH[1:]}, "discount is 0 in row 6"),
+    "discount, a row less": (
+        {"discount": 1.0 - SEVENTH[1:], "action": ACTIONS_M, "reward": np.ones(LENGTH - 1)},
+        "discount is 0 in row 6",
+    ),
+    "discount, a row less than rewards": ({"discount": np.ones(LENGTH - 1)}, f"discount must have {LENGTH} rows, as"),
     "is_first": ({"is_first": SEVENTH}, "it holds several episodes (is_first marks row 7 too)"),
     "is_first, a column": ({"is_first": SEVENTH[:, None]}, "it holds several episodes (is_first marks row 7 too)"),
     "is_last": ({"is_last": SEVENTH | LAST}, "it holds several episodes (is_last marks row 7 too)"),
@@ -150,7 +163,10 @@ def test_an_episode_that_ends_before_its_last_frame_is_refused(
     assert said in refused(npz_of(tmp_path / "in", **made), tmp_path / "out", 3, capsys, *words)
 
 
-@pytest.mark.parametrize("ending", [{"discount": 1.0 - LAST}, {"is_terminal": LAST}, {"discount": 1.0 - LAST[1:]}])
+A_ROW_LESS = {"discount": 1.0 - LAST[1:], "action": ACTIONS_M, "reward": np.ones(LENGTH - 1)}
+
+
+@pytest.mark.parametrize("ending", [{"discount": 1.0 - LAST}, {"is_terminal": LAST}, A_ROW_LESS])
 def test_an_end_in_the_last_row_is_the_task_s(ending: dict[str, Any], tmp_path: Path) -> None:
     source = npz_of(tmp_path / "in", **stacked(**ending))
     assert convert(source, tmp_path / "out", "format=drqv2") == 0
@@ -204,3 +220,11 @@ def test_what_was_assumed_is_said_once_for_all(count: int, tmp_path: Path, capsy
 def test_published_demonstrations_need_no_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert convert(npz_of(tmp_path / "in", **demonstration()), tmp_path / "out", "format=drqv2") == 0
     assert "not read" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.uint16, np.int64, np.float16, np.float64])
+def test_what_a_filler_is_does_not_depend_on_the_type(dtype: Any) -> None:
+    rows = np.array([[0, 0], [1, 0], [1, 1], [0, 0]]).astype(dtype)
+    assert [filler(rows, place) for place in (0, 1, -1)] == ["zero", "", "zero"]
+    assert filler(rows[:, :0], 0) == "zero", "actions without numbers"
+    assert filler(np.array([[-128], [1], [1]], np.int8), 0) == "", "whose absolute value is no int8"

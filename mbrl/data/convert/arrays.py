@@ -140,6 +140,9 @@ def _clip(arrays: Arrays, keys: Keys, frames: NDArray[np.uint8], *, usual: str) 
     taken = ("action" if "action" in arrays else "") if keys.action is None else keys.action
     key = {"action": taken, "reward": keys.reward}
     rows = {part: held(arrays, name) for part, name in key.items() if name}
+    if usual == "into" and len({len(array) for array in rows.values()}) > 1:
+        told = " and ".join(f"{key[part]} {list(array.shape)}" for part, array in rows.items())
+        raise Unreadable(f"{told} must have equally many rows: which one is missing cannot be told")
     said = {"action": keys.row, "reward": keys.reward_row}
     row = {"action": said["action"] or usual, "reward": said["reward"] or usual}
     if key["action"] and not said["action"]:
@@ -162,7 +165,7 @@ def _clip(arrays: Arrays, keys: Keys, frames: NDArray[np.uint8], *, usual: str) 
         frames=frames,
         action=steps.get("action"),
         reward=one_a_step(steps["reward"], what=keys.reward) if keys.reward else None,
-        terminated=bool(keys.reward) and ends(arrays, count, row=row["reward"]),
+        terminated=bool(keys.reward) and ends(arrays, count, row=row["reward"], rows=len(rows["reward"])),
         note="; ".join([*notes, *([f"not read: {unread}"] if unread else [])]),
     )
 
@@ -188,18 +191,21 @@ def marked(arrays: Arrays, name: str, frames: int) -> bool:
     return bool(places)
 
 
-def ends(arrays: Arrays, frames: int, *, row: str) -> bool:
+def ends(arrays: Arrays, frames: int, *, row: str, rows: int) -> bool:
     """Whether an episode says that its task ended with it: by `is_terminal`, or by a last `discount` of 0.
 
     Args:
         row: which way the rows of `discount` lie, as those of rewards.
+        rows: how many rewards there are.
     Raises: Unreadable where it says so before its last frame.
     """
     ended = False
     if "discount" in arrays:
         discount = held(arrays, "discount")
         one_a_step(rows_of(discount, frames, what="discount", row=row), what="discount")
-        filled = row if len(discount) == frames else ""  # whether the first row, or the last, belongs to no step
+        if len(discount) != rows:
+            raise Unreadable(f"discount must have {rows} rows, as there are {rows} rewards (got {len(discount)})")
+        filled = row if rows == frames else ""  # whether the first row, or the last, belongs to no step
         zeros = [place for place in np.flatnonzero(discount.reshape(-1) == 0).tolist() if place or filled != "into"]
         if zeros and zeros[0] < len(discount) - 1 - (filled == "from"):
             raise Unreadable(f"discount is 0 in row {zeros[0]}, and the episode goes on after it")

@@ -142,7 +142,9 @@ FAINT = 1e-3
 
 def filler(rows: NDArray[Any], place: int) -> str:
     """Why row `place` was put there and not done: NaN, zero, nearly zero beside the others; empty for a real row."""
-    sizes = np.abs(rows.reshape(len(rows), -1).astype(np.float64)).max(1, initial=0)
+    flat = rows.reshape(len(rows), -1)
+    low, high = (bound(flat, axis=1, initial=0).astype(np.float64) for bound in (np.min, np.max))
+    sizes = np.maximum(high, -low)
     others = np.delete(sizes, place)
     if np.isnan(sizes[place]):
         return "NaN"
