@@ -182,8 +182,9 @@ def begin(job: Job) -> None:
 
 def append(path: Path, entry: Any) -> None:
     """One more line. It begins with the line's end: what a kill left of the one before does not swallow it."""
-    with named(path), path.open("a", encoding="utf-8") as file:
-        file.write(f"\n{json.dumps(entry)}")
+    line = f"\n{json.dumps(entry)}"
+    with named(path, needed=len(line)), path.open("a", encoding="utf-8") as file:
+        file.write(line)
 
 
 def read_items(folder: Path) -> list[Any]:
