@@ -82,16 +82,35 @@ def sha256(content: bytes | memoryview) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def sized(size: float) -> str:
+    """Bytes as a person reads them, such as 248.2 KB; none is said to be 0.00 of something larger."""
+    if size >= 1e9:
+        return f"{size / 1e9:.2f} GB"
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} KB" if size >= 1e3 else f"{size:.0f} bytes"
+
+
 @contextmanager
 def named(path: Path, *, needed: int = 0) -> Iterator[None]:
-    """An OSError of the body names the path, and of a full disk how many bytes were to be written."""
+    """An OSError of the body names the path, and of a full disk how much was to be written."""
     try:
         yield
     except OSError as error:
-        if error.filename is not None or error.errno is None:
+        if error.errno is None or (error.filename is not None and str(error.filename) != str(path)):
             raise
-        room = f"; {needed} bytes were to be written" if error.errno in FULL and needed else ""
+        room = f"; {sized(needed)} were to be written" if error.errno in FULL and needed else ""
         raise type(error)(error.errno, f"{error.strerror}{room}", str(path)) from error
+
+
+@contextmanager
+def becoming(path: Path, temporary: Path) -> Iterator[None]:
+    """An OSError of the body about `temporary`, or what lies in it, names what that was to become: `path`."""
+    try:
+        yield
+    except OSError as error:
+        place = Path(str(error.filename))
+        if error.errno is None or not place.is_relative_to(temporary):
+            raise
+        raise type(error)(error.errno, error.strerror, str(path / place.relative_to(temporary))) from error
 
 
 def fsync(handle: int, path: Path) -> None:
@@ -118,9 +137,10 @@ def fsync_folder(folder: Path) -> None:
 
 def write_durably(path: Path, content: bytes | memoryview) -> None:
     """Writes a new file and waits until it is on disk. For a file inside a folder that is not published yet."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    rest = memoryview(content).cast("B")
+    with named(path, needed=len(rest)):
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
-        rest = memoryview(content).cast("B")
         with named(path, needed=len(rest)):
             while rest:
                 rest = rest[os.write(handle, rest) :]  # one call may write less than it was given
@@ -132,12 +152,14 @@ def write_durably(path: Path, content: bytes | memoryview) -> None:
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Writes or replaces `path`: whatever happens, a reader sees the old content or the new one, never a part.
 
-    Raises: OSError (disk full, no permission); the temporary file is gone then and the old content still there.
+    Raises: OSError (disk full, no permission) that names `path`; the temporary file is gone then and the old content
+        still there.
     """
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
     try:
-        write_durably(temporary, content)
-        temporary.rename(path)
+        with becoming(path, temporary):
+            write_durably(temporary, content)
+            temporary.rename(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise

@@ -12,7 +12,7 @@ usage: mbrl data collect|convert|export|check|preview|mixture ...
       [crop=centre] [camera=0] [split=train] [limit=N] [damaged=skip]
   mbrl data export from=DIR to=DIR format=lerobot [fps=10]     for LeRobot's loaders (version 3.0), without loss
   mbrl data check DIR ...                        reads every byte and lists all that is wrong (exit code 3)
-  mbrl data preview DIR [out=preview.png] [episodes=6] [columns=8]     a contact sheet, or a GIF
+  mbrl data preview DIR [out=preview.png] [episodes=6] [columns=8]     a contact sheet, or a film (.gif, .mp4)
   mbrl data mixture [name=oxe] [root=data/oxe]   which data sets of the paper's mixture are on disk
 
 docs/data.md says what a data set is and what each converter reads.
@@ -26,10 +26,11 @@ from typing import Any
 
 from mbrl.cli.errors import DAMAGED, DONE, BadInput, did_you_mean
 from mbrl.cli.words import Word, expanded, is_place, path, place, show, whole, words
+from mbrl.files import sized
 from mbrl.progress import told
 
 PREVIEW = {
-    "out": place("out", "a path ending in .png or .gif", file=True),
+    "out": place("out", "a path ending in .png, .gif or .mp4", file=True),
     "episodes": whole(None),
     "columns": whole(8),
 }
@@ -66,13 +67,16 @@ def run_check(args: list[str]) -> int:
     folders = [inside for word in args for inside in sets_in(expanded(word))]
 
     from mbrl.data.check import check  # heavy, so behind all that is refused
+    from mbrl.data.reach import MEND
 
     for folder in folders:
         report = check(folder, on_progress=told(f"files of {folder.name}"))
         card = report.card
         kind = f"{card.action_dim} actions, rewards {'known' if card.rewards else 'unknown'}" if card else "no card"
-        size = f"{report.episodes} episodes, {report.frames} frames, {report.bytes / 1e6:.1f} MB"
-        state = f"{len(report.problems)} problems" if report.problems else "all well"
+        size = f"{report.episodes} episodes, {report.frames} frames, {sized(report.bytes)}"
+        well = "no damage" if report.reach.beyond else "all well"
+        state = f"{len(report.problems)} problems" if report.problems else well
+        state += f", but {report.reach}; {MEND}" if report.reach.beyond else ""
         print(f"{folder}: {size}, {kind}: {state}")
         rows += [(f"{folder.name}/{name}", what) for name, what in report.problems]
     show(rows)
@@ -80,7 +84,7 @@ def run_check(args: list[str]) -> int:
 
 
 def run_preview(args: list[str]) -> int:
-    """Draws a contact sheet or a GIF."""
+    """Draws a contact sheet or a film."""
     folders = [word for word in args if is_place(word)]
     given = words("mbrl data preview", [word for word in args if not is_place(word)], PREVIEW)
     if not folders:

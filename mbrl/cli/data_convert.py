@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def side_of(text: str) -> int | None:
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "published_npz": ("key", "action", "action_row", "reward", "reward_row"),
-    "drqv2": ("key",),
+    "drqv2": ("key", "action_row", "reward_row"),
     "dreamerv3": ("key", "action"),
     "video": (),
     "frames": (),
@@ -111,21 +112,15 @@ def known_part(name: str) -> Mapping[str, Any]:
 def items_of(given: dict[str, Any], archive: Path) -> Any:
     """The reader of the format that was asked for; sets `rate` where an archive says it."""
     kind, action = given["format"], given["action"]
-    if kind == "published_npz":
-        from mbrl.data.convert.arrays import Keys, published_npz
+    if kind in ("published_npz", "drqv2"):
+        from mbrl.data.convert.arrays import DRQV2, Keys, drqv2, published_npz
 
-        keys = Keys(
-            image=given["key"] or "image",
-            action="" if action == "none" else action,
-            reward=given["reward"] or "",
-            row=given["action_row"],
-            reward_row=given["reward_row"],
-        )
+        said = {"row": given["action_row"], "reward_row": given["reward_row"]}
+        if kind == "drqv2":
+            return drqv2(archive, replace(DRQV2, image=given["key"] or DRQV2.image, **said))
+        taken = "" if action == "none" else action
+        keys = Keys(image=given["key"] or "image", action=taken, reward=given["reward"] or "", **said)
         return published_npz(archive, keys)
-    if kind == "drqv2":
-        from mbrl.data.convert.arrays import drqv2
-
-        return drqv2(archive, key=given["key"] or "observation")
     if kind == "dreamerv3":
         from mbrl.data.convert.dreamerv3 import dreamerv3
 

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import mbrl
 from mbrl.cli.errors import BUG, DONE, one_line
+from mbrl.files import sized
 
 Level = Literal["ok", "warn", "fail"]
 VERSIONS = ("torch", "tensordict", "torchrl", "numpy", "hydra-core", "gymnasium", "metaworld", "mujoco")
@@ -250,8 +251,7 @@ def room(plain: Mapping[str, Any], decisions: int, of: str, free: int, mend: str
     side, count = plain["protocol"]["image"], decisions + plain["demos"] * plain["protocol"]["decisions"]
     need = getattr(footprint(groups, count), of)
     text = (
-        f"replay: {count} decisions of {side}x{side} x {need / count:.0f} bytes = {need / 1e9:.2f} GB, "
-        f"{free / 1e9:.2f} GB are free"
+        f"replay: {count} decisions of {side}x{side} x {need / count:.0f} bytes = {sized(need)}, {sized(free)} are free"
     )
     if need > free:
         return Finding("fail", f"{text}; {mend}")

@@ -111,13 +111,13 @@ def spelled_out(args: Sequence[str]) -> list[str]:
 def possible(args: list[str], ranks: Ranks) -> dict[str, Any]:
     """What `args` mean, once it is known to be possible; plain JSON. Raises: ValueError."""
     from mbrl.run.assemble import Configs, recorded
-    from mbrl.run.rehearsal import rehearsed
+    from mbrl.run.rehearsal import rehearsed, require_reach
 
     resolved = resolve_run(args)
     configs = Configs.of(resolved.plain, trusted=resolved.trusted, world=ranks.world)
     rehearsed(configs.rehearsal, configs.protocol)  # before there is a folder
     if configs.demos_from is not None and resolved.stored is None:
-        recorded(configs)
+        require_reach(recorded(configs), configs.demos, key="demos_from")
     return resolved.plain_json()
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from mbrl.data.convert.run import MARK
 from mbrl.data.dataset import CARD, Card, DamagedSet, read_card, unlike
+from mbrl.data.reach import Reach
 from mbrl.files import TEMPORARY, DamagedFile
 from mbrl.replay.episode import NAME, Episode, OtherFormat, read_episode
 
@@ -23,6 +24,7 @@ class Report:
         card: None where it cannot be read (or, for a replay, is not there).
         episodes, frames, bytes: of the readable files.
         problems: (file, what is wrong).
+        reach: of the actions in the readable files. Outside [-1, 1] they are no damage, but no run takes them.
     """
 
     card: Card | None
@@ -30,6 +32,7 @@ class Report:
     frames: int
     bytes: int
     problems: list[tuple[str, str]]
+    reach: Reach
 
 
 def check(folder: Path, *, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Report:
@@ -49,6 +52,7 @@ def check(folder: Path, *, on_progress: Callable[[int, int], None] = lambda done
     if not paths:
         problems.append((".", "there is no episode"))
     seen: Counter[tuple[str, str]] = Counter()
+    reach = Reach()
     episodes = frames = size = 0
     for place, path in enumerate(paths):
         on_progress(place, len(paths))
@@ -65,10 +69,11 @@ def check(folder: Path, *, on_progress: Callable[[int, int], None] = lambda done
         if seen[match[1], match[2]] > 1:
             problems.append((path.name, f"there is more than one episode {int(match[1])} of row {int(match[2])}"))
         problems += [(path.name, what) for what in faults(card, episode)]
+        reach.add(episode.action)
         episodes, frames, size = episodes + 1, frames + len(episode.pixels), size + path.stat().st_size
     problems += [(path.name, "an unfinished file: it may be deleted") for path in folder.glob(f"{TEMPORARY}*")]
     on_progress(len(paths), len(paths))
-    return Report(card=card, episodes=episodes, frames=frames, bytes=size, problems=problems)
+    return Report(card=card, episodes=episodes, frames=frames, bytes=size, problems=problems, reach=reach)
 
 
 def faults(card: Card | None, episode: Episode) -> list[str]:

@@ -23,7 +23,7 @@ from PIL import Image
 from mbrl.data.convert.lerobot import EPISODES, INFO
 from mbrl.data.convert.parquet import check_installed
 from mbrl.data.dataset import DamagedSet, DataSet
-from mbrl.files import TEMPORARY, fsync_folder, write_durably
+from mbrl.files import TEMPORARY, becoming, fsync_folder, write_durably
 from mbrl.io.lock import RunLock
 from mbrl.replay.episode import Episode
 
@@ -82,7 +82,7 @@ def _whole(to: Path) -> Iterator[Path]:
     """A folder beside `to` that becomes `to` when all is in it, and leaves nothing where something fails."""
     to.parent.mkdir(parents=True, exist_ok=True)
     folder = to.parent / f"{TEMPORARY}{to.name}"
-    with RunLock(folder):
+    with becoming(to, folder), RunLock(folder):
         try:
             for left in folder.iterdir():  # of one that was killed
                 if left.is_dir():

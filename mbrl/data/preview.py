@@ -1,37 +1,39 @@
-"""Pictures of a data set: a contact sheet (PNG) of some of its episodes, or they side by side as a GIF."""
+"""Pictures of a data set: a contact sheet (PNG) of some of its episodes, or they side by side as a GIF or mp4."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from mbrl.data.augment import resized
 from mbrl.data.dataset import DataSet
-from mbrl.files import write_atomically
-from mbrl.io.video import sheet, strip
+from mbrl.io.video import sheet, strip, write_mp4, write_pictures
 
 SIDE = 64
 FPS = 10.0
 MOST_FRAMES = 200
-"""Of a GIF."""
+"""Of a film."""
+MOVING = (".gif", ".mp4")
 
 
 def preview(sets: Sequence[DataSet], out: Path, *, episodes: int, columns: int) -> int:
     """Draws `episodes` episodes of each set, evenly spread over it; returns how many.
 
     Args:
-        out: ends in .png (`columns` frames of each episode) or .gif.
-    Raises: ValueError for another ending, or if there is no episode; DamagedEpisode.
+        out: ends in .png (`columns` frames of each episode), .gif, or .mp4 where imageio-ffmpeg is installed.
+    Raises: ValueError for another ending, or if there is no episode; DamagedEpisode; OSError.
     """
-    if out.suffix.lower() not in (".png", ".gif"):
-        raise ValueError(f"out must end in .png or .gif (got {out})")
-    moving = out.suffix.lower() == ".gif"
+    ending = out.suffix.lower()
+    if ending not in (".png", *MOVING):
+        raise ValueError(f"out must end in .png, {' or '.join(MOVING)} (got {out})")
+    if ending == ".mp4" and find_spec("imageio_ffmpeg") is None:
+        raise ValueError(f"out={out} needs ffmpeg: pip install imageio-ffmpeg, or give a path ending in .gif or .png")
+    moving = ending in MOVING
     clips, numbers = {}, {}
     for data in sets:
         places = np.unique(np.linspace(0, len(data) - 1, min(episodes, len(data))).round().astype(int))
@@ -45,15 +47,18 @@ def preview(sets: Sequence[DataSet], out: Path, *, episodes: int, columns: int) 
     longest = max(len(clip) for clip in clips.values())
     even = {name: torch.cat([clip, clip[-1:].expand(longest - len(clip), -1, -1, -1)]) for name, clip in clips.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    stream = io.BytesIO()
     if moving:
-        still = {name.removesuffix(", frame"): clip for name, clip in even.items()}
-        images = [Image.fromarray(picture) for picture in strip(still)]
-        images[0].save(stream, "gif", save_all=True, append_images=images[1:], duration=round(1000 / FPS), loop=0)
+        pictures = strip({name.removesuffix(", frame"): clip for name, clip in even.items()})
+        if ending == ".gif":
+            write_pictures(out, pictures, fps=FPS)
+        else:
+            try:
+                write_mp4(out, pictures, fps=FPS)
+            except RuntimeError as error:
+                raise OSError(str(error)) from error
     else:
         told = {name: [*shown, *shown[-1:].repeat(longest - len(shown))] for name, shown in numbers.items()}
-        Image.fromarray(sheet(even, columns=longest, numbers=told)).save(stream, "png")
-    write_atomically(out, stream.getvalue())
+        write_pictures(out, sheet(even, columns=longest, numbers=told)[None])
     return len(clips)
 
 

@@ -33,6 +33,7 @@ from mbrl.files import (
     read_plain,
     set_aside,
     sha256,
+    sized,
     write_durably,
 )
 from mbrl.io.tree import join, split
@@ -197,11 +198,11 @@ class Checkpoints:
             temporary.rename(path)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            needed = sum(tensor.nbytes for _, tensors in states.values() for tensor in tensors.values()) / 1e6
-            free = shutil.disk_usage(self.folder).free / 1e6
+            needed = sum(tensor.nbytes for _, tensors in states.values() for tensor in tensors.values())
+            free = shutil.disk_usage(self.folder).free
             words = os.strerror(error.errno) if error.errno else str(error)
             raise NotSaved(
-                f"checkpoint of step {step} not written ({words}): it needs about {needed:.1f} MB, {free:.1f} MB are "
+                f"checkpoint of step {step} not written ({words}): it needs about {sized(needed)}, {sized(free)} are "
                 f"free at {self.folder}; earlier ones are intact"
             ) from error
         fsync_folder(self.folder)

@@ -11,7 +11,7 @@ import socket
 from pathlib import Path
 from types import TracebackType
 
-from mbrl.files import NotPlain, read_plain
+from mbrl.files import NotPlain, named, read_plain
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +82,13 @@ class RunLock:
                 self.close()
                 raise
             log.warning("%s cannot be locked (%s): do not start a second process on it", folder, error.strerror)
-        os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, f"pid {os.getpid()} on host {socket.gethostname()}\n".encode(), 0)
+        try:
+            with named(self._path):
+                os.ftruncate(self._handle, 0)
+                os.pwrite(self._handle, f"pid {os.getpid()} on host {socket.gethostname()}\n".encode(), 0)
+        except OSError:
+            self.close()
+            raise
 
     def fileno(self) -> int:
         """The open file. A child process that inherits it holds the lock too, whatever becomes of this process."""

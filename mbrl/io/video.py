@@ -9,10 +9,10 @@ import io
 import logging
 import os
 import re
+import subprocess
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ LINE = 14
 GAP = 4
 """Pixels between two clips."""
 KIND = re.compile(r"[a-z0-9_]+")
+PREFIX = re.compile(r"(\[[^\]]*\] *)+")
+"""Which part of ffmpeg says it, and its address."""
 
 
 def difference(truth_TCHW: Tensor, imagined_TCHW: Tensor) -> Tensor:
@@ -117,17 +119,32 @@ def write_mp4(path: Path, pictures: NDArray[np.uint8], *, fps: float) -> None:
     ffmpeg writes beside `path` under a temporary name, so that a kill leaves what the folder's owner sweeps.
     Raises: RuntimeError, one line, where ffmpeg cannot; no file is there then.
     """
-    import imageio.v3 as imageio
+    import imageio_ffmpeg
 
-    odd = [(0, 0), *((0, size % 2) for size in pictures.shape[1:3]), (0, 0)]
+    even = np.pad(pictures, [(0, 0), *((0, size % 2) for size in pictures.shape[1:3]), (0, 0)], mode="edge")
     temporary = path.with_name(f"{TEMPORARY}{path.stem}-{os.getpid()}.mp4")
-    how: Any = {"fps": fps, "codec": "libx264", "macro_block_size": 2, "output_params": ["-crf", "18"]}
+    given = [
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "rgb24",
+        "-s",
+        f"{even.shape[2]}x{even.shape[1]}",
+        "-r",
+        f"{fps:g}",
+        "-i",
+        "-",
+    ]
+    made = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "18", f"file:{temporary.absolute()}"]
     try:
-        imageio.imwrite(temporary, np.pad(pictures, odd, mode="edge"), plugin="FFMPEG", **how)
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *given, *made]
+        done = subprocess.run(command, input=even.data.cast("B"), capture_output=True, check=False)
+        if done.returncode:
+            words = [line.strip() for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
+            raise RuntimeError(PREFIX.sub("", words[0]) if words else f"ffmpeg ended with {done.returncode}")
         content = temporary.read_bytes()
-    except (OSError, ValueError, RuntimeError) as error:
-        words = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise RuntimeError(f"{path} was not written: {words[-1]}") from error
+    except (OSError, RuntimeError) as error:
+        raise RuntimeError(f"{path} was not written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
     write_atomically(path, content)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mbrl.files import clear_temporaries, fsync_folder, set_aside
+from mbrl.files import clear_temporaries, fsync_folder, set_aside, sized
 from mbrl.progress import told
 from mbrl.replay.episode import NAME, DamagedEpisode, Episode, read_episode, write_episode
 
@@ -52,7 +52,7 @@ class Footprint:
         ):
             if needed > free:
                 raise ValueError(
-                    f"replay needs {needed / 1e9:.2f} GB of {what}, {free / 1e9:.2f} GB are free: "
+                    f"replay needs {sized(needed)} of {what}, {sized(free)} are free: "
                     "lower replay.capacity or the run's length"
                 )
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from mbrl.data.dataset import DataSet, EpisodeCache
 from mbrl.data.mixture import folders_of
+from mbrl.data.reach import MEND, Reach
 from mbrl.envs.protocol import ProtocolConfig
 from mbrl.envs.rows import RowsEnv
 from mbrl.files import sha256
@@ -91,6 +92,16 @@ def lent(sets: Sequence[DataSet], env: RowsEnv, obs_keys: Sequence[str]) -> list
     return stored
 
 
+def require_reach(data: DataSet, episodes: int, *, key: str) -> None:
+    """Reads the first episodes of a data set. Raises: ValueError if a world could not execute their actions."""
+    reach, tell = Reach(), told("demonstrations looked through")
+    for index in range(episodes):
+        tell(index, episodes)
+        reach.add(data.episode(index).action)
+    if reach.beyond:
+        raise ValueError(f"{key}={data.folder} does not fit this run: {reach}; {MEND}")
+
+
 def fitting(data: DataSet, index: int, env: RowsEnv, obs_keys: Sequence[str], *, key: str) -> Episode:
     """Episode `index` of a data set, for a run in `env`. Raises: ValueError where it does not fit; DamagedEpisode."""
     episode = data.episode(index)
@@ -105,7 +116,7 @@ def _unfit(episode: Episode, env: RowsEnv, obs_keys: Sequence[str]) -> str:
     if actions != env.env_spec.action_dim:
         return f"it has {actions} actions, the task {env.env_spec.action_dim}"
     if np.abs(episode.action).max() > 1:
-        return "it has actions outside [-1, 1]"
+        return f"its actions go from {episode.action.min():.8g} to {episode.action.max():.8g}; {MEND}"
     for key in obs_keys:
         width = getattr(episode, key).shape[1]
         if key != "pixels" and width != env.widths.get(key, 0):

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from agents.api import asked
+from mbrl.files import sized
 from mbrl.replay.store import Footprint, Stored, available_ram, expected_bytes
 from worldmodel.none import NullModelConfig
 from worldmodel.rollout.fused import multiplies_bytes
@@ -199,8 +200,8 @@ def rollouts(groups: Mapping[str, Any]) -> Iterator[str]:
             while most > 1 and needed(most) > free:
                 most = most // 2 if needed(most // 2) > free else most - 1
             yield (
-                f"agent.{key}={dreams} needs {needed(dreams) / 1e9:.2f} GB of memory for the keys and values of "
-                f"transformer.layers={groups['transformer'].layers}, {free / 1e9:.2f} GB are free; "
+                f"agent.{key}={dreams} needs {sized(needed(dreams))} of memory for the keys and values of "
+                f"transformer.layers={groups['transformer'].layers}, {sized(free)} are free; "
                 f"lower agent.{key} to {most}"
             )
 
@@ -286,8 +287,8 @@ def weights(groups: Mapping[str, Any]) -> Iterator[str]:
         needed = numbers * 4 * (4 if cpu else 1)  # beside the weights their gradients and Adam's two moments
         if needed > free:
             yield (
-                f"{key}={value} needs at least {needed / 1e9:.2f} GB of memory for its weights, "
-                f"{free / 1e9:.2f} GB are free; lower it"
+                f"{key}={value} needs at least {sized(needed)} of memory for its weights, "
+                f"{sized(free)} are free; lower it"
             )
 
 
@@ -326,13 +327,13 @@ def amounts(groups: Mapping[str, Any], demos: int) -> Iterator[str]:
     needed, lasting = footprint(groups, kept + shown).ram, footprint(groups, shown).ram
     if lasting > free:
         yield (
-            f"demos={demos} needs {lasting / 1e9:.2f} GB of memory, {free / 1e9:.2f} GB are free; "
+            f"demos={demos} needs {sized(lasting)} of memory, {sized(free)} are free; "
             f"lower demos to {demos * free // lasting}"
         )
     elif needed > free:
         yield (
-            f"replay.capacity={replay.capacity} needs {needed / 1e9:.2f} GB of memory for "
-            f"schedule.total={schedule.total} env steps, {free / 1e9:.2f} GB are free; "
+            f"replay.capacity={replay.capacity} needs {sized(needed)} of memory for "
+            f"schedule.total={schedule.total} env steps, {sized(free)} are free; "
             f"lower replay.capacity to {kept * (free - lasting) // (needed - lasting)}"
         )
 

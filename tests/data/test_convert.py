@@ -314,7 +314,7 @@ def test_robonet_frames_come_as_an_array_or_as_pictures() -> None:
     whole, single = (trajectory(archive(ACTIONS), camera=camera) for camera in (0, 1))
     assert (whole.frames == FRAMES).all() and (single.frames == FRAMES).all()
     assert whole.action is not None and (whole.action == ACTIONS).all()
-    with pytest.raises(Unreadable, match="no env/cam7_video"):
+    with pytest.raises(Unreadable, match="env has no cam7_video; it has cam0_video"):
         trajectory(archive(ACTIONS), camera=7)
 
 

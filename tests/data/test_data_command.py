@@ -63,7 +63,37 @@ def test_a_contact_sheet_and_a_gif_are_drawn(make_set, tmp_path: Path) -> None:
     assert sheet.shape[0] // 2 > 256 and sheet.shape[1] == 4 * (256 + 4)
     assert main(["data", "preview", str(folder), f"out={tmp_path / 'a.gif'}"]) == 0
     assert Image.open(tmp_path / "a.gif").n_frames > 1  # type: ignore[attr-defined]
-    assert main(["data", "preview", str(folder), "out=a.bmp"]) == 2
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "B.MP4", "c d: (1) %d ü.mp4"])
+def test_a_film_is_an_mp4_too(name: str, make_set, tmp_path: Path) -> None:
+    pytest.importorskip("imageio_ffmpeg", reason="imageio-ffmpeg is not installed")
+    from mbrl.data.convert.ffmpeg import decoded
+
+    folder = make_set("a", [5, 30, 9])
+    for out in (tmp_path / name, tmp_path / "same.gif"):
+        assert main(["data", "preview", str(folder), f"out={out}", "episodes=3"]) == 0
+    frames = list(decoded(tmp_path / name))
+    with Image.open(tmp_path / "same.gif") as gif:
+        assert len(frames) == 31 and frames[0].shape[:2] == (gif.height, gif.width)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == sorted([name, "same.gif"])
+
+
+@pytest.mark.parametrize("name", ["a.bmp", "a", "a.avi", "a.png.txt"])
+def test_what_a_preview_cannot_be_is_refused_with_what_it_can(
+    name: str, make_set, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["data", "preview", str(make_set("a", [5])), f"out={tmp_path / name}"]) == 2
+    assert "out must end in .png, .gif or .mp4 (got " in capsys.readouterr().err
+
+
+def test_an_mp4_without_ffmpeg_is_refused_with_what_to_do(
+    make_set, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("mbrl.data.preview.find_spec", lambda name: None)
+    assert main(["data", "preview", str(make_set("a", [5])), f"out={tmp_path / 'a.mp4'}"]) == 2
+    said = capsys.readouterr().err
+    assert "pip install imageio-ffmpeg" in said and ".gif or .png" in said and not (tmp_path / "a.mp4").exists()
 
 
 def test_the_mixture_says_what_is_there(make_set, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -79,7 +109,7 @@ def test_the_mixture_says_what_is_there(make_set, tmp_path: Path, capsys: pytest
 def test_a_published_archive_is_converted_and_checked(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "viola").mkdir()
     for place in range(3):
-        frames = np.full((5, 12, 12, 3), place, np.uint8)
+        frames = np.full((5, 12, 12, 3), 20 * place, np.uint8)
         np.savez(tmp_path / "viola" / f"train_eps_{place:08d}.npz", agentview_rgb=frames)
     out = tmp_path / "root" / "viola"
     words = ["data", "convert", f"from={tmp_path / 'viola'}", f"to={out}", "format=published_npz", "image=8"]

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mbrl.cli.main import main
 from mbrl.data.convert.arrays import npz_in, read, unstacked
-from mbrl.data.convert.clip import UnclearRow, Unreadable, check_row, frames_of, rows_of
+from mbrl.data.convert.clip import UnclearRow, Unreadable, action_row, frames_of, rows_of
 from mbrl.data.convert.pictures import decoded, picture
 from mbrl.data.convert.robonet import trajectory
 from mbrl.data.dataset import DataSet, EpisodeCache, read_card
@@ -88,14 +88,14 @@ def test_an_action_that_may_have_led_into_its_frame_is_asked_about_and_then_righ
 
 def test_an_action_taken_in_its_frame_is_right_as_it_was_and_where_it_is_said() -> None:
     taken = np.concatenate([ACTIONS_M, np.zeros_like(ACTIONS_M[:1])])  # the last led nowhere
-    check_row(taken, LENGTH, what="action")
+    assert action_row(taken, LENGTH, what="action", usual="from") == "from"
     assert (rows_of(taken, LENGTH, what="action") == ACTIONS_M).all()
     resting = led_into(ACTIONS_M)  # begins with a rest
     with pytest.raises(UnclearRow):
-        check_row(resting, LENGTH, what="action")
+        action_row(resting, LENGTH, what="action", usual="from")
     assert (rows_of(resting, LENGTH, what="action", row="from") == resting[:-1]).all()
     assert (rows_of(ACTIONS_M, LENGTH, what="action", row="into") == ACTIONS_M).all(), "one row less: nothing to tell"
-    check_row(np.zeros((LENGTH, 2)), LENGTH, what="action")  # always at rest
+    assert action_row(np.zeros((LENGTH, 2)), LENGTH, what="action", usual="from") == "from", "always at rest"
 
 
 @pytest.mark.parametrize("extra", [{}, {"is_terminal": np.arange(LENGTH) == LENGTH - 1}])

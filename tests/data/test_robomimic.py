@@ -93,7 +93,7 @@ def test_the_key_is_asked_for_and_must_be_there(tmp_path: Path, capsys: pytest.C
     assert "image.hdf5 has agentview_image, robot0_eye_in_hand_image" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert convert(source, tmp_path / "out", "format=robomimic", "key=agentview_rgb") == 3
-    assert "it has no agentview_rgb; it has agentview_image, robot0_eef_pos" in capsys.readouterr().out
+    assert "obs has no agentview_rgb; it has agentview_image, robot0_eef_pos" in capsys.readouterr().out
     assert not [path.name for path in (tmp_path / "out").iterdir() if path.name != "run.lock"]
 
 
@@ -119,7 +119,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "actions are one number": ({"actions": 3.0}, "actions must be an array of numbers"),
     "actions are a list": ({"actions": TAKEN[:, 0]}, "actions must be [L, A]"),
     "actions are a group": ({"actions": None, "actions/left": TAKEN}, "actions must be an array of numbers (got Group"),
-    "obs is an array": ({f"obs/{KEY}": None, "obs/robot0_eef_pos": None, "obs": FRAMES}, "it has no agentview_image"),
+    "obs is an array": (
+        {f"obs/{KEY}": None, "obs/robot0_eef_pos": None, "obs": FRAMES},
+        "where a group with agentview_image is",
+    ),
     "frames are depth": ({f"obs/{KEY}": FRAMES[..., :1], f"next_obs/{KEY}": None}, "must be frames [L, h, w, 3]"),
     "frames skip": ({f"obs/{KEY}": FRAMES[::-1]}, "its frames are not consecutive"),
     "the frame after is another size": ({f"next_obs/{KEY}": FRAMES[:, :8]}, "its frames are not consecutive"),
@@ -185,7 +188,7 @@ def _huge_actions(file: Any, folder: Path) -> None:
 
 
 def _no_demos(file: Any, folder: Path) -> None:
-    file.move("data/demo_0", "data/first")
+    del file["data/demo_0"]
 
 
 def _dangling(file: Any, folder: Path) -> None:
@@ -201,7 +204,7 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "2^40 frames": (_huge, "must be 1 to 100000 frames of at most 1024 pixels a side (got [1099511627776, 64, 64, 3])"),
     "too many pixels": (_large, "says [99000, 99, 99, 3] of uint8: more than 2147483648 bytes"),
     "2^40 numbers": (_huge_actions, "more than 268435456 bytes"),
-    "no demonstration": (_no_demos, "it has no data/demo_<i>"),
+    "no demonstration": (_no_demos, "its group data is empty: it has one group for each demonstration (demo_0, ...)"),
     "a link to nothing": (_dangling, "it cannot be read"),
 }
 

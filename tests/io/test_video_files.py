@@ -109,22 +109,34 @@ def test_gif_and_mp4_of_one_step_stay_and_go_together(tmp_path: Path, monkeypatc
     ]
 
 
-def test_an_mp4_that_cannot_be_written_is_said_and_the_gif_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def broken(path: Path, *args: object, **how: object) -> None:
-        assert path.name.startswith(TEMPORARY), "a kill leaves what the next start sweeps"
-        path.write_bytes(b"half a film")
-        raise OSError("[Errno 32] Broken pipe\n\nFFMPEG COMMAND:\n/usr/bin/ffmpeg -y\n\nno such encoder\n")
+def broken_ffmpeg(folder: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> Path:
+    """An ffmpeg that writes half a film and ends with these words; the file says where it wrote."""
+    program, wrote = folder / "ffmpeg", folder / "wrote"
+    said = f'cat > /dev/null\nfor last; do :; done\necho "$last" > {wrote}\necho half > "${{last#file:}}"\n'
+    program.write_text(f"#!/bin/sh\n{said}printf '{words}' >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("imageio_ffmpeg.get_ffmpeg_exe", lambda: str(program))
+    return wrote
 
-    monkeypatch.setattr("mbrl.io.video.find_spec", lambda name: True)
-    monkeypatch.setattr("imageio.v3.imwrite", broken)
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("[out#0/mp4 @ 0x5581] [x] no such encoder: %%\\nNothing was written\\n", "no such encoder: %"),
+        ("\\n  Conversion failed!\\n", "Conversion failed!"),
+        ("", "ffmpeg ended with 1"),
+    ],
+)
+def test_an_mp4_that_cannot_be_written_is_said_and_the_gif_stays(
+    words: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("imageio_ffmpeg", reason="imageio-ffmpeg is not installed")
+    wrote = broken_ffmpeg(tmp_path, monkeypatch, words)
     with caplog.at_level("WARNING", "mbrl"):
-        path = Videos(tmp_path, keep=2).film("eval", 100, strip({"": _clip(2, 30)}), fps=5)
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]
-    assert caplog.messages == [
-        f"WARNING: {path.with_suffix('.mp4')} was not written: no such encoder; the GIF is there"
-    ]
+        path = Videos(tmp_path / "videos", keep=2).film("eval", 100, strip({"": _clip(2, 30)}), fps=5)
+    assert TEMPORARY in wrote.read_text(), "a kill leaves what the next start sweeps"
+    assert [file.name for file in (tmp_path / "videos").iterdir()] == [path.name]
+    assert caplog.messages == [f"WARNING: {path.with_suffix('.mp4')} was not written: {said}; the GIF is there"]
 
 
 @pytest.mark.parametrize(

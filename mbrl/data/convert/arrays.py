@@ -11,13 +11,26 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mbrl.data.convert.clip import Clip, Item, Items, UnclearRow, Unreadable, check_row, frames_of, rows_of
+from mbrl.data.convert.clip import (
+    MEANS,
+    Clip,
+    Item,
+    Items,
+    UnclearRow,
+    Unreadable,
+    action_row,
+    frames_of,
+    reward_row,
+    rows_of,
+)
 from mbrl.data.convert.files import FAILURES, listed
 from mbrl.replay.episode import MAX_BYTES
 
 Arrays = Mapping[str, Any]
 """The arrays of an npz by name, each read when it is asked for."""
 Made = TypeVar("Made")
+MARKS = {"is_first": 0, "is_last": -1, "is_terminal": -1}
+"""Flags of frames, and the only one of an episode that they may mark."""
 PICKLES = (".pt", ".pth", ".pkl", ".pickle")
 
 
@@ -29,8 +42,8 @@ class Keys:
         image: its frames.
         action: its actions; empty for none; None: `action` where there is such a key.
         reward: its rewards; empty for none.
-        row: with as many rows as frames, whether row i was taken `from` frame i or led `into` it; None: as nothing
-            speaks against `from`.
+        row: with as many rows as frames, whether row i was taken `from` frame i or led `into` it; None: as is usual
+            in the format, where nothing speaks against it.
         reward_row: whether reward i followed `from` frame i or came with it (`into`); None: as actions that led `into`.
     """
 
@@ -46,9 +59,9 @@ def published_npz(folder: Path, keys: Keys) -> Items:
     return _items(folder, lambda arrays: clip_of(arrays, keys))
 
 
-def drqv2(folder: Path, *, key: str) -> Items:
+def drqv2(folder: Path, keys: Keys) -> Items:
     """Every npz of `folder`, by name, as DrQ-v2 stores episodes. Raises: ValueError if there is none."""
-    return _items(folder, lambda arrays: unstacked(arrays, key))
+    return _items(folder, lambda arrays: unstacked(arrays, keys))
 
 
 def _items(folder: Path, clip: Callable[[Arrays], Clip]) -> Items:
@@ -95,53 +108,66 @@ def held(arrays: Arrays, key: str) -> NDArray[Any]:
 
 def clip_of(arrays: Arrays, keys: Keys) -> Clip:
     """An episode as `keys` say. Raises: Unreadable; UnclearRow."""
-    if "is_first" in arrays and len(begins := np.flatnonzero(np.asarray(arrays["is_first"]).reshape(-1)[1:]) + 1):
-        raise Unreadable(f"it holds several episodes (is_first marks row {begins[0]} too); chunks of DreamerV3's "
-                         "replay are format=dreamerv3")  # fmt: skip
-    frames = frames_of(held(arrays, keys.image), what=keys.image)
-    action_key = keys.action if keys.action is not None else "action" if "action" in arrays else ""
-    rows = {key: held(arrays, key) for key in (action_key, keys.reward) if key}
-    alignment = {action_key: keys.row, keys.reward: keys.reward_row or ("into" if keys.row == "into" else None)}
-    if action_key and keys.row is None:
-        check_row(rows[action_key], len(frames), what=action_key, is_first="is_first" in arrays)
-    if keys.reward and alignment[keys.reward] is None and len(rows[keys.reward]) == len(frames):
-        raise UnclearRow(
-            f"reward_row= is missing: {keys.reward} has as many rows as there are frames; write reward_row=into if "
-            "reward i came with frame i, reward_row=from if it followed the action taken there"
-        )
-    numbers = {key: rows_of(rows[key], len(frames), what=key, row=alignment[key] or "from") for key in rows}
-    action = numbers.get(action_key)
-    if action is not None and action.ndim != 2:
-        raise Unreadable(f"{action_key} must be [L, A] (got {list(action.shape)})")
-    unread = sorted(set(arrays) - {keys.image, *rows})
-    return Clip(
-        frames=frames,
-        action=action,
-        reward=one_a_step(numbers[keys.reward], what=keys.reward) if keys.reward else None,
-        terminated=bool(keys.reward) and ends(arrays),
-        note=f"not read: {', '.join(unread)}" if unread else "",
-    )
+    return _clip(arrays, keys, frames_of(held(arrays, keys.image), what=keys.image), usual="from")
 
 
-def unstacked(arrays: Arrays, key: str = "observation") -> Clip:
+DRQV2 = Keys(image="observation", action="action", reward="reward")
+
+
+def unstacked(arrays: Arrays, keys: Keys = DRQV2) -> Clip:
     """An episode as DrQ-v2's replay stores it, of which the paper's demonstrations are, and as TD-MPC2's holds it.
 
-    `key` (there `observation`, here `obs`) u8 [L, 3 n, H, W]: the n newest frames, oldest first, at the beginning the
+    The frames (there `observation`, here `obs`) u8 [L, 3 n, H, W]: the n newest, oldest first, at the beginning the
     first one repeated. Row i of `action` [L, A], `reward` and `discount` came with observation i, so the first is a
     filler (facebookresearch/drqv2, `ExtendedTimeStepWrapper` and `FrameStackWrapper` in dmc.py; nicklashansen/tdmpc2,
     `to_td` in online_trainer.py).
-    Raises: Unreadable.
+    Raises: Unreadable; UnclearRow where no filler shows that it is so.
     """
-    stacked = held(arrays, key)
+    key, stacked = keys.image, held(arrays, keys.image)
     if stacked.dtype != np.uint8 or stacked.ndim != 4 or stacked.shape[1] % 3 or not stacked.shape[1]:
         raise Unreadable(f"{key} must be uint8 [L, 3 n, H, W] (got {stacked.dtype} {list(stacked.shape)})")
     if (stacked[1:, :-3] != stacked[:-1, 3:]).any():
         raise Unreadable(f"{key} is no stack of frames, oldest first: what follows does not repeat what was")
-    frames = frames_of(stacked[:, -3:].transpose(0, 2, 3, 1), what=key)
-    action, reward = (rows_of(held(arrays, name), len(frames), what=name, row="into") for name in ("action", "reward"))
-    if action.ndim != 2:
-        raise Unreadable(f"action must be [L, A] (got {list(action.shape)})")
-    return Clip(frames=frames, action=action, reward=one_a_step(reward, what="reward"), terminated=ends(arrays))
+    return _clip(arrays, keys, frames_of(stacked[:, -3:].transpose(0, 2, 3, 1), what=key), usual="into")
+
+
+def _clip(arrays: Arrays, keys: Keys, frames: NDArray[np.uint8], *, usual: str) -> Clip:
+    """The frames and what belongs to them; `usual`: which way actions lie in files of this kind."""
+    count = len(frames)
+    marks = [name for name in ("is_first", "is_last") if name in arrays]
+    for name in marks:
+        marked(arrays, name, count)
+    taken = ("action" if "action" in arrays else "") if keys.action is None else keys.action
+    key = {"action": taken, "reward": keys.reward}
+    rows = {part: held(arrays, name) for part, name in key.items() if name}
+    if usual == "into" and len({len(array) for array in rows.values()}) > 1:
+        told = " and ".join(f"{key[part]} {list(array.shape)}" for part, array in rows.items())
+        raise Unreadable(f"{told} must have equally many rows: which one is missing cannot be told")
+    said = {"action": keys.row, "reward": keys.reward_row}
+    row = {"action": said["action"] or usual, "reward": said["reward"] or usual}
+    if key["action"] and not said["action"]:
+        first = "is_first" in marks
+        row["action"] = action_row(rows["action"], count, what=key["action"], usual=usual, is_first=first)
+    if key["reward"] and not said["reward"]:
+        known = row["action"] if key["action"] else said["action"]
+        row["reward"] = reward_row(rows["reward"], count, what=key["reward"], action=known)
+    steps = {part: rows_of(rows[part], count, what=key[part], row=row[part]) for part in rows}
+    if "action" in steps and steps["action"].ndim != 2:
+        raise Unreadable(f"{key['action']} must be [L, A] (got {list(rows['action'].shape)})")
+    read = {keys.image, *marks, *key.values(), *(("is_terminal", "discount") if keys.reward else ())}
+    unread = ", ".join(sorted(set(arrays) - read))
+    notes = [
+        f"{part}_row={row[part]}{'' if said[part] else ' assumed'}: {MEANS[part, row[part]].format(key[part])}"
+        for part in rows
+        if len(rows[part]) == count
+    ]
+    return Clip(
+        frames=frames,
+        action=steps.get("action"),
+        reward=one_a_step(steps["reward"], what=keys.reward) if keys.reward else None,
+        terminated=bool(keys.reward) and ends(arrays, count, row=row["reward"], rows=len(rows["reward"])),
+        note="; ".join([*notes, *([f"not read: {unread}"] if unread else [])]),
+    )
 
 
 def one_a_step(numbers: NDArray[np.float32], *, what: str) -> NDArray[np.float32]:
@@ -151,8 +177,37 @@ def one_a_step(numbers: NDArray[np.float32], *, what: str) -> NDArray[np.float32
     return numbers.reshape(-1)
 
 
-def ends(arrays: Arrays) -> bool:
-    """Whether an episode says that its task ended with it: by `is_terminal`, or by a last `discount` of 0."""
-    if "is_terminal" in arrays:
-        return bool(np.asarray(arrays["is_terminal"]).reshape(-1)[-1:].any())
-    return "discount" in arrays and bool((np.asarray(arrays["discount"]).reshape(-1)[-1:] == 0).any())
+def marked(arrays: Arrays, name: str, frames: int) -> bool:
+    """Whether a flag of frames (`MARKS`) marks where it may. Raises: Unreadable if it marks other frames."""
+    flags = held(arrays, name)
+    if flags.ndim < 1 or len(flags) != frames:
+        raise Unreadable(f"{name} must have {frames} rows, as there are {frames} frames (got {list(flags.shape)})")
+    places = np.flatnonzero(one_a_step(flags, what=name)).tolist()
+    if wrong := [place for place in places if place != MARKS[name] % frames]:
+        if name == "is_terminal":
+            raise Unreadable(f"is_terminal marks row {wrong[0]}, and the episode goes on after it")
+        raise Unreadable(f"it holds several episodes ({name} marks row {wrong[0]} too); chunks of DreamerV3's "
+                         "replay are format=dreamerv3")  # fmt: skip
+    return bool(places)
+
+
+def ends(arrays: Arrays, frames: int, *, row: str, rows: int) -> bool:
+    """Whether an episode says that its task ended with it: by `is_terminal`, or by a last `discount` of 0.
+
+    Args:
+        row: which way the rows of `discount` lie, as those of rewards.
+        rows: how many rewards there are.
+    Raises: Unreadable where it says so before its last frame.
+    """
+    ended = False
+    if "discount" in arrays:
+        discount = held(arrays, "discount")
+        one_a_step(rows_of(discount, frames, what="discount", row=row), what="discount")
+        if len(discount) != rows:
+            raise Unreadable(f"discount must have {rows} rows, as there are {rows} rewards (got {len(discount)})")
+        filled = row if rows == frames else ""  # whether the first row, or the last, belongs to no step
+        zeros = [place for place in np.flatnonzero(discount.reshape(-1) == 0).tolist() if place or filled != "into"]
+        if zeros and zeros[0] < len(discount) - 1 - (filled == "from"):
+            raise Unreadable(f"discount is 0 in row {zeros[0]}, and the episode goes on after it")
+        ended = bool(zeros)
+    return marked(arrays, "is_terminal", frames) if "is_terminal" in arrays else ended

@@ -70,19 +70,22 @@ def raising(error: Exception) -> Callable[[], Clip]:
 def frames_of(array: Any, *, what: str) -> NDArray[np.uint8]:
     """Frames u8 [L, H, W, 3] from numbers of any kind that mean the same: 0..255, or real ones in [0, 1].
 
-    Bytes are taken as they are. Real numbers of which none is above 1 are in [0, 1]; whole numbers of another type of
-    which none is could be either, and are refused.
+    Every reader's frames come through here, an episode at a time. Real numbers of which none is above 1 are in [0, 1].
+    Whole numbers of which the largest in the whole episode is 1 may be black and white, or nearly black: refused.
     Raises: Unreadable.
     """
     frames = np.asarray(array)
     check_frames(frames.shape, frames.dtype, what=what, least=2)
-    if frames.dtype == np.uint8:
-        return frames
     low, high, real = float(frames.min()), float(frames.max()), frames.dtype.kind == "f"
     if not (np.isfinite(low) and np.isfinite(high) and low >= 0 and high <= 255):
         raise Unreadable(f"{what} must be within 0..255 (got {low} to {high})")
     if high == 1 and not real:
-        raise Unreadable(f"{what} holds 0 and 1 only as {frames.dtype}: store it as 0 and 255, or as real numbers")
+        raise Unreadable(
+            f"{what} holds 0 and 1 only as {frames.dtype}, which may be black and white, or nearly black: store white "
+            "as 255, or all as real numbers; damaged=skip goes on without it"
+        )
+    if frames.dtype == np.uint8:
+        return frames
     scale, found = 255.0 if real and high <= 1 else 1.0, np.empty(frames.shape, np.uint8)
     for place, frame in enumerate(frames):  # one by one: numbers of 64 bits are held once
         exact = frame * np.float64(scale)
@@ -126,27 +129,73 @@ def lost(what: str) -> str:
     return f"the last of {what} led to a frame that is not stored, and is left out; " if what else ""
 
 
-def check_row(array: Any, frames: int, *, what: str, is_first: bool = False) -> None:
-    """Raises: UnclearRow where as many rows as frames look as if the first were a filler: `row` must be said.
+MEANS = {
+    ("action", "from"): "row i of {} was taken in frame i, the last is left out",
+    ("action", "into"): "row i of {} led into frame i, the first is left out",
+    ("reward", "from"): "row i of {} followed frame i, the last is left out",
+    ("reward", "into"): "row i of {} came with frame i, the first is left out",
+}
+"""What `action_row=from` and the like say of as many rows as frames."""
+FAINT = 1e-3
+"""Of what the other rows typically hold: an action that is nowhere larger is none."""
+
+
+def filler(rows: NDArray[Any], place: int) -> str:
+    """Why row `place` was put there and not done: NaN, zero, nearly zero beside the others; empty for a real row."""
+    flat = rows.reshape(len(rows), -1)
+    low, high = (bound(flat, axis=1, initial=0).astype(np.float64) for bound in (np.min, np.max))
+    sizes = np.maximum(high, -low)
+    others = np.delete(sizes, place)
+    if np.isnan(sizes[place]):
+        return "NaN"
+    if sizes[place] == 0:
+        return "zero"
+    return "nearly zero" if (others > 0).any() and sizes[place] <= FAINT * np.median(others[others > 0]) else ""
+
+
+def action_row(array: Any, frames: int, *, what: str, usual: str, is_first: bool = False) -> str:
+    """Which way actions lie of which nobody said it, `from` or `into`: as usual, where nothing speaks against it.
 
     Args:
+        usual: in files of this kind. Against `from` speaks a first row that is a filler; against `into` one that is
+            none, or a last row of NaN, which nobody can do.
         is_first: the episode marks its first frame, as archives do in which a row came with its frame.
+    Raises: UnclearRow: it must be said.
     """
     rows = np.asarray(array)
-    if rows.ndim < 1 or len(rows) != frames or rows.dtype.kind not in "uif":
-        return
-    first, others = rows[:1].astype(np.float64), rows[1:]
-    signs = {
-        "the first row is NaN": bool(np.isnan(first).all()),
-        "the first row is zero": not first.any() and bool(others.any()),
-        "is_first marks the first frame": is_first,
-    }
-    if said := [sign for sign, shown in signs.items() if shown]:
+    if rows.ndim < 1 or len(rows) != frames or rows.dtype.kind not in "uifb":
+        return usual
+    first, last = filler(rows, 0), filler(rows, -1)
+    if usual == "from":
+        against = f"the first row is {first}" if first and rows.any() else "is_first marks the first frame"
+        unclear = bool(first and rows.any()) or is_first
+    else:
+        against = "the last row is NaN" if first else "the first row is an action, no filler"
+        unclear = not first or (first != "NaN" and last == "NaN")
+    if unclear:
         raise UnclearRow(
-            f"action_row= is missing: {what} has as many rows as there are frames, and {said[0]}; write "
+            f"action_row= is missing: {what} has as many rows as there are frames, and {against}; write "
             "action_row=into if row i led into frame i (files of Dreamer, DrQ-v2, TD-MPC2), action_row=from if it was "
             "taken in frame i"
         )
+    return usual
+
+
+def reward_row(array: Any, frames: int, *, what: str, action: str | None) -> str:
+    """Which way rewards lie of which nobody said it: `into`, as actions that led `into` their frames, after a filler.
+
+    Raises: UnclearRow: it must be said.
+    """
+    rows = np.asarray(array)
+    if rows.ndim < 1 or len(rows) != frames or rows.dtype.kind not in "uifb":
+        return action or "from"
+    if action != "into" or not filler(rows, 0):
+        against = " and a first one that is no filler" if action == "into" else ""
+        raise UnclearRow(
+            f"reward_row= is missing: {what} has as many rows as there are frames{against}; write reward_row=into if "
+            "reward i came with frame i, reward_row=from if it followed the action taken there"
+        )
+    return "into"
 
 
 def collected(frames: Iterator[NDArray[np.uint8]], *, what: str) -> NDArray[np.uint8]:

@@ -124,7 +124,7 @@ def episode(pieces: tuple[Piece, ...], key: str, action: str | None) -> Clip:
         frames=frames,
         action=taken,
         reward=None if reward is None else one_a_step(reward, what="reward"),
-        terminated=ends(rows),
+        terminated=ends(rows, len(frames), row="into", rows=len(frames)),
         note="; ".join(said),
     )
 

@@ -6,7 +6,7 @@ An HDF5 file may link to other files, hold arrays that lie in other files, and d
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,23 @@ def _link_out(path: Path, stamp: tuple[int, int], file: Any) -> str | None:
         _looked_through.clear()
         _looked_through[path] = stamp, file.visititems_links(leads_out)
     return _looked_through[path][1]
+
+
+def group(found: Any, *, what: str, wanted: str) -> Mapping[str, Any]:
+    """`found`, which must be a group to have what is `wanted` of it. Raises: Unreadable saying what it is instead."""
+    if isinstance(found, Mapping):
+        return found
+    shape, dtype = getattr(found, "shape", None), getattr(found, "dtype", None)
+    kind = f"n array of {dtype} {list(shape)}" if shape is not None else f" {type(found).__name__}"
+    raise Unreadable(f"{what} is a{kind}, where a group with {wanted} is expected")
+
+
+def member(found: Any, name: str, *, what: str) -> Any:
+    """What lies under a name in a group called `what`. Raises: Unreadable naming what there is."""
+    held = group(found, what=what, wanted=name)
+    if name not in held:
+        raise Unreadable(f"{what} has no {name}; it has {', '.join(sorted(held)) or 'nothing'}")
+    return held[name]
 
 
 def pictures(found: Any, *, what: str) -> NDArray[Any]:

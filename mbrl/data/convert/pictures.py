@@ -1,4 +1,4 @@
-"""Folders of videos (GIF, mp4 and what else imageio reads) and folders of folders of frames."""
+"""Folders of videos (GIF, mp4 and what else ffmpeg reads) and folders of folders of frames."""
 
 from __future__ import annotations
 

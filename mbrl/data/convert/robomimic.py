@@ -1,14 +1,14 @@
 """Demonstrations in the HDF5 layout of robomimic, which LIBERO and MimicGen write too: many in one file.
 
-`data/demo_<i>` holds `actions` [L, A], `rewards` [L] and `obs/<key>` [L, H, W, 3]: action i was taken in frame i, and
-reward i followed it. `next_obs/<key>` is `obs/<key>` one step later; its last frame is the only one that `obs` lacks
-(robomimic's documentation, "Dataset Structure").
+Each group in `data`, called `demo_<i>`, holds `actions` [L, A], `rewards` [L] and `obs/<key>` [L, H, W, 3]: action i
+was taken in frame i, and reward i followed it. `next_obs/<key>` is `obs/<key>` one step later; its last frame is the
+only one that `obs` lacks (robomimic's documentation, "Dataset Structure").
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from mbrl.data.convert.arrays import one_a_step
 from mbrl.data.convert.clip import Clip, Item, Items, Unreadable, frames_of, lost, raising, rows_of
 from mbrl.data.convert.files import natural
-from mbrl.data.convert.hdf5 import archives, array, opened, pictures
+from mbrl.data.convert.hdf5 import archives, array, group, member, opened, pictures
 
 DEMO = re.compile(r"demo_\d+")
+"""How robomimic calls a demonstration; one of another name is read too."""
 
 
 def robomimic(folder: Path, *, key: str) -> Items:
@@ -42,12 +43,14 @@ def robomimic(folder: Path, *, key: str) -> Items:
 
 
 def demos(path: Path, *, needs_key: bool) -> list[str]:
-    """The demonstrations of a file. Raises: Unreadable; ValueError that names the keys where one `needs_key`."""
+    """All that lies in `data`. Raises: Unreadable; ValueError that names the keys where one `needs_key`."""
+    each = "one group for each demonstration (demo_0, ...)"
     with opened(path) as file:
-        names = sorted((n for n in file.get("data", ()) if DEMO.fullmatch(n)), key=lambda name: natural(Path(name)))
+        data = group(member(file, "data", what="it"), what="data", wanted=each)
+        names = sorted(data, key=lambda name: natural(Path(name)))
         if not names:
-            raise Unreadable("it has no data/demo_<i>")
-        obs = held(file["data"][names[0]], "obs") if needs_key else {}
+            raise Unreadable(f"its group data is empty: it has {each}")
+        obs = member(data[names[0]], "obs", what=f"data/{names[0]}") if needs_key else {}
         frames = [name for name in obs if len(getattr(obs[name], "shape", ())) == 4]
     if needs_key:
         raise ValueError(f"key= is missing: which frames of obs; {path.name} has {', '.join(sorted(frames)) or 'none'}")
@@ -57,19 +60,20 @@ def demos(path: Path, *, needs_key: bool) -> list[str]:
 def read(path: Path, name: str, key: str) -> Clip:
     """One demonstration. Raises: Unreadable."""
     with opened(path) as file:
-        return demonstration(file["data"][name], key)
+        clip = demonstration(group(file["data"][name], what=f"data/{name}", wanted="obs"), key)
+    return clip if DEMO.fullmatch(name) else replace(clip, note=f"it is not called demo_<i>; {clip.note}")
 
 
 def demonstration(demo: Any, key: str) -> Clip:
     """One demonstration of anything that is indexed like a group of an HDF5 file. Raises: Unreadable."""
-    obs = pictures(held(held(demo, "obs"), key), what=f"obs/{key}")
-    steps = {"actions": array(held(demo, "actions"), what="actions")}
+    obs = pictures(member(member(demo, "obs", what="it"), key, what="obs"), what=f"obs/{key}")
+    steps = {"actions": array(member(demo, "actions", what="it"), what="actions")}
     if "rewards" in demo:
         steps["rewards"] = array(demo["rewards"], what="rewards")
     for name, rows in steps.items():
         if len(rows) != len(obs):
             raise Unreadable(f"{name} must have as many rows as obs/{key} has frames (got {len(rows)} and {len(obs)})")
-    after = demo.get("next_obs", {})
+    after = group(demo.get("next_obs", {}), what="next_obs", wanted=key)
     ends = key in after
     frames = frames_of(followed(obs, pictures(after[key], what=f"next_obs/{key}")) if ends else obs, what=f"obs/{key}")
     numbers = {name: rows_of(rows, len(frames), what=name) for name, rows in steps.items()}
@@ -83,14 +87,6 @@ def demonstration(demo: Any, key: str) -> Clip:
         reward=one_a_step(numbers["rewards"], what="rewards") if "rewards" in numbers else None,
         note=("" if ends else lost(" and ".join(steps))) + f"not read: {', '.join(sorted(unread)) or 'nothing'}",
     )
-
-
-def held(group: Any, name: str) -> Any:
-    """What lies under a name. Raises: Unreadable naming what there is."""
-    there = sorted(group) if isinstance(group, Mapping) else []
-    if name not in there:
-        raise Unreadable(f"it has no {name}; it has {', '.join(there) or 'nothing'}")
-    return group[name]
 
 
 def followed(obs: NDArray[Any], after: NDArray[Any]) -> NDArray[Any]:

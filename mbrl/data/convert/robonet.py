@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mbrl.data.convert.clip import Clip, Item, Items, Unreadable, collected, frames_of, rows_of
+from mbrl.data.convert.clip import Clip, Item, Items, Unreadable, check_frames, collected, frames_of, rows_of
 from mbrl.data.convert.ffmpeg import check_installed, decoded
-from mbrl.data.convert.hdf5 import archives, array, opened, pictures
+from mbrl.data.convert.hdf5 import archives, array, group, member, opened, pictures
 from mbrl.data.convert.pictures import picture
 
 WIDTH = 5
@@ -46,18 +46,19 @@ def read(path: Path, *, camera: int) -> Clip:
 def trajectory(file: Any, *, camera: int) -> Clip:
     """One trajectory of anything that is indexed like an HDF5 file. Raises: Unreadable."""
     name = f"cam{camera}_video"
-    if "env" not in file or name not in file["env"]:
-        raise Unreadable(f"it has no env/{name}")
+    env = group(member(file, "env", what="it"), what="env", wanted=name)
     metadata = dict(file["metadata"].attrs) if "metadata" in file else {}
-    frames = in_rgb(video(file["env"][name]), metadata)
-    if "policy" not in file or "actions" not in file["policy"]:
+    frames = in_rgb(video(group(member(env, name, what="env"), what=f"env/{name}", wanted="frames")), metadata)
+    policy = group(file.get("policy", {}), what="policy", wanted="actions")
+    if "actions" not in policy:
         return Clip(frames=frames)
-    actions = array(file["policy"]["actions"], what="policy/actions")
-    state = array(file["env"]["state"], what="env/state") if "state" in file["env"] else None
+    actions = array(policy["actions"], what="policy/actions")
+    state = array(env["state"], what="env/state") if "state" in env else None
     lengths = {"frames": len(frames), "policy/actions": len(actions) + 1}
     lengths |= {} if state is None else {"env/state": len(state)}
     length = min(lengths.values())
-    frames, actions = frames_of(frames[:length], what="frames"), actions[: length - 1]
+    frames, actions = frames[:length], actions[: length - 1]
+    check_frames(frames.shape, frames.dtype, what="frames", least=2)
     longer = [name for name, found in lengths.items() if found > length + (name == "policy/actions")]
     return Clip(
         frames=frames,

@@ -16,6 +16,7 @@ from typing import Any
 
 from mbrl.data.convert.clip import Items, Unreadable, episode_of
 from mbrl.data.dataset import CARD, Card, DamagedSet, read_card, write_card
+from mbrl.data.reach import MEND, Reach
 from mbrl.files import clear_temporaries, named, read_plain, write_atomically
 from mbrl.replay.episode import NAME, Episode, read_episode, write_episode
 
@@ -85,7 +86,8 @@ def convert(items: Items, job: Job, *, on_progress: Callable[[int], None] = lamb
         elif (job.folder / CARD).exists():  # it stays the data set that it was
             (job.folder / MARK).unlink()
         elif isinstance(error, Exception):
-            _mark(job, failed=True)
+            with suppress(OSError):  # of a disk that is full already; then only the same words go on
+                _mark(job, failed=True)
         raise
 
 
@@ -97,6 +99,7 @@ def _converted(items: Items, job: Job, on_progress: Callable[[int], None]) -> Ou
     kinds: dict[tuple[Any, ...], str] = {}
     damaged: list[tuple[str, str]] = []
     notes: dict[str, list[str]] = {}
+    reach = Reach()
     written = done = 0
     for number, item in enumerate(items):
         if job.limit and number >= job.limit:
@@ -118,6 +121,7 @@ def _converted(items: Items, job: Job, on_progress: Callable[[int], None]) -> Ou
                 write_episode(job.folder, episode)
                 append(job.folder / ITEMS, [number, item.name])
                 written += 1
+                reach.add(episode.action)
                 if clip.note:
                     notes.setdefault(clip.note, []).append(item.name)
             if episode is not None:
@@ -135,12 +139,9 @@ def _converted(items: Items, job: Job, on_progress: Callable[[int], None]) -> Ou
     if not kinds:
         raise DamagedSet(f"nothing of {job.source} could be converted", rows=damaged)
     finish(job, next(iter(kinds)))
-    return Outcome(
-        episodes=done,
-        written=written,
-        damaged=damaged,
-        notes=[(names[0] if len(names) == 1 else f"{len(names)} items", note) for note, names in notes.items()],
-    )
+    told = [(names[0] if len(names) == 1 else f"{len(names)} items", note) for note, names in notes.items()]
+    told += [("actions", f"{reach}; {MEND}")] if reach.beyond else []
+    return Outcome(episodes=done, written=written, damaged=damaged, notes=told)
 
 
 def kind_of(episode: Episode) -> tuple[Any, ...]:
@@ -181,8 +182,9 @@ def begin(job: Job) -> None:
 
 def append(path: Path, entry: Any) -> None:
     """One more line. It begins with the line's end: what a kill left of the one before does not swallow it."""
-    with named(path), path.open("a", encoding="utf-8") as file:
-        file.write(f"\n{json.dumps(entry)}")
+    line = f"\n{json.dumps(entry)}"
+    with named(path, needed=len(line)), path.open("a", encoding="utf-8") as file:
+        file.write(line)
 
 
 def read_items(folder: Path) -> list[Any]:

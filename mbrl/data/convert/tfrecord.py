@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mbrl.data.convert.clip import Clip, Item, Items, Unreadable, raising, rows_of
+from mbrl.data.convert.clip import Clip, Item, Items, Unreadable, frames_of, raising, rows_of
 from mbrl.data.convert.files import listed
 from mbrl.data.convert.pictures import picture
 
@@ -213,4 +213,4 @@ def pushed(content: bytes, *, view: str) -> Clip:
     if len(widths) > 1:
         raise Unreadable(f"its actions have {sorted(widths)} numbers")
     known = None if widths == {0} else rows_of(np.stack(actions[:-1]), len(frames), what="action")
-    return Clip(frames=np.stack(frames), action=known)
+    return Clip(frames=frames_of(np.stack(frames), what=view), action=known)
