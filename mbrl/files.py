@@ -138,9 +138,11 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
     try:
         write_durably(temporary, content)
         temporary.rename(path)
-    except OSError:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise
+        if error.errno is None:
+            raise
+        raise type(error)(error.errno, error.strerror, str(path)) from error  # nobody asked for the temporary one
     fsync_folder(path.parent)
 
 

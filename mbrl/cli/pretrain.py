@@ -80,7 +80,7 @@ def run(args: list[str]) -> int:
         try:
             with asking(*sizes_in(configs.stage, "stage.")):
                 pretrain(state)
-        except Exception as error:
+        except BaseException as error:
             error.add_note(f"at update {state.updates}")
             raise
         if state.stopped:

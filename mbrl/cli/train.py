@@ -186,7 +186,7 @@ def begin(resolved: ResolvedRun, configs: Any, args: list[str], processes: Any) 
             state.begin()
             try:
                 train(state)
-            except (Exception, SystemExit) as error:
+            except BaseException as error:  # a user's class may raise any
                 error.add_note(saved(state.x(), folder, own))
                 raise
     processes.any(False)  # the others wait here

@@ -127,7 +127,7 @@ def write_mp4(path: Path, pictures: NDArray[np.uint8], *, fps: float) -> None:
         content = temporary.read_bytes()
     except (OSError, ValueError, RuntimeError) as error:
         words = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise RuntimeError(f"{path} was not written: {words[-1]}") from error
+        raise RuntimeError(f"{path} was not written: {words[-1].replace(str(temporary), path.name)}") from error
     finally:
         temporary.unlink(missing_ok=True)
     write_atomically(path, content)

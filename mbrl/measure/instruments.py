@@ -114,7 +114,8 @@ class Instruments:
         """Imagination from every window: with the true actions and, beside them in one batch, with the policy's."""
         agent = self.agent if own and isinstance(self.agent, ModelBasedAgent) else None
         rows, horizon = real.reward.shape
-        state = self.model.encode(real.clip if agent is None else torch.cat([real.clip, real.clip]))
+        dream = Dream(self.model, seeds=self.seeds)
+        state = dream.encode(real.clip if agent is None else torch.cat([real.clip, real.clip]))
         device = state["latent"].device
         policy: Policy = fixed_actions(real.action.to(device))
         memory: Any = 0
@@ -123,7 +124,7 @@ class Instruments:
             policy, memory = beside(policy, agent.dream_policy(noise), rows), (0, None)
         values = self._value(state["latent"][:rows], real, episode, agent) if agent else {}
         robot = ("proprio",) if "proprio" in self.model.spec.obs_keys else ()
-        path = Dream(self.model, seeds=self.seeds).rollout(
+        path = dream.rollout(
             policy, state, memory, horizon, stream="measure/frames", draw=episode.number, keys=("latent", *robot)
         ).path["next"].cpu()  # fmt: skip
         reward_BH, continue_BH = path["reward"][..., 0], path["continue"][..., 0]

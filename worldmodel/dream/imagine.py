@@ -12,6 +12,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from worldmodel.answers import WrongAnswer, shown
 from worldmodel.api import Tokenizing, WorldModel
 from worldmodel.microbatch import RowNoise, Source
 from worldmodel.processes import Processes
@@ -34,23 +35,41 @@ class Dream:
 
     def encode(self, clip: TensorDict) -> TensorDict:
         """A clip -> the dream state after its last frame."""
-        return self.model.encode(clip)
+        return self._state("encode", self.model.encode(clip), len(clip))
 
     def observe(self, state: TensorDict, action_BA: Tensor, step: TensorDict) -> TensorDict:
         """The state after a real step [B], which has `spec.obs_keys`."""
-        return self.model.observe(state, action_BA, step)
+        return self._state("observe", self.model.observe(state, action_BA, step), len(state))
 
     def step(self, state: TensorDict, action_BA: Tensor, generator: Source | None = None) -> TensorDict:
         """The state after an imagined step; without a generator the most likely one."""
-        return self.model.imagine(state, action_BA, generator)
+        after = self._state("imagine", self.model.imagine(state, action_BA, generator), len(state))
+        for key in ("reward", "continue"):
+            if not isinstance(value := after.get(key, None), Tensor) or value.shape != (len(state), 1):
+                raise WrongAnswer(self.model, "imagine", f"a tensor [{len(state)}, 1] as {key}", shown(value))
+        return after
 
     def fork(self, state: TensorDict, copies: int) -> TensorDict:
         """Every row `copies` times: row b becomes rows b * copies and on. Nothing is read again."""
-        return self.model.fork(state, copies)
+        return self._state("fork", self.model.fork(state, copies), len(state) * copies)
 
     def decode(self, state: TensorDict) -> Tensor:
         """The newest frame, u8 [B, 3, H, W]."""
-        return self.model.decode(state)
+        frame_BCHW = self.model.decode(state)
+        size = (len(state), 3, self.spec.image, self.spec.image)
+        if not isinstance(frame_BCHW, Tensor) or frame_BCHW.dtype != torch.uint8 or frame_BCHW.shape != size:
+            raise WrongAnswer(self.model, "decode", f"frames uint8 {size}", shown(frame_BCHW))
+        return frame_BCHW
+
+    def _state(self, name: str, given: Any, rows: int) -> TensorDict:
+        """What a method of the model returned. Raises: WrongAnswer unless it is a state of so many rows."""
+        if not isinstance(given, TensorDict) or given.batch_size != (rows,):
+            got = f"one [{', '.join(map(str, given.batch_size))}]" if isinstance(given, TensorDict) else shown(given)
+            raise WrongAnswer(self.model, name, f"a TensorDict [{rows}]", got)
+        latent_BD, width = given.get("latent", None), self.spec.latent_dim
+        if not isinstance(latent_BD, Tensor) or latent_BD.shape != (rows, width):
+            raise WrongAnswer(self.model, name, f"a tensor [{rows}, {width}] as latent", shown(latent_BD))
+        return given
 
     def codes_of(self, state: TensorDict) -> tuple[Tensor, Tensor]:
         """Codes of the context and of all frames that the state knows (`worldmodel.api.Tokenizing.codes_of`)."""
