@@ -28,7 +28,8 @@ def test_a_world_that_breaks_ends_the_run_with_one_line(
 ) -> None:
     fault, said = FAULTS[name]
     steps, whole, words = [0], Toy.step, ["train", "experiment=debug", f"run_dir={tmp_path / 'run'}"]
-    short = [*words, "schedule.evaluate.every=0", "evaluation.episodes=1", "evaluation.rows=1"]
+    short = [*words, "worldmodel=none", "agent=random", "schedule.evaluate.every=0"]
+    short += ["evaluation.episodes=1", "evaluation.rows=1"]
 
     def step(self: Toy, action: Any) -> Any:
         steps[0] += 1
