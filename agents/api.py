@@ -13,7 +13,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from worldmodel.answers import WrongAnswer, shown
+from worldmodel.answers import shown, wrong
 from worldmodel.processes import Processes
 from worldmodel.spec import ModelSpec, ObsKey, Rollout, Subset
 
@@ -187,13 +187,13 @@ def action_of(agent: Any, td: TensorDict, memory: Memory, mode: Mode, *, step: i
     given = agent.act(td, memory, mode, step=step)
     if not isinstance(given, tuple | list) or len(given) != 2:
         got = f"{len(given)} values" if isinstance(given, tuple | list) else shown(given)
-        raise WrongAnswer(agent, "act", "an action and a memory", got)
+        raise wrong(agent, "act", "an action and a memory", got)
     action_EA, after = given
     if not isinstance(action_EA, Tensor) or action_EA.ndim != 2 or len(action_EA) != len(td) or action_EA.is_complex():
-        raise WrongAnswer(agent, "act", f"a tensor of actions [{len(td)}, A]", shown(action_EA))
+        raise wrong(agent, "act", f"a tensor of actions [{len(td)}, A]", shown(action_EA))
     if after is not None and not (isinstance(after, TensorDict) and after.batch_size == td.batch_size):
         got = f"one of {list(after.batch_size)}" if isinstance(after, TensorDict) else shown(after)
-        raise WrongAnswer(agent, "act", f"None or a TensorDict [{len(td)}] as memory", got)
+        raise wrong(agent, "act", f"None or a TensorDict [{len(td)}] as memory", got)
     return action_EA, after
 
 
@@ -201,10 +201,10 @@ def metrics_of(agent: Any, replay: Replay, update: int) -> Metrics:
     """`agent.learn(replay, update)`. Raises: WrongAnswer where that is not a number for each name."""
     given = agent.learn(replay, update)
     if not isinstance(given, Mapping):
-        raise WrongAnswer(agent, "learn", "a mapping from names to numbers, {} for none", shown(given))
+        raise wrong(agent, "learn", "a mapping from names to numbers, {} for none", shown(given))
     for name, value in given.items():
         if not isinstance(name, str) or not name or not name.isprintable():
-            raise WrongAnswer(agent, "learn", "printable names of columns", shown(name))
+            raise wrong(agent, "learn", "printable names of columns", shown(name))
         if isinstance(value, Tensor):
             number = value.numel() == 1 and not value.is_complex()
         elif isinstance(value, np.ndarray | np.generic):
@@ -212,7 +212,7 @@ def metrics_of(agent: Any, replay: Replay, update: int) -> Metrics:
         else:
             number = isinstance(value, Real)
         if not number:
-            raise WrongAnswer(agent, "learn", f"one number as {shown(name)}", shown(value))
+            raise wrong(agent, "learn", f"one number as {shown(name)}", shown(value))
     return given
 
 

@@ -14,9 +14,10 @@ MOST = 500
 class WrongAnswer(TypeError):
     """A method of somebody's class returned what it must not (exit code 4)."""
 
-    def __init__(self, owner: Any, name: str, right: str, got: str) -> None:
-        """`Mine.learn must return <right> (got <got>)`."""
-        super().__init__(f"{method(owner, name)} must return {right} (got {got})")
+
+def wrong(owner: Any, name: str, right: str, got: str) -> WrongAnswer:
+    """`Mine.learn must return <right> (got <got>)`."""
+    return WrongAnswer(f"{method(owner, name)} must return {right} (got {got})")
 
 
 def method(owner: Any, name: str) -> str:

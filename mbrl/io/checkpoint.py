@@ -36,7 +36,7 @@ from mbrl.files import (
     write_durably,
 )
 from mbrl.io.tree import join, split
-from worldmodel.answers import WrongAnswer, said, shown
+from worldmodel.answers import said, shown, wrong
 
 log = logging.getLogger(__name__)
 
@@ -81,11 +81,11 @@ def stored(part: Stateful, name: str) -> tuple[Any, dict[str, Tensor]]:
     """`part.state_dict()` as it is stored (`mbrl.io.tree.split`). Raises: WrongAnswer where it cannot be; Diverged."""
     state = part.state_dict()
     if not isinstance(state, Mapping):
-        raise WrongAnswer(part, "state_dict", "a mapping from names to tensors", shown(state))
+        raise wrong(part, "state_dict", "a mapping from names to tensors", shown(state))
     try:
         return split(state, name=name)
     except ValueError as error:
-        raise WrongAnswer(part, "state_dict", "tensors by name", said(error)) from error
+        raise wrong(part, "state_dict", "tensors by name", said(error)) from error
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:

@@ -26,7 +26,7 @@ from mbrl.run.clock import Cadence, Clock
 from mbrl.run.gate import Gate, GateConfig
 from mbrl.run.progress import NOTED, TIMES
 from mbrl.rundir.stop import Stop
-from worldmodel.answers import WrongAnswer
+from worldmodel.answers import wrong
 from worldmodel.api import WorldModel
 from worldmodel.processes import Processes
 from worldmodel.training.updater import Updater
@@ -150,9 +150,9 @@ class Learning:
         metrics = metrics_of(self.agent, self.drawn, update)
         for name, value in metrics.items():
             if not math.isfinite(value):  # sync, as where they are noted
-                raise WrongAnswer(self.agent, "learn", "finite numbers", f"{name}={float(value)}")
+                raise wrong(self.agent, "learn", "finite numbers", f"{name}={float(value)}")
             if name in X or name in TIMES or name.startswith((*NOTED, *(f"{part}/" for part in self.model.spec.parts))):
-                raise WrongAnswer(self.agent, "learn", "names that the run itself does not use, as agent/loss", name)
+                raise wrong(self.agent, "learn", "names that the run itself does not use, as agent/loss", name)
         return metrics
 
     def begin(self) -> None:

@@ -6,6 +6,7 @@ import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, cast
@@ -25,8 +26,8 @@ from mbrl.run.assemble import AGENT, MODEL, built
 from mbrl.run.learning import Learning
 from mbrl.run.validate import worlds
 from tests.envs.worlds import config
-from worldmodel.answers import MOST, said, shown
-from worldmodel.dream.imagine import Dream
+from worldmodel.answers import MOST, WrongAnswer, said, shown, wrong
+from worldmodel.dream.imagine import Dream, asked
 from worldmodel.seeds import Seeds
 from worldmodel.training.updater import checked
 
@@ -55,6 +56,9 @@ class Mine:
     def act(self, *args: Any, **kwargs: Any) -> Any:
         return self.given
 
+    def policy(self, *args: Any, **kwargs: Any) -> Any:
+        return self.given
+
 
 def learned(mine: Any) -> Any:
     """An update as the loop of a run asks for it."""
@@ -77,6 +81,7 @@ ASKED: dict[str, Callable[[Any], Any]] = {
     "learn": learned,
     "act": lambda mine: action_of(mine, ROWS, None, "explore", step=0),
     "losses": lambda mine: checked(mine, mine.losses()),
+    "policy": lambda mine: asked(mine.policy, ROWS, None),
     **{name: dreamt(name) for name in ("encode", "observe", "step", "fork", "decode")},
 }
 WITH_GRADIENT = torch.zeros((), requires_grad=True)
@@ -107,6 +112,8 @@ ANSWERS: list[tuple[str, Any, str]] = [
     ("act", (ACTION[:1], None), "a tensor of actions [2, A] (got Tensor torch.float32 (1, 3))"),
     ("act", (ACTION, {}), "Mine.act must return None or a TensorDict [2] as memory (got a dict)"),
     ("act", (ACTION, TensorDict({}, [1])), "None or a TensorDict [2] as memory (got one of [1])"),
+    ("policy", ACTION, "policy must return an action and a memory (got Tensor torch.float32 (2, 3))"),
+    ("policy", (ACTION[0], None), "policy must return a tensor of actions [2, A] (got Tensor torch.float32 (3,))"),
     ("losses", None, "Mine.losses must return a mapping with the key loss (got None)"),
     ("losses", {"mine": WITH_GRADIENT}, "with the key loss (got the keys mine)"),
     ("losses", {"loss": 0.0}, "Mine.losses must return a tensor [] of one number as 'loss' (got 0.0)"),
@@ -291,6 +298,11 @@ def test_what_a_function_of_ours_refuses_from_a_user_s_class_is_that_class_s(
     own.ASKED.update(call=ours(DamagedFile("x is damaged")))  # what lies on the disk is nobody's class
     assert guarded(lambda: own.Mine.learn(None, None, 0), debug=False) == 3
     assert capsys.readouterr().err == "error: x is damaged\n"
+
+
+def test_an_error_of_an_answer_survives_the_way_from_another_process() -> None:
+    error = ForkingPickler.loads(ForkingPickler.dumps(wrong(Mine(None), "act", "an action", "None")))
+    assert type(error) is WrongAnswer and str(error) == "Mine.act must return an action (got None)"
 
 
 def test_notes_are_bounded_and_the_last_one_stays_whole() -> None:

@@ -14,7 +14,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from worldmodel.answers import WrongAnswer, shown
+from worldmodel.answers import shown, wrong
 from worldmodel.api import Tokenizing, WorldModel
 from worldmodel.augment import shifted
 from worldmodel.losses.adversarial import Adversary, AdversaryConfig
@@ -141,12 +141,12 @@ def checked(model: WorldModel, losses: Any) -> dict[str, Tensor]:
     """What `model.losses` returned. Raises: WrongAnswer unless that is `loss` with a gradient, and scalars to log."""
     if not isinstance(losses, Mapping) or "loss" not in losses:
         got = f"the keys {', '.join(map(str, losses))}" if isinstance(losses, Mapping) else shown(losses)
-        raise WrongAnswer(model, "losses", "a mapping with the key loss", got)
+        raise wrong(model, "losses", "a mapping with the key loss", got)
     for name, value in losses.items():
         if not isinstance(name, str) or not isinstance(value, Tensor) or value.ndim or value.is_complex():
-            raise WrongAnswer(model, "losses", f"a tensor [] of one number as {shown(name)}", shown(value))
+            raise wrong(model, "losses", f"a tensor [] of one number as {shown(name)}", shown(value))
     if not losses["loss"].requires_grad:
-        raise WrongAnswer(model, "losses", "a loss with a gradient", "one without")
+        raise wrong(model, "losses", "a loss with a gradient", "one without")
     return dict(losses)
 
 
