@@ -56,10 +56,11 @@ class OneForEachRow:
         pixels_HW3 = seen["pixels"].permute(1, 2, 0).numpy().copy()
         proprio_Q = seen["proprio"].numpy().copy() if "proprio" in seen.keys() else np.zeros(0, np.float32)  # noqa: SIM118
         width, where = self.env.env_spec.action_dim, f"in row {row}, episode {self.env.episodes[row]}"
-        who = method(policy, "__call__")
+        who = method(policy, "reset")
         try:
             if bool(seen["is_init"]) and (reset := getattr(policy, "reset", None)) is not None:
                 reset()
+            who = method(policy, "__call__")
             said = policy(pixels_HW3, proprio_Q)
         except KeyboardInterrupt:
             raise

@@ -31,6 +31,10 @@ class Still:
     def __call__(self, pixels, proprio):
         return np.zeros(2)
 
+class Moody(Still):
+    def reset(self):
+        raise KeyError("up")
+
 def wide():
     return lambda pixels, proprio: [1.0, 2.0, 3.0]
 
@@ -150,6 +154,7 @@ def test_its_results_stand_beside_those_of_runs(
             "must return 2 finite numbers (got some that are not finite) in row 0, episode 0",
         ),
         (["policy=cli_policies.raises"], 4, "raises.<locals>.act raised KeyError: 'left' in row 0, episode 0"),
+        (["policy=cli_policies.Moody"], 4, "error: Moody.reset raised KeyError: 'up' in row 0, episode 0, at "),
         (["policy=cli_policies.none"], 2, "policy must be package.module.Name"),
         (["policy=cli_policies.np.pi"], 2, "policy must be package.module.Name"),
         (
