@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
+import numpy as np
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from worldmodel.answers import shown, wrong
 from worldmodel.processes import Processes
 from worldmodel.spec import ModelSpec, ObsKey, Rollout, Subset
 
@@ -177,6 +180,40 @@ class ModelBasedAgent(Protocol):
     def value(self, latent_BD: Tensor) -> Tensor:
         """The discounted return that it expects from these latents, f32 [B], in environment units."""
         ...
+
+
+def action_of(agent: Any, td: TensorDict, memory: Memory, mode: Mode, *, step: int) -> tuple[Tensor, Memory]:
+    """`agent.act(...)`. Raises: WrongAnswer where that is no action for each row, or no memory."""
+    given = agent.act(td, memory, mode, step=step)
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        got = f"{len(given)} values" if isinstance(given, tuple | list) else shown(given)
+        raise wrong(agent, "act", "an action and a memory", got)
+    action_EA, after = given
+    if not isinstance(action_EA, Tensor) or action_EA.ndim != 2 or len(action_EA) != len(td) or action_EA.is_complex():
+        raise wrong(agent, "act", f"a tensor of actions [{len(td)}, A]", shown(action_EA))
+    if after is not None and not (isinstance(after, TensorDict) and after.batch_size == td.batch_size):
+        got = f"one of {list(after.batch_size)}" if isinstance(after, TensorDict) else shown(after)
+        raise wrong(agent, "act", f"None or a TensorDict [{len(td)}] as memory", got)
+    return action_EA, after
+
+
+def metrics_of(agent: Any, replay: Replay, update: int) -> Metrics:
+    """`agent.learn(replay, update)`. Raises: WrongAnswer where that is not a number for each name."""
+    given = agent.learn(replay, update)
+    if not isinstance(given, Mapping):
+        raise wrong(agent, "learn", "a mapping from names to numbers, {} for none", shown(given))
+    for name, value in given.items():
+        if not isinstance(name, str) or not name or not name.isprintable():
+            raise wrong(agent, "learn", "printable names of columns", shown(name))
+        if isinstance(value, Tensor):
+            number = value.numel() == 1 and not value.is_complex()
+        elif isinstance(value, np.ndarray | np.generic):
+            number = value.size == 1 and value.dtype.kind in "biuf"
+        else:
+            number = isinstance(value, Real)
+        if not number:
+            raise wrong(agent, "learn", f"one number as {shown(name)}", shown(value))
+    return given
 
 
 class Buildable(Protocol[Built_co]):

@@ -14,7 +14,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from agents.api import Dream, DreamMetrics, Memory, Metrics, Mode, Policy, Replay, build
+from agents.api import Dream, DreamMetrics, Memory, Metrics, Mode, Policy, Replay, action_of, build, metrics_of
 from agents.imagined import ImaginedReplay
 from agents.memory import FrameStack
 from agents.parts import Counts, Stateful, load, state_of
@@ -102,7 +102,7 @@ class MBPO:
 
     def act(self, td: TensorDict, memory: Memory, mode: Mode, *, step: int) -> tuple[Tensor, Memory]:
         """See `agents.api.Agent.act`."""
-        return self.inner.act(td, memory, mode, step=step)
+        return action_of(self.inner, td, memory, mode, step=step)
 
     def learn(self, replay: Replay, update: int) -> Metrics:
         """Dreams where they are due, then one update of the inner agent on real and imagined transitions."""
@@ -112,7 +112,7 @@ class MBPO:
             self._counts["dreams"] += 1
         imagined_at = time.perf_counter()
         mixed = MixedReplay(replay, self.imagined, self.config.real_ratio, self._device)
-        metrics = {**self.inner.learn(mixed, update), "agent/imagined": float(len(self.imagined))}
+        metrics = {**metrics_of(self.inner, mixed, update), "agent/imagined": float(len(self.imagined))}
         frames = (self._counts["dreams"] - before) * self.config.rollouts * self.config.horizon
         return DreamMetrics(metrics, imagined_frames=frames, imagine_s=imagined_at - begun)
 

@@ -26,7 +26,18 @@ from PIL import Image
 from tensordict import TensorDict
 from torch import Tensor
 
-from agents.api import Agent, Dream, Memory, Metrics, Mode, ModelBasedAgent, Replay, build
+from agents.api import (
+    Agent,
+    Dream,
+    Memory,
+    Metrics,
+    Mode,
+    ModelBasedAgent,
+    Replay,
+    action_of,
+    build,
+    metrics_of,
+)
 from agents.distributions import check_finite
 from agents.memory import LatentFilter
 from agents.parts import load, state_of
@@ -214,7 +225,7 @@ class Planner:
         now.update({"action": action_EA, "plan": plan_EHA})
         if self._inner is not None:  # it sees the real steps, so that its schedules count the run's decisions
             own = None if before is None else before["inner"].copy().set("action", before["action"])  # as executed
-            _, now["inner"] = self._inner.act(td, own, mode, step=step)
+            _, now["inner"] = action_of(self._inner, td, own, mode, step=step)
         return action_EA, now
 
     def _refined(self, mean_BHA: Tensor, start: TensorDict, goal: Tensor | None, step: int) -> Tensor:
@@ -289,7 +300,7 @@ class Planner:
 
     def learn(self, replay: Replay, update: int) -> Metrics:
         """The inner agent's update."""
-        return {} if self._inner is None else self._inner.learn(replay, update)
+        return {} if self._inner is None else metrics_of(self._inner, replay, update)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The inner agent's, its names behind `inner.`."""

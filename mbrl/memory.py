@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from worldmodel.answers import said
+
 SIZES = ("batch", "batch_size", "candidates", "capacity", "horizon", "length", "rows")
 """Keys of configurations, at any depth, that decide how much memory is needed at once."""
 
@@ -16,7 +18,7 @@ def out_of_memory(error: BaseException) -> bool:
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in said(error))
     )
 
 

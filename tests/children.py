@@ -28,16 +28,24 @@ def laid(*words: str) -> list[str]:
     return list({word.partition("=")[0]: word for word in words}.values())
 
 
-def run_child(line: list[str], *, once: Callable[[], bool] | None = None, number: int = signal.SIGKILL) -> int:
+def run_child(
+    line: list[str],
+    *,
+    once: Callable[[], bool] | None = None,
+    number: int = signal.SIGKILL,
+    first: Callable[[], object] | None = None,
+) -> int:
     """`mbrl` with these words: its exit code; negative: died of that signal.
 
-    `once` something is so, the child gets the signal `number`.
+    `once` something is so, the child gets the signal `number`. `first` is done in the child alone.
     """
     torch.set_num_threads(1)
     child = os.fork()
     if child == 0:
         code = 99
         try:
+            if first is not None:
+                first()
             code = mbrl.cli.main.main(line)
         except BaseException:  # no exception may leave the child: it would go on as a second pytest
             traceback.print_exc()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,8 +14,7 @@ from mbrl.cli.errors import one_line
 from mbrl.files import fsync_folder, named, write_atomically
 from mbrl.io.logger import Table
 from mbrl.io.video import Videos
-
-ROOT = Path(__file__).parents[1]
+from tests.children import run_child
 
 
 def refusing(monkeypatch: pytest.MonkeyPatch, call: str, number: int) -> None:
@@ -50,7 +48,7 @@ def test_an_error_of_a_disk_names_the_path_and_what_was_to_be_written(
         write_atomically(tmp_path / "file", b"12345")
     assert error.value.errno == number
     said = one_line(error.value)
-    assert said.startswith(str(tmp_path)) and "file" in said and os.strerror(number) in said and "Errno" not in said
+    assert said.startswith(f"{tmp_path / 'file'}: {os.strerror(number)}"), "the name that was asked for"
     assert ("5 bytes were to be written" in said) is (call == "write")
     table = Table(tmp_path / "rows.csv")
     table.columns = ["env_step"]
@@ -76,21 +74,22 @@ def test_what_a_kill_left_of_a_film_is_swept(name: str, tmp_path: Path) -> None:
     assert not left.exists()
 
 
-def test_a_run_goes_on_quietly_when_nobody_reads(tmp_path: Path) -> None:
-    line = [
-        sys.executable,
-        "-m",
-        "mbrl",
-        "train",
-        "experiment=debug",
-        "schedule.total=200",
-        f"run_dir={tmp_path / 'run'}",
-    ]
-    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
-        assert run.stdout is not None and run.stderr is not None
-        assert run.stdout.readline()
-        run.stdout.close()
-        said = run.stderr.read().decode()
-    assert run.returncode == 0 and (tmp_path / "run" / "result.json").exists()
+def test_a_run_goes_on_quietly_when_nobody_reads(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    reading, writing = os.pipe()
+
+    def to_the_pipe() -> None:  # in the child alone
+        os.close(reading)
+        sys.stdout = os.fdopen(writing, "w")
+
+    def reader_leaves() -> bool:
+        os.close(writing)
+        with os.fdopen(reading) as reader:
+            assert "run folder" in reader.readline()
+        return True
+
+    line = ["train", "experiment=debug", "worldmodel=none", "agent=random", f"run_dir={tmp_path / 'run'}"]
+    assert run_child(line, first=to_the_pipe, once=reader_leaves, number=0) == 0  # signal 0 is none
+    said = capfd.readouterr().err
+    assert (tmp_path / "run" / "result.json").exists()
     assert "Logging error" not in said and "Traceback" not in said and "BrokenPipe" not in said
     assert "where to look" in (tmp_path / "run" / "console.log").read_text()

@@ -31,7 +31,7 @@ LONG_FUNCTIONS: dict[str, int] = {}
 
 # From lowest to highest; a module may import what stands strictly lower, or its own folder.
 WORLDMODEL_RANKS = (
-    ("spec", "layout", "seeds", "optim", "processes", "twohot", "attention"),
+    ("answers", "attention", "spec", "layout", "seeds", "optim", "processes", "twohot"),
     ("sequence", "microbatch"),
     ("augment",),
     ("tokenizer",),
@@ -50,7 +50,9 @@ STRANGERS = {frozenset(("tokenizer", other)) for other in ("transformer", "rollo
 AGENTS_GROUND = (
     *("api", "nets", "pixel_nets", "distributions", "returns", "memory", "exploration", "parts", "imagined"),
 )
-AGENTS_MAY_SEE = tuple(f"worldmodel.{name}" for name in ("spec", "seeds", "optim", "processes", "twohot", "augment"))
+AGENTS_MAY_SEE = tuple(
+    f"worldmodel.{name}" for name in ("answers", "spec", "seeds", "optim", "processes", "twohot", "augment")
+)
 # other files of mbrl/: 0
 MBRL_RANKS = {
     **{"envs": 1, "replay": 1, "io": 1, "oracle": 2, "rundir": 2, "data": 3, "measure": 3},

@@ -116,15 +116,21 @@ def names(plain: Mapping[str, Any]) -> Iterator[Finding]:
             )
     if not shadowed:
         yield Finding("ok", f"no foreign package uses our names ({', '.join(OUR_NAMES)})")
+    if importlib.util.find_spec("wandb"):
+        yield Finding(
+            "ok", "wandb may greet with `Detected [agents] in use`: it means another package, which is not here"
+        )
 
 
 def threads(plain: Mapping[str, Any]) -> Iterator[Finding]:
     """Cores that this process may use against the threads that the run asks for."""
     import torch
 
+    from mbrl.rundir.machine import overruled
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     asked = plain["compute"]["threads"]
-    text = f"{cores} cores may be used, compute.threads={asked}, torch starts with {torch.get_num_threads()}"
+    text = f"{cores} cores may be used, compute.threads={asked}{overruled(asked)}"
     if asked > cores:
         yield Finding("warn", f"{text}: more threads than cores are slower; set compute.threads={cores}")
     else:

@@ -10,10 +10,12 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 
-from mbrl.cli.origin import BEGINNING, cause, places, users
+from mbrl.cli.origin import BEGINNING, Place, callers, cause, places, users
 from mbrl.files import DamagedFile
 from mbrl.memory import out_of_memory
 from mbrl.progress import leave_line
+from mbrl.rundir.build import OURS
+from worldmodel.answers import MOST, raised, said, shortened
 
 DONE = 0
 BUG = 1
@@ -21,6 +23,8 @@ BAD_INPUT = 2
 DAMAGED = 3
 DIVERGED = 4
 INTERRUPTED = 130  # 128 + SIGINT, as a shell counts
+MOST_NOTES = 4 * MOST
+"""Letters of what was said of an error on its way: where the run was, what is saved, the command that goes on."""
 
 
 class BadInput(ValueError):
@@ -38,6 +42,7 @@ CODES: tuple[tuple[type[BaseException], int], ...] = (
 CODES_BY_NAME = {  # classes whose modules are too heavy to import here; they come before their base classes in CODES
     "mbrl.envs.simulator.EnvDataError": DIVERGED,  # an action or a reward that is no number, a world that breaks
     "mbrl.io.tree.Diverged": DIVERGED,  # a checkpoint would hold numbers that are none
+    "worldmodel.answers.WrongAnswer": DIVERGED,  # what a class of the user's returned
     "worldmodel.processes.Lost": BUG,  # another process has said why, or was killed
     "mbrl.envs.back_end.NoRendering": BAD_INPUT,  # its message is the package to install
 }
@@ -45,8 +50,13 @@ CODES_BY_NAME = {  # classes whose modules are too heavy to import here; they co
 
 def foreseen(error: BaseException) -> int | None:
     """The exit code of an error that has one; None for whatever nobody foresaw, which is a bug of this project."""
-    if own := users(error):
+    if own := blamed(error):
         return BAD_INPUT if own[0].code.co_name in BEGINNING else DIVERGED
+    return of_kind(error)
+
+
+def of_kind(error: BaseException) -> int | None:
+    """The exit code of an error of the project's own, by its kind."""
     if out_of_memory(error):
         return BUG
     for kind in type(error).__mro__:
@@ -56,6 +66,17 @@ def foreseen(error: BaseException) -> int | None:
     return next((code for kind, code in CODES if isinstance(error, kind)), None)
 
 
+def blamed(error: BaseException) -> list[Place]:
+    """The user's own part of the way, where the mistake is there and not on the command line.
+
+    That is: the error was raised there, or a function of ours refused what it was given from there.
+    """
+    if own := users(error):
+        return own
+    own = callers(error)
+    return own if own and own[0].code.co_name not in BEGINNING and of_kind(error) == BAD_INPUT else []
+
+
 def exit_code(error: BaseException) -> int:
     """The exit code an error ends the process with."""
     code = foreseen(error)
@@ -63,27 +84,30 @@ def exit_code(error: BaseException) -> int:
 
 
 def one_line(error: BaseException) -> str:
-    """The error as a person reads it, on one line: its words, where it comes from if they do not say it, its notes."""
+    """The error as a person reads it, on one line of bounded length: its words, where it comes from, its notes."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     text, kind = words(error), type(error).__name__
-    if own := users(error):
-        text = f"{own[0].code.co_qualname} raised {kind} at {own[-1]}" + (f": {text}" if text else "")
+    if own := blamed(error):
+        text = raised(own[0].code.co_qualname, error, own[-1], words(error))
     elif out_of_memory(error):
         text = f"out of memory{where(error)}" + (f": {text}" if text else "")
     elif isinstance(error, OSError) and error.errno and error.filename is None:
         text += where(error)
     elif foreseen(error) == DIVERGED and (own := users(cause(error))):
         text += f", at {own[-1]}"  # of a world or a policy, whose place in the run the words tell
-    return "; ".join([text or kind, *(" ".join(note.split()) for note in getattr(error, "__notes__", ()))])
+    notes = getattr(error, "__notes__", None)
+    added = shortened("; ".join(map(str, notes)), MOST_NOTES) if isinstance(notes, list) else ""
+    return "; ".join(filter(None, (text or kind, added)))
 
 
 def words(error: BaseException) -> str:
     """What an error says of itself, on one line; an OSError begins with its paths."""
     if isinstance(error, OSError) and error.strerror:
         paths = " to ".join(str(path) for path in (error.filename, error.filename2) if path is not None)
-        return f"{paths}: {error.strerror}" if paths else error.strerror
-    return " ".join(str(getattr(error, "headline", error)).split())
+        return shortened(f"{paths}: {error.strerror}" if paths else error.strerror, MOST)
+    ours = type(error).__module__.startswith(OURS)  # of another's error these names may mean anything
+    return shortened(error.headline, MOST) if ours and hasattr(error, "headline") else said(error)
 
 
 def where(error: BaseException) -> str:
@@ -99,21 +123,19 @@ def guarded(work: Callable[[], int], *, debug: bool) -> int:
     """
     try:
         return work()
-    except BrokenPipeError:
-        raise  # the reader has gone: there is nobody to tell
-    except (Exception, SystemExit) as error:
-        if isinstance(error, SystemExit) and not users(error):
-            raise
+    except KeyboardInterrupt as error:
+        leave_line()
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return exit_code(error)
+    except BaseException as error:  # a user's class may raise any, GeneratorExit too
+        if isinstance(error, SystemExit | BrokenPipeError) and not users(error):
+            raise  # a library ends the program; the reader has gone, and there is nobody to tell
         leave_line()
         if debug or foreseen(error) is None:
             traceback.print_exc()
         print(f"error: {one_line(error)}", file=sys.stderr)
-        if table := getattr(error, "table", None):  # of weights that do not fit: a row for each
-            print(table, file=sys.stderr)
-        return exit_code(error)
-    except KeyboardInterrupt as error:
-        leave_line()
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        if type(error).__module__.startswith(OURS) and hasattr(error, "table"):
+            print(error.table, file=sys.stderr)  # of weights that do not fit: a row for each
         return exit_code(error)
 
 

@@ -62,16 +62,19 @@ def in_library(path: str, module: str) -> bool:
 
 
 def users(error: BaseException) -> list[Place]:
-    """The user's own part of the way, if the error was raised there; else nothing.
-
-    An error of a kind that this project defines means what it always does, whoever raises it.
-    """
+    """The user's own part of the way, if the error was raised there, of whatever kind it is; else nothing."""
     way = places(error)
-    if not way or way[-1].ours or type(error).__module__.startswith(OURS):
-        return []
-    return [place for place in way if not place.ours]
+    return [] if not way or way[-1].ours else callers(error)
+
+
+def callers(error: BaseException) -> list[Place]:
+    """The user's own part of the way, wherever it led: what was given to a function of ours came from there."""
+    return [place for place in places(error) if not place.ours]
 
 
 def cause(error: BaseException) -> BaseException:
     """What an error was made of in the end."""
-    return error if error.__cause__ is None else cause(error.__cause__)
+    seen = [error]
+    while (last := seen[-1].__cause__) is not None and all(last is not one for one in seen):
+        seen.append(last)
+    return seen[-1]

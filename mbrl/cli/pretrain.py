@@ -80,7 +80,7 @@ def run(args: list[str]) -> int:
         try:
             with asking(*sizes_in(configs.stage, "stage.")):
                 pretrain(state)
-        except Exception as error:
+        except BaseException as error:
             error.add_note(f"at update {state.updates}")
             raise
         if state.stopped:
@@ -171,6 +171,8 @@ def run_info(plain: Mapping[str, Any], *, argv: list[str], world: int) -> dict[s
 
 def describe(state: Any, info: Mapping[str, Any], resumed: int | None) -> str:
     """What is about to run, in a few lines."""
+    from mbrl.rundir.machine import overruled
+
     model = state.whole.model
     sizes = {
         name: sum(p.numel() for p in part.parameters())
@@ -185,5 +187,5 @@ def describe(state: Any, info: Mapping[str, Any], resumed: int | None) -> str:
         f"{' and '.join(state.parts)}, seed {info['seed']}: {beginning}\n"
         f"world model: {' and '.join(f'{name} {size:,}' for name, size in sizes.items())} parameters, {conditioning}\n"
         f"data: {next(iter(counts.values()))} episodes to learn from, {held} to measure on\n"
-        f"{info['device']}, {processes} of {info['threads']} threads"
+        f"{info['device']}, {processes} of compute.threads={info['threads']}{overruled(info['threads'])}"
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mbrl.cli.compose import own_folder, take_config_dir
-from mbrl.cli.errors import BadInput
+from mbrl.cli.errors import BadInput, one_line
 from mbrl.ranks import Ranks
 
 
@@ -25,7 +25,7 @@ def broadcast_decision(processes: Any, args: list[str], decide: Callable[[], dic
         try:
             decision = decide()
         except BaseException as error:
-            processes.broadcast_str(json.dumps({"error": " ".join(str(error).split())}))
+            processes.broadcast_str(json.dumps({"error": one_line(error)}))
             raise
         processes.broadcast_str(json.dumps(decision))
         return decision

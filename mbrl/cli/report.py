@@ -14,12 +14,19 @@ so that nothing vouches for them, is said. Runs that differ in their seeds only 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 from mbrl.cli.errors import DONE, BadInput
 from mbrl.cli.words import Word, expanded, paths_in, place, words
-from mbrl.program import program
+from mbrl.program import command, program
+
+CONFIG = "config.yaml"
+MOST_FOLDERS = 500
+"""So many are looked into for runs, where a folder is none."""
 
 KEYS = {
     "run": Word(f"the folder of a run, as `{program()} train` printed it, or several with commas between", needed=True),
@@ -60,5 +67,29 @@ def found(value: str) -> Iterator[Path]:
             raise BadInput(f"run={name} is not a folder; give the folder of a run, as `{program()} train` printed it")
         if folder.resolve() in seen:
             raise BadInput(f"run={value} names {name} twice; leave one out")
+        if not (folder / CONFIG).is_file() and (way := instead(folder)):
+            raise BadInput(f"run={name} is not the folder of a run: it has no {CONFIG}; {way}")
         seen.add(folder.resolve())
         yield folder
+
+
+def instead(folder: Path) -> str:
+    """What to give instead of a folder that holds runs, or copies of what runs wrote; empty where neither is there."""
+    places = list(islice(folders_in(folder), MOST_FOLDERS))
+    if runs := [place for place in places if (place / CONFIG).is_file()]:
+        return f"give one of the runs in it, or several: `{command('report', run=runs[0])}`"
+    if any(next(place.glob("*-metrics.csv"), None) for place in places):
+        return (
+            "its files are copies out of run folders, of which `python -m benchmarks.tables` makes the tables of the "
+            "documents; a page needs a whole run, as runs/latest"
+        )
+    return ""
+
+
+def folders_in(folder: Path) -> Iterator[Path]:
+    """The folder and those in it, the nearest first; no links."""
+    waiting = deque([folder])
+    while waiting:
+        yield (place := waiting.popleft())
+        with suppress(OSError):  # not ours to read
+            waiting += sorted(path for path in place.iterdir() if path.is_dir() and not path.is_symlink())

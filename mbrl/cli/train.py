@@ -186,7 +186,7 @@ def begin(resolved: ResolvedRun, configs: Any, args: list[str], processes: Any) 
             state.begin()
             try:
                 train(state)
-            except (Exception, SystemExit) as error:
+            except BaseException as error:  # a user's class may raise any
                 error.add_note(saved(state.x(), folder, own))
                 raise
     processes.any(False)  # the others wait here
@@ -328,6 +328,7 @@ def describe(state: Any, info: Mapping[str, Any], resumed: int | None) -> str:
     """What is about to run, in a few lines."""
     from mbrl.progress import clock_time
     from mbrl.run.run import parameter_counts
+    from mbrl.rundir.machine import overruled
 
     sizes = parameter_counts(state.model)
     beginning = (
@@ -344,7 +345,7 @@ def describe(state: Any, info: Mapping[str, Any], resumed: int | None) -> str:
     return (
         f"{info['task']}, protocol {info['protocol']}, seed {info['seed']}: {beginning}\n"
         f"world model: {model}\n"
-        f"{info['device']}, {info['threads']} threads; reproducible: {exact}"
+        f"{info['device']}, compute.threads={info['threads']}{overruled(info['threads'])}; reproducible: {exact}"
     )
 
 

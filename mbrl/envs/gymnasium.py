@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mbrl.envs.protocol import ProtocolConfig
-from mbrl.envs.simulator import SimStep, UnknownTask, WorldFacts, shown, symlog
+from mbrl.envs.simulator import SimStep, UnknownTask, WorldFacts, symlog
+from worldmodel.answers import shown
 
 SDL = {  # draws the classic environments; without these it greets, looks for a window and sound, and takes the signals
     "PYGAME_HIDE_SUPPORT_PROMPT": "1",

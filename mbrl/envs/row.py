@@ -26,6 +26,7 @@ from mbrl.envs.simulator import (
     decide,
     taken,
 )
+from worldmodel.answers import method, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,14 +112,16 @@ class Row:
 
     def decide(self, action_A: NDArray[np.float32]) -> Seen:
         """One decision with an admissible action."""
+        who = method(self.simulator, "step")
         with self._placed():
             made = decide(self.simulator, action_A, self.protocol)
             if not made.unstable:
                 if (made.success is not None) is not self.facts.success:
                     right = "True or False" if self.facts.success else "None, which the facts of this world promise"
-                    raise EnvDataError(f"success must be {right} (got {made.success})")
+                    raise EnvDataError(f"{who}: success must be {right} (got {made.success})")
                 if made.terminated and not self.facts.terminates:
-                    raise EnvDataError("terminated must be False, which the facts of this world promise (got True)")
+                    promised = "terminated must be False, which the facts of this world promise"
+                    raise EnvDataError(f"{who}: {promised} (got True)")
                 self._frame = self._look()
         self._decision += 1
         limit = made.truncated or made.unstable or self._decision >= self.protocol.decisions
@@ -144,9 +147,10 @@ class Row:
         if self._snapshots:
             wanted["snapshot"] = ("snapshot", (facts.snapshot_dim,), np.float64)
         frame = {}
-        for key, (method, shape, dtype) in wanted.items():
-            given = ask(world, method) if shape != (0,) else np.zeros(0)
-            frame[key] = taken("frame" if key == "pixels" else key, given, shape, dtype)
+        for key, (name, shape, dtype) in wanted.items():
+            given = ask(world, name) if shape != (0,) else np.zeros(0)
+            what = f"{method(world, name)}: {'frame' if key == 'pixels' else key}"
+            frame[key] = taken(what, given, shape, dtype)
         return frame
 
     def replay(self, episode: int, seed: int, actions: Sequence[NDArray[np.float32]]) -> list[Seen]:
@@ -164,7 +168,8 @@ class Row:
     def expert(self) -> NDArray[np.float32]:
         """What the scripted expert would do now, f32 [A]. Moves nothing."""
         with self._placed():
-            return taken("expert action", ask(self.simulator, "expert"), (self.facts.action_dim,), np.float32)
+            what = f"{method(self.simulator, 'expert')}: expert action"
+            return taken(what, ask(self.simulator, "expert"), (self.facts.action_dim,), np.float32)
 
     def close(self) -> None:
         """Frees the simulator; may be called twice."""
@@ -176,8 +181,11 @@ def rows_of(task: Task, protocol: ProtocolConfig, *, numbers: Sequence[int], sna
 
     Raises: ValueError where task and protocol do not fit, NoRendering where frames cannot be drawn.
     """
-    facts = task.facts(protocol)
+    facts, made = task.facts(protocol), task.build(protocol=protocol, rows=len(numbers))
+    if not isinstance(made, Sequence) or len(made) != len(numbers):
+        got = f"{len(made)} of them" if isinstance(made, Sequence) else shown(made)
+        raise ValueError(f"{method(task, 'build')} must return a list of rows={len(numbers)} worlds (got {got})")
     return {
         number: Row(simulator, facts, protocol, task=task.name, number=number, snapshots=snapshots)
-        for number, simulator in zip(numbers, task.build(protocol=protocol, rows=len(numbers)), strict=True)
+        for number, simulator in zip(numbers, made, strict=True)
     }

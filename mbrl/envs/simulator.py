@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbrl.envs.protocol import ProtocolConfig
+from worldmodel.answers import method, raised, shown
 
 MOST = float(np.finfo(np.float32).max)
 
@@ -180,9 +181,9 @@ def decide(simulator: Simulator, action_A: NDArray[np.float32], protocol: Protoc
 
     Raises: EnvDataError where the world breaks, or answers what is no step.
     """
-    reward, success, step = 0.0, None, SimStep(0.0)
+    reward, success, step, who = 0.0, None, SimStep(0.0), method(simulator, "step")
     for _ in range(protocol.action_repeat):
-        step = checked(ask(simulator, "step", action_A))
+        step = checked(ask(simulator, "step", action_A), who)
         if step.unstable:
             break
         reward += float(step.reward)
@@ -192,35 +193,36 @@ def decide(simulator: Simulator, action_A: NDArray[np.float32], protocol: Protoc
             break
     reward += protocol.success_bonus * bool(success)
     if not abs(reward) <= MOST:
-        raise EnvDataError(f"reward {reward} does not fit into float32")
+        raise EnvDataError(f"{who}: reward {reward} does not fit into float32")
     ends = not step.unstable
     return Decision(reward, ends and bool(step.terminated), ends and bool(step.truncated), success, bool(step.unstable))
 
 
-def checked(step: Any) -> SimStep:
-    """Raises: EnvDataError unless `step` is one, and its values are of the right kinds."""
+def checked(step: Any, who: str) -> SimStep:
+    """Raises: EnvDataError unless `step` of `who` is one, and its values are of the right kinds."""
     if not isinstance(step, SimStep):
-        raise EnvDataError(f"step() must return a SimStep (got {shown(step)})")
+        raise EnvDataError(f"{who} must return a SimStep (got {shown(step)})")
     flag = (bool, np.bool_)
     for name in ("terminated", "truncated", "unstable"):
         if not isinstance(getattr(step, name), flag):
-            raise EnvDataError(f"{name} must be True or False (got {shown(getattr(step, name))})")
+            raise EnvDataError(f"{who}: {name} must be True or False (got {shown(getattr(step, name))})")
     if not isinstance(step.success, (*flag, type(None))):
-        raise EnvDataError(f"success must be True, False or None (got {shown(step.success)})")
+        raise EnvDataError(f"{who}: success must be True, False or None (got {shown(step.success)})")
     if not isinstance(step.reward, Real) or isinstance(step.reward, flag):
-        raise EnvDataError(f"reward must be a number (got {shown(step.reward)})")
+        raise EnvDataError(f"{who}: reward must be a number (got {shown(step.reward)})")
     if not step.unstable and not np.isfinite(float(step.reward)):
-        raise EnvDataError(f"reward {step.reward} is not finite")
+        raise EnvDataError(f"{who}: reward {step.reward} is not finite")
     return step
 
 
-def ask(simulator: Any, method: str, *given: Any) -> Any:
+def ask(simulator: Any, name: str, *given: Any) -> Any:
     """What a method of a world answers. Raises: EnvDataError for whatever it raises, `sys.exit` too."""
     try:
-        return getattr(simulator, method)(*given)
-    except (Exception, SystemExit) as error:
-        words = " ".join(str(error).split())
-        raise EnvDataError(f"{method}() raised {type(error).__name__}{f': {words}' if words else ''}") from error
+        return getattr(simulator, name)(*given)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise EnvDataError(raised(method(simulator, name), error)) from error
 
 
 def taken(name: str, given: Any, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
@@ -245,11 +247,3 @@ def taken(name: str, given: Any, shape: tuple[int, ...], dtype: type[np.generic]
 def symlog(value: NDArray[Any]) -> NDArray[np.float32]:
     """sign(x) ln(1 + |x|), f32: numbers of any size become about 1 in size (DreamerV3, Hafner et al. 2023, eq. 1)."""
     return (np.sign(value) * np.log1p(np.abs(value))).astype(np.float32)
-
-
-def shown(value: Any) -> str:
-    """A value that is of the wrong kind, shortly."""
-    if isinstance(value, list | tuple | dict):
-        return f"a {type(value).__name__}"
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 40 else f"{text[:40]}..."

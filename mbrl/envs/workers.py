@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from mbrl.envs.protocol import ProtocolConfig
 from mbrl.envs.row import Row, rows_of
 from mbrl.envs.simulator import EnvDataError, Task
+from worldmodel.answers import said
 
 Order = tuple[Any, ...]
 """A verb of `Row`, and what it is given."""
@@ -172,7 +173,11 @@ def work(
 
 def portable(error: Exception) -> Exception:
     """An error that survives the way to the parent; where it came from is told with --debug."""
-    if error.args != (str(error),):  # made of other things than its words: it could not be made again there
-        error = EnvDataError(f"{type(error).__name__}: {error}")
+    try:
+        same = error.args == (str(error),)
+    except Exception:  # a user's class may do anything in `__str__`
+        same = False
+    if not same:  # made of other things than its words: it could not be made again there
+        error = EnvDataError(f"{type(error).__name__}: {said(error)}")
     error.add_note("".join(traceback.format_exception(error)))
     return error

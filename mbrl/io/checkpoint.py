@@ -37,6 +37,7 @@ from mbrl.files import (
     write_durably,
 )
 from mbrl.io.tree import join, split
+from worldmodel.answers import said, shown, wrong
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,17 @@ class Checkpoint:
     step: int
     info: dict[str, Any]
     states: dict[str, Any]
+
+
+def stored(part: Stateful, name: str) -> tuple[Any, dict[str, Tensor]]:
+    """`part.state_dict()` as it is stored (`mbrl.io.tree.split`). Raises: WrongAnswer where it cannot be; Diverged."""
+    state = part.state_dict()
+    if not isinstance(state, Mapping):
+        raise wrong(part, "state_dict", "a mapping from names to tensors", shown(state))
+    try:
+        return split(state, name=name)
+    except ValueError as error:
+        raise wrong(part, "state_dict", "tensors by name", said(error)) from error
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:
@@ -183,7 +195,7 @@ class Checkpoints:
         What is saved last has the highest number, so that it is what `load` finds: where `step` or more is there
         already, with less in it, the number behind the newest is taken.
 
-        Raises: Diverged if a number is not finite, ValueError if a state cannot be stored, NotSaved where the disk
+        Raises: Diverged if a number is not finite, WrongAnswer if a state cannot be stored, NotSaved where the disk
         refuses; then nothing has changed.
         """
         if step < 0 or not parts or not all(PART.fullmatch(part) for part in parts):
@@ -191,7 +203,7 @@ class Checkpoints:
         newest = max((int(path.name[5:]) for path in checkpoint_paths(self.folder)), default=-1)
         step = max(step, newest + 1)
         path = self.folder / f"step-{step:09d}"
-        states = {part: split(stateful.state_dict(), name=part) for part, stateful in parts.items()}
+        states = {part: stored(stateful, part) for part, stateful in parts.items()}
         temporary = self.folder / f"{TEMPORARY}{path.name}-{os.getpid()}"
         try:
             _write(temporary, step=step, info=self.info, states=states)

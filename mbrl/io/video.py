@@ -123,18 +123,8 @@ def write_mp4(path: Path, pictures: NDArray[np.uint8], *, fps: float) -> None:
 
     even = np.pad(pictures, [(0, 0), *((0, size % 2) for size in pictures.shape[1:3]), (0, 0)], mode="edge")
     temporary = path.with_name(f"{TEMPORARY}{path.stem}-{os.getpid()}.mp4")
-    given = [
-        "-f",
-        "rawvideo",
-        "-pix_fmt",
-        "rgb24",
-        "-s",
-        f"{even.shape[2]}x{even.shape[1]}",
-        "-r",
-        f"{fps:g}",
-        "-i",
-        "-",
-    ]
+    size = f"{even.shape[2]}x{even.shape[1]}"
+    given = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", f"{fps:g}", "-i", "-"]
     made = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "18", f"file:{temporary.absolute()}"]
     try:
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *given, *made]

@@ -21,8 +21,9 @@ from mbrl.measure.probe import LEAST_EPISODES, probe
 from mbrl.replay.clips import ClipReplay
 from mbrl.replay.cut import EpisodeCodes, Windows, clips_of, longest_horizon, windows
 from mbrl.replay.episode import Episode
+from worldmodel.answers import shown, wrong
 from worldmodel.api import Tokenizing, WorldModel
-from worldmodel.dream.imagine import Dream, fixed_actions
+from worldmodel.dream.imagine import Dream, asked, fixed_actions
 from worldmodel.seeds import Seeds
 from worldmodel.spec import ModelSpec
 
@@ -114,7 +115,8 @@ class Instruments:
         """Imagination from every window: with the true actions and, beside them in one batch, with the policy's."""
         agent = self.agent if own and isinstance(self.agent, ModelBasedAgent) else None
         rows, horizon = real.reward.shape
-        state = self.model.encode(real.clip if agent is None else torch.cat([real.clip, real.clip]))
+        dream = Dream(self.model, seeds=self.seeds)
+        state = dream.encode(real.clip if agent is None else torch.cat([real.clip, real.clip]))
         device = state["latent"].device
         policy: Policy = fixed_actions(real.action.to(device))
         memory: Any = 0
@@ -123,7 +125,7 @@ class Instruments:
             policy, memory = beside(policy, agent.dream_policy(noise), rows), (0, None)
         values = self._value(state["latent"][:rows], real, episode, agent) if agent else {}
         robot = ("proprio",) if "proprio" in self.model.spec.obs_keys else ()
-        path = Dream(self.model, seeds=self.seeds).rollout(
+        path = dream.rollout(
             policy, state, memory, horizon, stream="measure/frames", draw=episode.number, keys=("latent", *robot)
         ).path["next"].cpu()  # fmt: skip
         reward_BH, continue_BH = path["reward"][..., 0], path["continue"][..., 0]
@@ -150,10 +152,13 @@ class Instruments:
         counts_W = (agent.gamma**left_W <= REST) | bool(episode.terminated[-1])
         if not counts_W.any():
             return {}
+        value_W = agent.value(latent_WD)
+        if not isinstance(value_W, Tensor) or value_W.shape != left_W.shape:
+            raise wrong(agent, "value", f"a tensor {list(left_W.shape)}", shown(value_W))
         reward_L = torch.from_numpy(episode.reward.copy())
         to_go = [discounts(agent.gamma, n) @ reward_L[len(episode) - n :] for n in left_W[counts_W].tolist()]
         return {
-            "value": float(agent.value(latent_WD)[counts_W.to(latent_WD.device)].mean()),
+            "value": float(value_W[counts_W.to(latent_WD.device)].mean()),
             "return_to_go": float(torch.stack(to_go).mean()),
         }
 
@@ -260,7 +265,7 @@ def beside(one: Policy, other: Policy, rows: int) -> Policy:
     """The policy that asks `one` in the first rows and `other` in the rest."""
 
     def policy(td: TensorDict, memory: Any) -> tuple[Tensor, Any]:
-        acted = [one(td[:rows], memory[0]), other(td[rows:], memory[1])]
+        acted = [asked(one, td[:rows], memory[0]), asked(other, td[rows:], memory[1])]
         return torch.cat([action for action, _ in acted]), tuple(held for _, held in acted)
 
     return policy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from mbrl.rundir.build import fits, make_group
 from mbrl.rundir.machine import check_device, check_matmul, set_matmul_precision
 from mbrl.rundir.sharing import pieces
 from mbrl.rundir.stop import Stop
+from worldmodel.answers import method, shown
 from worldmodel.api import Tokenizing, WorldModel
 from worldmodel.dream.imagine import Dream
 from worldmodel.processes import Processes, alone
@@ -45,6 +46,9 @@ GROUPS = (
 )  # fmt: skip
 
 VIDEOS = 5  # files of each kind that stay
+AGENT = ("act", "learn", "state_dict", "load_state_dict")
+MODEL = ("to", "losses", "parameters_of", "state_dict", "load_state_dict")
+"""Methods of what a `build` of somebody's returns, by which it is known."""
 SIZED = {"collect": "compute", "fit": "fit", "learn": "agent", "evaluate": "evaluation"}
 """By phase, the group that says how much is done at once in it."""
 
@@ -163,7 +167,7 @@ def assemble_eval(configs: Configs, collecting: RowsEnv | None, processes: Proce
     judging = worlds_of(configs, stream="evaluate", rows=configs.evaluation.rows)
     env_spec = judging.env_spec
     sizes = {name: configs.groups[name] for name in ("tokenizer", "transformer", "task", "protocol")}
-    model = build(configs.worldmodel, {**sizes, "env_spec": env_spec, "seeds": seeds}).to(device)
+    model = built(configs.worldmodel, {**sizes, "env_spec": env_spec, "seeds": seeds}, MODEL).to(device)
     worlds = {"evaluate": judging, **({"explore": collecting} if collecting is not None else {})}
     runtime = {
         "spec": model.spec,
@@ -174,7 +178,7 @@ def assemble_eval(configs: Configs, collecting: RowsEnv | None, processes: Proce
         "processes": processes,
         "expert": lambda mode: worlds[mode].expert_actions(),
     }
-    agent, prefiller = build(configs.agent, runtime), build(configs.prefill, runtime)
+    agent, prefiller = built(configs.agent, runtime, AGENT), built(configs.prefill, runtime, AGENT)
     return EvalSetup(
         model=model,
         agent=agent,
@@ -182,6 +186,15 @@ def assemble_eval(configs: Configs, collecting: RowsEnv | None, processes: Proce
         evaluator=Evaluator(judging, obs_keys=model.spec.obs_keys),
         seeds=seeds,
     )
+
+
+def built(config: Any, runtime: Mapping[str, Any], verbs: Sequence[str]) -> Any:
+    """`agents.api.build`. Raises: ValueError in one line where what it gives has not these methods."""
+    made = build(config, runtime)
+    if lacking := [verb for verb in verbs if not callable(getattr(made, verb, None))]:
+        who = method(config, "build")
+        raise ValueError(f"{who} must return what has {', '.join(verbs)} (got {shown(made)}, without {lacking[0]})")
+    return made
 
 
 def assemble(

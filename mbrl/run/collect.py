@@ -9,13 +9,15 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from agents.api import Agent, Memory, Mode
+from agents.api import Agent, Memory, Mode, action_of
 from mbrl.envs.rows import RowsEnv
+from mbrl.envs.simulator import EnvDataError
 from mbrl.replay.clips import ClipReplay
 from mbrl.replay.cut import KEPT, episode_of
 from mbrl.replay.episode import Episode
 from mbrl.run.clock import Clock
 from mbrl.run.progress import Progress
+from worldmodel.answers import method
 
 
 class Acts(Protocol):
@@ -34,8 +36,11 @@ def acted(
     What an agent keeps under `action` (agents/memory.py: what leads into the next frame) is made the executed action:
     it is what replay holds, and so what the world model is told in training.
     """
-    said_EA, memory = agent.act(now.select("pixels", "is_init", *obs_keys), memory, mode, step=step)
-    action_EA = env.executed(said_EA)
+    said_EA, memory = action_of(agent, now.select("pixels", "is_init", *obs_keys), memory, mode, step=step)
+    try:
+        action_EA = env.executed(said_EA)
+    except EnvDataError as error:
+        raise EnvDataError(f"{method(agent, 'act')}: {error}") from error
     if memory is not None and "action" in memory.keys() and memory["action"].shape == action_EA.shape:  # noqa: SIM118
         memory = memory.copy().set("action", action_EA.to(memory["action"]))
     return action_EA, memory

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,15 +15,18 @@ from typing import Any
 
 import torch
 
-from agents.api import Agent, Metrics
+from agents.api import Agent, Metrics, metrics_of
 from mbrl.io.checkpoint import Stateful
+from mbrl.io.logger import X
 from mbrl.io.tree import join, split
 from mbrl.progress import told
 from mbrl.replay.clips import ClipReplay, OwnRows
 from mbrl.replay.episode import Episode
 from mbrl.run.clock import Cadence, Clock
 from mbrl.run.gate import Gate, GateConfig
+from mbrl.run.progress import NOTED, TIMES
 from mbrl.rundir.stop import Stop
+from worldmodel.answers import wrong
 from worldmodel.api import WorldModel
 from worldmodel.processes import Processes
 from worldmodel.training.updater import Updater
@@ -140,6 +144,16 @@ class Learning:
                 return
             tell(place, count)
             yield number
+
+    def learn(self, update: int) -> Metrics:
+        """One update of the agent. Raises: WrongAnswer for what is no metrics, or has a name that the run uses."""
+        metrics = metrics_of(self.agent, self.drawn, update)
+        for name, value in metrics.items():
+            if not math.isfinite(value):  # sync, as where they are noted
+                raise wrong(self.agent, "learn", "finite numbers", f"{name}={float(value)}")
+            if name in X or name in TIMES or name.startswith((*NOTED, *(f"{part}/" for part in self.model.spec.parts))):
+                raise wrong(self.agent, "learn", "names that the run itself does not use, as agent/loss", name)
+        return metrics
 
     def begin(self) -> None:
         """The others take over what the first process has loaded."""

@@ -24,6 +24,7 @@ from mbrl.envs.rows import RowsEnv
 from mbrl.envs.simulator import EnvDataError
 from mbrl.run.evaluate import Evaluator, Score
 from mbrl.rundir.build import named_packages
+from worldmodel.answers import method, raised, shown
 from worldmodel.seeds import Seeds
 
 
@@ -54,20 +55,24 @@ class OneForEachRow:
         # copies: whatever a policy does to what it is shown, the episode stays as it is
         pixels_HW3 = seen["pixels"].permute(1, 2, 0).numpy().copy()
         proprio_Q = seen["proprio"].numpy().copy() if "proprio" in seen.keys() else np.zeros(0, np.float32)  # noqa: SIM118
-        width, where = self.env.env_spec.action_dim, f"the policy in row {row}, episode {self.env.episodes[row]}"
+        width, where = self.env.env_spec.action_dim, f"in row {row}, episode {self.env.episodes[row]}"
+        who = method(policy, "reset")
         try:
             if bool(seen["is_init"]) and (reset := getattr(policy, "reset", None)) is not None:
                 reset()
+            who = method(policy, "__call__")
             said = policy(pixels_HW3, proprio_Q)
-        except Exception as error:  # whatever a user's class throws
-            raise EnvDataError(f"{where} raised {type(error).__name__}: {' '.join(str(error).split())}") from error
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever a user's class throws
+            raise EnvDataError(f"{raised(who, error)} {where}") from error
         try:
             action_A = torch.as_tensor(np.asarray(said, dtype=np.float32).copy())
-        except (TypeError, ValueError) as error:
-            raise EnvDataError(f"{where} must give {width} numbers (got {type(said).__name__}: {error})") from error
+        except Exception as error:
+            raise EnvDataError(f"{who} must return {width} numbers (got {shown(said)}) {where}") from error
         if action_A.shape != (width,) or not bool(action_A.isfinite().all()):
             got = f"{tuple(action_A.shape)} of them" if action_A.shape != (width,) else "some that are not finite"
-            raise EnvDataError(f"{where} must give {width} finite numbers (got {got})")
+            raise EnvDataError(f"{who} must return {width} finite numbers (got {got}) {where}")
         return action_A
 
 

@@ -12,6 +12,9 @@ from agents.api import DreamMetrics
 from mbrl.progress import clock_time
 
 PHASES = ("collect", "measure", "fit", "imagine", "learn", "evaluate")
+TIMES = tuple(f"time/{phase}_s" for phase in PHASES)
+NOTED = ("train/", "perf/", "heldout/", "probe/", "replay/")
+"""How the run's own columns begin, beside those of the fits."""
 RECENT = 10  # episodes in the running means
 
 

@@ -23,7 +23,7 @@ def train(run: Learning) -> None:
                     run.note(run.updater.update(part, update))
         for update in run.owed("learn"):  # 4  the agent learns, in imagination (once the model is good enough)
             with run.timed("learn"):
-                run.note(run.agent.learn(run.drawn, update))
+                run.note(run.learn(update))
         for _ in run.owed("evaluate"):  # 5  how good is it?
             with run.timed("evaluate"):
                 run.evaluate()

@@ -9,8 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from agents.api import asked
+from mbrl.envs.simulator import WorldFacts
 from mbrl.files import sized
 from mbrl.replay.store import Footprint, Stored, available_ram, expected_bytes
+from worldmodel.answers import method, shown
 from worldmodel.none import NullModelConfig
 from worldmodel.rollout.fused import multiplies_bytes
 from worldmodel.rollout.pool import kv_bytes
@@ -75,6 +77,9 @@ def worlds(groups: Mapping[str, Any], demos: int) -> Iterator[str]:
     task, protocol = groups["task"], groups["protocol"]
     yield from task.complaints(protocol)
     facts = task.facts(protocol)
+    if not isinstance(facts, WorldFacts):
+        yield f"{method(task, 'facts')} must return WorldFacts (got {shown(facts)})"
+        return
     for key, width in facts.widths(snapshots=True).items():
         if key in groups["worldmodel"].obs_keys and not width:
             yield f"worldmodel reads {key}, which {task.name} does not tell; choose another worldmodel or task"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -42,6 +43,13 @@ def machine_info(compute: Mapping[str, Any]) -> dict[str, Any]:
         "versions": {name: version_of(name) for name in PACKAGES},
         "commit": commit(),
     }
+
+
+def overruled(threads: int) -> str:
+    """` (OMP_NUM_THREADS=1 does not count)` where the environment asks for other threads than `compute.threads` has."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    others = [f"{name}={os.environ[name]}" for name in names if os.environ.get(name, str(threads)) != str(threads)]
+    return f" ({' and '.join(others)} {'do' if others[1:] else 'does'} not count)" if others else ""
 
 
 def device_name(device: str) -> str:

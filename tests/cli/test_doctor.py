@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +14,7 @@ from mbrl.cli import doctor
 from mbrl.cli.compose import compose
 from mbrl.cli.doctor import Finding
 from mbrl.cli.train import as_plain
+from mbrl.rundir.machine import overruled
 
 PLAIN: dict[str, Any] = as_plain(
     compose("train", ["experiment=toy", "schedule.total=1500", "replay.capacity=1000", "compute.threads=1"])
@@ -74,6 +76,40 @@ def test_more_threads_than_cores_are_warned_of() -> None:
     (finding,) = doctor.threads(changed("compute", threads=4096))
     assert finding.level == "warn"
     assert "compute.threads=4096" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({}, ""),
+        ({"OMP_NUM_THREADS": "2"}, ""),
+        ({"OMP_NUM_THREADS": "1"}, " (OMP_NUM_THREADS=1 does not count)"),
+        ({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "4"}, " (OMP_NUM_THREADS=1 and MKL_NUM_THREADS=4 do not count)"),
+    ],
+)
+def test_threads_of_the_environment_that_do_not_count_are_told(
+    environment: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert overruled(2) == said
+    (finding,) = doctor.threads(changed("compute", threads=2))
+    assert f"compute.threads=2{said}" in finding.text
+
+
+def test_what_wandb_says_of_a_package_of_another_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    for wandb in (None, real("json")):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, one=wandb: one if name == "wandb" else real(name))
+        said = [finding.text for finding in doctor.names(PLAIN)]
+        assert any("Detected [agents] in use" in text for text in said) is (wandb is not None)
+
+
+def test_memory_and_disk_are_each_said_once() -> None:
+    said = [finding.text for name in ("memory", "disk") for finding in doctor.CHECKS[name](PLAIN)]
+    assert len(set(said)) == len(said) == 2
 
 
 def test_a_device_that_is_not_there_fails() -> None:

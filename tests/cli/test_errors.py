@@ -183,10 +183,10 @@ DOORS: dict[str, tuple[str, tuple[str, ...], int, str, str]] = {
         "file",
         (*TRAIN, "agent=random", "task=mine"),
         4,
-        "step() raised",
+        "World.step raised",
         "in row 0 of reach, episode 0, decision 0, at",
     ),
-    "policy": ("zero", EVAL, 4, "the policy in row 0, episode 0 raised", ""),
+    "policy": ("zero", EVAL, 4, "Policy.__call__ raised", "in row 0, episode 0, at "),
 }
 
 
@@ -215,8 +215,8 @@ CALLS: dict[str, tuple[Callable[[ModuleType], Any], str]] = {
     "act": (lambda own: own.Mine.act(None, None, None, "explore", step=0), "Mine.act raised {}"),
     "learn": (lambda own: own.Mine.learn(None, None, 0), "Mine.learn raised {}"),
     "losses": (lambda own: own.Model.losses(None), "Model.losses raised {}"),
-    "step": (lambda own: decide(object.__new__(own.World), None, TOY), "step() raised {}"),  # type: ignore[arg-type]
-    "policy": (lambda own: asked_of_a_policy(own.Policy()), "the policy in row 0, episode 3 raised {}"),
+    "step": (lambda own: decide(object.__new__(own.World), None, TOY), "World.step raised {}"),  # type: ignore[arg-type]
+    "policy": (lambda own: asked_of_a_policy(own.Policy()), "Policy.__call__ raised {}"),
 }
 
 
@@ -230,7 +230,6 @@ def test_every_kind_of_error_at_every_door_names_its_place(
     assert guarded(lambda: call(own), debug=False) == 4
     (line,) = capsys.readouterr().err.splitlines()
     name, words = WORDS[kind]
-    who = "Policy.__call__ raised {}" if (kind, door) == ("leaves", "policy") else who
     assert line.startswith(f"error: {who.format(name)}") and words in line and f"at {place_of(kind)}" in line
 
 

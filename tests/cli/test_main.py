@@ -39,6 +39,16 @@ def test_help_is_answered_within_a_second_and_without_heavy_imports(words: list[
     assert taken < 1.0 + 10 * interpreter  # generous: the machine may be busy; torch alone takes several times that
 
 
+@pytest.mark.parametrize(
+    "words", ["data check NONE", "data convert format=drqv2 from=NONE to=x", "data preview from=NONE", "data chek"]
+)
+def test_a_mistake_in_the_words_of_a_data_verb_is_told_before_torch_is_imported(words: str) -> None:
+    code = "import sys; from mbrl.cli.main import main; code = main(sys.argv[1:]); print('torch' in sys.modules, code)"
+    command = [sys.executable, "-c", code, *words.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "False 2" and len(done.stderr.splitlines()) == 1
+
+
 def test_the_module_can_be_run_like_the_script() -> None:
     command = [sys.executable, "-m", "mbrl", "trian"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from mbrl.cli.main import main
+from tests.children import run_child
 
-ROOT = Path(__file__).resolve().parents[2]
 MODULE = """
 from dataclasses import dataclass
 
@@ -45,34 +44,22 @@ def home(tmp_path: Path) -> Iterator[Path]:
     sys.modules.pop("my_agent", None)
 
 
-def console(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Runs the console script's entry point in `home`, whose modules are not on its path (as for an installed one)."""
-    code = f"import sys; sys.path[0] = {str(ROOT)!r}; from mbrl.cli.main import console; console()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *words],
-        cwd=home,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def test_an_agent_of_ones_own_is_trained_continued_and_scored(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def typed(*words: str) -> tuple[int, str]:
+        """Exit code and stderr of a command in `home`, whose modules are not on Python's path there either."""
+        code = run_child(list(words), first=lambda: os.chdir(home))
+        return code, capfd.readouterr().err
 
-
-def test_an_agent_of_ones_own_is_trained_continued_and_scored(home: Path) -> None:
-    short = ["experiment=debug", "schedule.total=150", "agent=mine", "agent.hold=3", "run_dir=run"]
-    trained = console(home, "train", *short, "--config-dir", "my_configs")
-    assert (trained.returncode, trained.stderr) == (0, "")
-    alone = console(home, "eval", "run=run", "episodes=2")
-    assert alone.returncode == 2
-    assert "agent._target_=my_agent.MineConfig" in alone.stderr
-    assert "--config-dir" in alone.stderr
-    scored = console(home, "eval", "run=run", "episodes=2", "device=cpu", "--config-dir", "my_configs")
-    assert (scored.returncode, scored.stderr) == (0, "")
+    short = ["experiment=debug", "worldmodel=none", "schedule.total=150", "agent=mine", "agent.hold=3", "run_dir=run"]
+    assert typed("train", *short, "--config-dir", "my_configs") == (0, "")
+    code, said = typed("eval", "run=run", "episodes=2")
+    assert code == 2
+    assert "agent._target_=my_agent.MineConfig" in said and "--config-dir" in said
+    assert typed("eval", "run=run", "episodes=2", "device=cpu", "--config-dir", "my_configs") == (0, "")
     assert len(json.loads((home / "run" / "evaluation.json").read_text())["final"]["returns"]) == 2
     (home / "run" / "evaluation.json").unlink()
-    again = console(home, "train", "run_dir=run", "schedule.total=160", "--config-dir=my_configs")
-    assert (again.returncode, again.stderr) == (0, ""), "continued without naming the agent"
+    again = typed("train", "run_dir=run", "schedule.total=160", "--config-dir=my_configs")
+    assert again == (0, ""), "continued without naming the agent"
 
 
 @pytest.mark.parametrize("named", ["os.system", "my_agent.Other"])

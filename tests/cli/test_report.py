@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
+import resource
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +22,11 @@ from mbrl.report.panels import PANELS
 from mbrl.report.record import differences, read_record, read_table
 from mbrl.rundir.result import RESULT
 from mbrl.rundir.schema import write_json
+from tests.children import run_child
 from tests.cli.report_runs import DONE, FINAL, NEW, OLD, make_run
 
 Make = Callable[..., Path]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -285,3 +290,32 @@ def test_several_runs_are_written_where_one_is_unless_told(
         "deep/er/page.png",
         "report.png",
     ]
+
+
+def test_a_folder_of_runs_or_of_copies_says_what_to_give_instead(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "all" / "reach" / "seed-0").mkdir(parents=True)
+    run = make("all/reach/seed-0/my run")
+    (tmp_path / "all" / "latest").symlink_to(run)
+    (line,) = refused([f"run={tmp_path / 'all'}"], capsys).splitlines()
+    assert "it has no config.yaml; give one of the runs in it" in line
+    *_, verb, word = shlex.split(line.split("`")[1])
+    assert (verb, word) == ("report", f"run={run}")
+    assert main([verb, word]) == 0 and (run / "report.png").exists(), "what is proposed is accepted"
+    capsys.readouterr()
+    for folder in (ROOT / "docs" / "results", ROOT / "docs" / "results" / "door-close"):
+        assert "copies out of run folders, of which `python -m benchmarks.tables`" in refused([f"run={folder}"], capsys)
+
+
+def test_a_full_disk_names_the_page_and_how_much_was_to_be_written(
+    make: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full() -> None:  # in the child alone
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+    out = tmp_path / "page.png"
+    assert run_child(["report", f"run={make()}", f"out={out}"], first=full) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert re.fullmatch(rf"error: {re.escape(str(out))}: File too large; .* were to be written", line)
+    assert not list(tmp_path.glob("*.png")) and not list(tmp_path.glob(".tmp-*"))

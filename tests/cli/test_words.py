@@ -101,3 +101,12 @@ def test_the_advice_for_two_experiments_is_one_that_is_accepted() -> None:
     with pytest.raises(BadInput, match=r"write experiment=\[demos,proprio\]") as caught:
         compose("train", ["experiment=demos", "experiment=proprio"])
     assert compose("train", [str(caught.value).split("write ")[1].split(":")[0]]).demos == 5
+
+
+@pytest.mark.parametrize("verb", ["train", "pretrain"])
+def test_a_graphics_card_is_asked_for_alike_by_both_verbs(verb: str) -> None:
+    data = ["data.folders=[d]"] if verb == "pretrain" else []
+    for word in ("compute=gpu", "compute.device=cuda"):
+        assert compose(verb, [word, *data]).compute.device == "cuda"
+    with pytest.raises(BadInput, match=r"compute must be one of cpu, gpu \(got cuda\)"):
+        compose(verb, ["compute=cuda", *data])

@@ -87,13 +87,13 @@ def step(**changes: Any) -> Callable[[Recorder], Any]:
 
 
 FAULTS: dict[str, tuple[str, Callable[[Recorder], Any], str]] = {
-    "raises": ("step", raised(RuntimeError("the arm\nfell off")), "step() raised RuntimeError: the arm fell off"),
-    "raises without words": ("draw", raised(KeyError()), "draw() raised KeyError"),
-    "leaves the program": ("step", raised(SystemExit(0)), "step() raised SystemExit"),
-    "answers nothing": ("step", lambda world: None, "step() must return a SimStep (got None)"),
-    "answers as gym does": ("step", lambda world: [0.0, False], "step() must return a SimStep (got a list)"),
+    "raises": ("step", raised(RuntimeError("the arm\nfell off")), "step raised RuntimeError: the arm fell off"),
+    "raises without words": ("draw", raised(KeyError()), "draw raised KeyError"),
+    "leaves the program": ("step", raised(SystemExit(0)), "step raised SystemExit"),
+    "answers nothing": ("step", lambda world: None, "step must return a SimStep (got None)"),
+    "answers as gym does": ("step", lambda world: [0.0, False], "step must return a SimStep (got a list)"),
     "reward is text": ("step", step(reward="1.0"), "reward must be a number (got '1.0')"),
-    "reward is an array": ("step", step(reward=np.zeros(1)), "reward must be a number (got array"),
+    "reward is an array": ("step", step(reward=np.zeros(1)), "reward must be a number (got ndarray float64 (1,)"),
     "reward overflows": ("step", step(reward=1e39), "reward 1e+39 does not fit into float32"),
     "reward is a flag": ("step", step(reward=True), "reward must be a number (got True)"),
     "end is a number": ("step", step(terminated=1.0), "terminated must be True or False (got 1.0)"),
@@ -138,7 +138,9 @@ def test_a_fault_in_a_reset_is_told_too() -> None:
         def reset(self, seed: int) -> None:
             sys.exit("no licence")
 
-    with pytest.raises(EnvDataError, match=r"reset\(\) raised SystemExit: no licence in row 0 of recorder, episode 0"):
+    with pytest.raises(
+        EnvDataError, match=r"Broken\.reset raised SystemExit: no licence in row 0 of recorder, episode 0"
+    ):
         recorded([Broken()]).reset()
 
 

@@ -137,7 +137,7 @@ def test_what_goes_wrong_in_a_worker_is_told_as_it_is_here() -> None:
         said.append(str(caught.value))
         env.close()
     assert said[0] == said[1]
-    assert "step() raised RuntimeError: out of mood in row 0 of raises, episode " in said[0]
+    assert "step raised RuntimeError: out of mood in row 0 of raises, episode " in said[0]
 
 
 def test_a_worker_that_dies_is_one_line_and_takes_the_others_along() -> None:

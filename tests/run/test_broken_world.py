@@ -14,10 +14,10 @@ from mbrl.envs.simulator import SimStep
 from mbrl.envs.toy import Toy
 
 FAULTS: dict[str, tuple[Callable[[], Any], str]] = {
-    "raises": (lambda: 1 // 0, "step() raised ZeroDivisionError: integer division or modulo by zero"),
-    "leaves": (lambda: sys.exit(0), "step() raised SystemExit: 0"),
-    "answers nothing": (lambda: None, "step() must return a SimStep (got None)"),
-    "wrong reward": (lambda: SimStep("much", success=False), "reward must be a number (got 'much')"),  # type: ignore[arg-type]
+    "raises": (lambda: 1 // 0, " raised ZeroDivisionError: integer division or modulo by zero"),
+    "leaves": (lambda: sys.exit(0), " raised SystemExit: 0"),
+    "answers nothing": (lambda: None, " must return a SimStep (got None)"),
+    "wrong reward": (lambda: SimStep("much", success=False), ": reward must be a number (got 'much')"),  # type: ignore[arg-type]
 }
 
 
@@ -28,7 +28,8 @@ def test_a_world_that_breaks_ends_the_run_with_one_line(
 ) -> None:
     fault, said = FAULTS[name]
     steps, whole, words = [0], Toy.step, ["train", "experiment=debug", f"run_dir={tmp_path / 'run'}"]
-    short = [*words, "schedule.evaluate.every=0", "evaluation.episodes=1", "evaluation.rows=1"]
+    short = [*words, "worldmodel=none", "agent=random", "schedule.evaluate.every=0"]
+    short += ["evaluation.episodes=1", "evaluation.rows=1"]
 
     def step(self: Toy, action: Any) -> Any:
         steps[0] += 1
@@ -38,7 +39,7 @@ def test_a_world_that_breaks_ends_the_run_with_one_line(
         patch.setattr(Toy, "step", step)
         assert main(short) == 4
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{said} in row 0 of reach, episode {after // 50}, decision {after // 2 % 25}" in line
+    assert f"Toy.step{said} in row 0 of reach, episode {after // 50}, decision {after // 2 % 25}" in line
     saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
     if after < 100:
         assert saved == [] and "no checkpoint was saved yet" in line

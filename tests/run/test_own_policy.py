@@ -31,6 +31,10 @@ class Still:
     def __call__(self, pixels, proprio):
         return np.zeros(2)
 
+class Moody(Still):
+    def reset(self):
+        raise KeyError("up")
+
 def wide():
     return lambda pixels, proprio: [1.0, 2.0, 3.0]
 
@@ -143,9 +147,14 @@ def test_its_results_stand_beside_those_of_runs(
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["policy=cli_policies.wide"], 4, "must give 2 finite numbers (got (3,) of them)"),
-        (["policy=cli_policies.broken"], 4, "row 0, episode 0 must give 2 finite numbers (got some that are not"),
-        (["policy=cli_policies.raises"], 4, "the policy in row 0, episode 0 raised KeyError: 'left'"),
+        (["policy=cli_policies.wide"], 4, "must return 2 finite numbers (got (3,) of them) in row 0, episode 0"),
+        (
+            ["policy=cli_policies.broken"],
+            4,
+            "must return 2 finite numbers (got some that are not finite) in row 0, episode 0",
+        ),
+        (["policy=cli_policies.raises"], 4, "raises.<locals>.act raised KeyError: 'left' in row 0, episode 0"),
+        (["policy=cli_policies.Moody"], 4, "error: Moody.reset raised KeyError: 'up' in row 0, episode 0, at "),
         (["policy=cli_policies.none"], 2, "policy must be package.module.Name"),
         (["policy=cli_policies.np.pi"], 2, "policy must be package.module.Name"),
         (
@@ -169,7 +178,7 @@ def test_what_cannot_be_scored_is_refused_in_one_line(
 
 def test_text_is_no_action() -> None:
     task, protocol = config("task", "toy"), config("protocol", "toy")
-    with pytest.raises(EnvDataError, match="must give 2 numbers"):
+    with pytest.raises(EnvDataError, match=r"must return 2 numbers \(got 'left'\) in row 0"):
         score_policy(lambda: lambda pixels, proprio: "left", task, protocol, seed=0, episodes=1, rows=1)
 
 

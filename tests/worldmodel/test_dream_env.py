@@ -120,6 +120,14 @@ def collected(env: DreamEnv, dreams: int) -> TensorDict:
     return data
 
 
+def test_what_a_policy_says_beside_its_action_is_kept(small: Dream) -> None:
+    policy = TensorDictModule(
+        lambda latent: (act(latent), latent.sum(-1)), in_keys=["latent"], out_keys=["action", "log_prob"]
+    )
+    found = env_of(small).rollout(HORIZON, policy)
+    assert torch.equal(found["log_prob"], found["latent"].sum(-1)) and found["log_prob"].shape == (B, HORIZON)
+
+
 def test_a_collector_put_back_to_a_draw_gets_the_same_bits(small: Dream) -> None:
     whole, again = env_of(small), env_of(small)
     data = collected(whole, 4)

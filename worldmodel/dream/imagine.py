@@ -12,6 +12,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from worldmodel.answers import shown, wrong
 from worldmodel.api import Tokenizing, WorldModel
 from worldmodel.microbatch import RowNoise, Source
 from worldmodel.processes import Processes
@@ -34,23 +35,41 @@ class Dream:
 
     def encode(self, clip: TensorDict) -> TensorDict:
         """A clip -> the dream state after its last frame."""
-        return self.model.encode(clip)
+        return self._state("encode", self.model.encode(clip), len(clip))
 
     def observe(self, state: TensorDict, action_BA: Tensor, step: TensorDict) -> TensorDict:
         """The state after a real step [B], which has `spec.obs_keys`."""
-        return self.model.observe(state, action_BA, step)
+        return self._state("observe", self.model.observe(state, action_BA, step), len(state))
 
     def step(self, state: TensorDict, action_BA: Tensor, generator: Source | None = None) -> TensorDict:
         """The state after an imagined step; without a generator the most likely one."""
-        return self.model.imagine(state, action_BA, generator)
+        after = self._state("imagine", self.model.imagine(state, action_BA, generator), len(state))
+        for key in ("reward", "continue"):
+            if not isinstance(value := after.get(key, None), Tensor) or value.shape != (len(state), 1):
+                raise wrong(self.model, "imagine", f"a tensor [{len(state)}, 1] as {key}", shown(value))
+        return after
 
     def fork(self, state: TensorDict, copies: int) -> TensorDict:
         """Every row `copies` times: row b becomes rows b * copies and on. Nothing is read again."""
-        return self.model.fork(state, copies)
+        return self._state("fork", self.model.fork(state, copies), len(state) * copies)
 
     def decode(self, state: TensorDict) -> Tensor:
         """The newest frame, u8 [B, 3, H, W]."""
-        return self.model.decode(state)
+        frame_BCHW = self.model.decode(state)
+        size = (len(state), 3, self.spec.image, self.spec.image)
+        if not isinstance(frame_BCHW, Tensor) or frame_BCHW.dtype != torch.uint8 or frame_BCHW.shape != size:
+            raise wrong(self.model, "decode", f"frames uint8 {size}", shown(frame_BCHW))
+        return frame_BCHW
+
+    def _state(self, name: str, given: Any, rows: int) -> TensorDict:
+        """What a method of the model returned. Raises: WrongAnswer unless it is a state of so many rows."""
+        if not isinstance(given, TensorDict) or given.batch_size != (rows,):
+            got = f"one [{', '.join(map(str, given.batch_size))}]" if isinstance(given, TensorDict) else shown(given)
+            raise wrong(self.model, name, f"a TensorDict [{rows}]", got)
+        latent_BD, width = given.get("latent", None), self.spec.latent_dim
+        if not isinstance(latent_BD, Tensor) or latent_BD.shape != (rows, width):
+            raise wrong(self.model, name, f"a tensor [{rows}, {width}] as latent", shown(latent_BD))
+        return given
 
     def codes_of(self, state: TensorDict) -> tuple[Tensor, Tensor]:
         """Codes of the context and of all frames that the state knows (`worldmodel.api.Tokenizing.codes_of`)."""
@@ -95,7 +114,7 @@ class Dream:
         """
         seen, steps = self.view(state, keys), []
         for _ in range(horizon):
-            action_BA, memory = policy(TensorDict(seen, batch_size=state.batch_size), memory)
+            action_BA, memory = asked(policy, TensorDict(seen, batch_size=state.batch_size), memory)
             action_BA = action_BA.to(state["latent"].device)
             generator = self.generator(state, stream=stream, draw=draw) if sample else None
             state = self.step(state, action_BA, own_rows(generator, processes, len(state)))
@@ -120,6 +139,16 @@ class Dream:
         if key == "pixels":
             return self.decode(state)
         return self.spec.part_of(state["latent"], key) if key in self.spec.latent else state[key]
+
+
+def asked(policy: Policy, td: TensorDict, memory: Any) -> tuple[Tensor, Any]:
+    """`policy(td, memory)`. Raises: WrongAnswer where that is no action for each row, and a memory."""
+    given, rows = policy(td, memory), len(td)
+    if not isinstance(given, tuple) or len(given) != 2:
+        raise wrong(policy, "__call__", "an action and a memory", shown(given))
+    if not isinstance(given[0], Tensor) or given[0].ndim != 2 or len(given[0]) != rows:
+        raise wrong(policy, "__call__", f"a tensor of actions [{rows}, A]", shown(given[0]))
+    return given
 
 
 def own_rows(generator: torch.Generator | None, processes: Processes | None, rows: int) -> Source | None:

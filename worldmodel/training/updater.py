@@ -14,6 +14,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from worldmodel.answers import shown, wrong
 from worldmodel.api import Tokenizing, WorldModel
 from worldmodel.augment import shifted
 from worldmodel.losses.adversarial import Adversary, AdversaryConfig
@@ -136,6 +137,19 @@ class PartLosses(nn.Module):
         return self._whole.losses(clip, self._part, step=step, generator=generator, micro=micro)
 
 
+def checked(model: WorldModel, losses: Any) -> dict[str, Tensor]:
+    """What `model.losses` returned. Raises: WrongAnswer unless that is `loss` with a gradient, and scalars to log."""
+    if not isinstance(losses, Mapping) or "loss" not in losses:
+        got = f"the keys {', '.join(map(str, losses))}" if isinstance(losses, Mapping) else shown(losses)
+        raise wrong(model, "losses", "a mapping with the key loss", got)
+    for name, value in losses.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor) or value.ndim or value.is_complex():
+            raise wrong(model, "losses", f"a tensor [] of one number as {shown(name)}", shown(value))
+    if not losses["loss"].requires_grad:
+        raise wrong(model, "losses", "a loss with a gradient", "one without")
+    return dict(losses)
+
+
 class Updater:
     """Takes optimizer steps on the parts of a model; the model's version moves with each."""
 
@@ -251,7 +265,7 @@ class Updater:
             without_sync(module, last=place == config.accumulate - 1)
             generator = self.seeds.torch(f"loss/{part}", number)
             with self._autocast():
-                losses = module(piece, number, generator, micro)
+                losses = checked(self.model, module(piece, number, generator, micro))
             (losses["loss"] / config.accumulate).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach().to(processes.device).float() / config.accumulate
