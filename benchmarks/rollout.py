@@ -27,6 +27,7 @@ from benchmarks.twin import GREEDY, reprefilling_rollout
 from benchmarks.workload import (
     CASES,
     Case,
+    Launches,
     Rollout,
     bytes_of_frame,
     engine_of,
@@ -65,6 +66,7 @@ class Result:
         agree: share of the first frame's codes that do; what follows on others may differ.
         kv_mib: what the engine holds for keys and values.
         frame_gflop: operations of a frame of all rows, counted: two for each multiplication and addition of a product.
+        launches: operations that a frame starts, each at least one kernel on a GPU.
         frame_mb: bytes that a frame reads at least, 10^6: the weights and all keys and values once in every pass.
         product_share: frame_gflop per second over what the machine reaches in a product of large float32 matrices.
         bandwidth_share: frame_mb per second over what it reaches in copying a large block.
@@ -94,6 +96,7 @@ class Result:
     kv_mib: float
     nats: float | None
     frame_gflop: float
+    launches: float
     frame_mb: float
     product_share: float
     bandwidth_share: float
@@ -136,6 +139,9 @@ def measure(
         frame_s = statistics.median(one.frames_s for one in run[1:]) / case.horizon
         engines[how].rewind(0)
         operations = counted(partial(imagined, engines[how], actions_BHA)) / case.horizon
+        engines[how].rewind(0)
+        with Launches() as started:
+            imagined(engines[how], actions_BHA)
         read = bytes_of_frame(model, case, how)
         yield Result(
             size=size,
@@ -159,6 +165,7 @@ def measure(
             kv_mib=engines[how].nbytes / 2**20,
             nats=None if decoding.has_queries else surprise(model, how, context_BN, slow_BHK, actions_BHA) - exact,
             frame_gflop=operations / 1e9,
+            launches=started.count / case.horizon,
             frame_mb=read / 1e6,
             product_share=operations / frame_s / limits.products,
             bandwidth_share=read / frame_s / limits.bandwidth,
@@ -293,6 +300,7 @@ def main(arguments: list[str]) -> int:
         for along in options["growth"]:
             lines.append(growth(size, case, decoding, along, device))
             print(lines[-1], flush=True)
+    print(f"operations that a frame starts: {', '.join(f'{r.size} {r.decoding} {r.launches:.0f}' for r in results)}")
     print(f"peak {peak_mib(device):.0f} MiB")
     if options["json"]:
         found = {

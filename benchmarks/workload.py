@@ -8,12 +8,13 @@ import statistics
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import yaml
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.machine import timed
 from benchmarks.twin import GREEDY
@@ -100,6 +101,20 @@ def bytes_of_frame(model: TokenModel, case: Case, how: Precision) -> float:
             own = layout.length(frame) + length - shared
             total += a_position * (case.rows * own + case.rows // case.copies * shared)
     return total / case.horizon + len(lengths) * matrices * BYTES[how] + drawing * head
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations that are started inside, views and unset memory left out: kernels, on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Counts one, and does it."""
+        lent = any(one.alias_info is not None and not one.alias_info.is_write for one in func._schema.returns)
+        self.count += not lent and "empty" not in func._schema.name
+        return func(*args, **(kwargs or {}))
 
 
 class Growth(NamedTuple):

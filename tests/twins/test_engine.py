@@ -325,6 +325,7 @@ def test_the_benchmark_measures_finds_equal_codes_and_writes_them_down(tmp_path,
     found = json.loads(path.read_text())
     (result,) = found["rollouts"]
     assert result["equal"] and result["rows"] == 4 and result["horizon"] == 2 and result["engine_ms"] > 0
+    assert 2 * 5 * 15 < result["launches"] < 2 * 5 * 50, "some dozens in each block of each of 5 passes"
     assert result["frame_gflop"] > 0 and result["frame_mb"] > 0 and found["bandwidth_gbs"] > 0
     assert [line["numbers"] for line in found["growth"]] == [[4, 8, 16], [2, 4, 8], [4, 8, 16], [2, 4, 8]]
     assert all(len(line["ms"]) == 3 and min(line["ms"]) > 0 for line in found["growth"])
