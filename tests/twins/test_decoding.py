@@ -306,7 +306,7 @@ def test_the_benchmark_measures_every_decoding_that_is_asked_for(tmp_path, capsy
     options = ["sizes=micro", "rows=2", "horizon=2", "repeats=1", "codes=4,5", f"threads={torch.get_num_threads()}"]
     decodings = ["autoregressive", "parallel", "masked2"]
     assert rollout_benchmark([*options, f"decodings={','.join(decodings)}", f"json={path}"]) == 0
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text())["rollouts"]
     assert [(r["codes"], r["decoding"]) for r in found] == list(itertools.product([4, 5], decodings))
     assert all(r["equal"] and r["frames_per_s"] > 0 for r in found)
     capsys.readouterr()

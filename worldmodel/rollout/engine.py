@@ -17,6 +17,7 @@ from torch import Tensor
 
 from worldmodel.microbatch import RowNoise, Source
 from worldmodel.rollout.fused import FusedTransformer, Precision, version_of
+from worldmodel.rollout.graphs import Graphs
 from worldmodel.rollout.kv_cache import KVCache
 from worldmodel.rollout.passes import draw_in_passes, numbers_for
 from worldmodel.rollout.sampling import SamplingConfig, draw
@@ -80,6 +81,7 @@ class TokenEngine:
         self._weights = weights or laid_out(model, sampling)
         self._version = -1  # of the weights that the keys and values were made with
         self._cache: KVCache | None = None
+        self.graphs = Graphs()
         self._held_rows = 0
         self._tickets: list[tuple[Tensor, float] | None] = []
         """For each frame count held: the state's tickets and their version counter; None where no state was named."""
@@ -153,9 +155,23 @@ class TokenEngine:
             uniform_SB: [S, B], what `uniform` gives; None takes the most likely code each time.
         Raises: ValueError if the engine is full or holds nothing.
         """
-        if not self._model.decoding.has_queries:
-            return self._one_by_one(action_BA, uniform_SB)
-        cache, added_B1D, first = self._resumed(), self._action(action_BA), self._weights.ids.start
+        cache, added_B1D = self._resumed(), self._action(action_BA)
+        way = self._in_passes if self._model.decoding.has_queries else self._one_by_one
+        numbers = () if uniform_SB is None else (uniform_SB,)
+        position = cache.position
+
+        def frame(*given: Tensor) -> tuple[Tensor, Tensor]:
+            cache.rewind(position)
+            return way(*given)
+
+        ids_BK, hidden_BD = self.graphs(position, frame, added_B1D, *numbers, places=self._places)
+        if cache.position == position:  # a graph that was played has moved nothing on the host
+            cache.advance(self._layout.stride)
+        return self._named(ids_BK, hidden_BD, None)
+
+    def _in_passes(self, added_B1D: Tensor, uniform_SB: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Ids [B, K] from passes of queries, and the hidden state [B, D] of a pass that reads them."""
+        cache, first = self._resumed(), self._weights.ids.start
 
         def guess(drawn_BK: Tensor, known_BK: Tensor) -> Tensor:
             """One pass of queries, which leaves nothing behind."""
@@ -173,19 +189,18 @@ class TokenEngine:
             sampling=self._sampling,
             uniform_SB=uniform_SB,
         )
-        return self.force_frame(action_BA, drawn_BK + first)
+        return drawn_BK + first, self._read(added_B1D, drawn_BK + first)
 
-    def _one_by_one(self, action_BA: Tensor | None, uniform_KB: Tensor | None) -> Frame:
-        """K + 1 passes of one position; logits only where a code is drawn."""
+    def _one_by_one(self, added_B1D: Tensor, uniform_KB: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """K + 1 passes of one position; logits only where a code is drawn. Ids [B, K] and hidden state [B, D]."""
         cache, weights = self._resumed(), self._weights
-        added_B1D = self._action(action_BA)
         x_BTD, drawn = self._opening() + added_B1D, []
         if self._model.heads.action == "slot":
             added_B1D = torch.zeros_like(added_B1D)
         for place in range(self._layout.codes_future):
             drawn.append(self._drawn(weights(x_BTD, cache, keep=1), uniform_KB, place))
             x_BTD = F.embedding(drawn[-1].unsqueeze(1), weights.embedding) + added_B1D
-        return self._named(torch.stack(drawn, 1), weights(x_BTD, cache, keep=1)[:, 0], None)
+        return torch.stack(drawn, 1), weights(x_BTD, cache, keep=1)[:, 0]
 
     @torch.no_grad()
     def sample_string(self, ids: int, uniform_SB: Tensor | None) -> Tensor:
@@ -224,14 +239,18 @@ class TokenEngine:
     @torch.no_grad()
     def force_frame(self, action_BA: Tensor | None, ids_BK: Tensor) -> Frame:
         """The next frame is given: one pass of K + 1 positions; otherwise as `sample_frame`."""
-        cache = self._resumed()
+        self._resumed()
         if ids_BK.shape != (self._held_rows, self._layout.codes_future):
             raise ValueError(f"ids {tuple(ids_BK.shape)} must be {(self._held_rows, self._layout.codes_future)}")
-        added_B1D, codes_BKD = self._action(action_BA), F.embedding(ids_BK, self._weights.embedding)
+        return self._named(ids_BK, self._read(self._action(action_BA), ids_BK), None)
+
+    def _read(self, added_B1D: Tensor, ids_BK: Tensor) -> Tensor:
+        """The hidden state [B, D] behind a frame of these ids."""
+        codes_BKD = F.embedding(ids_BK, self._weights.embedding)
         if self._model.heads.action == "frame":
             codes_BKD = codes_BKD + added_B1D
         x_BTD = torch.cat([self._opening() + added_B1D, codes_BKD], 1)
-        return self._named(ids_BK, self._weights(x_BTD, cache, keep=1)[:, 0], None)
+        return self._weights(x_BTD, self._resumed(), keep=1)[:, 0]
 
     def issued(self, tickets_B1: Tensor) -> int | None:
         """Frames of the state whose tickets are this very tensor, if it is held, else None. No host sync.
@@ -283,6 +302,12 @@ class TokenEngine:
             )
         self._cache.rewind(0)
         return self._cache
+
+    def _places(self) -> tuple[int, ...]:
+        """Where all lies that a frame reads and writes beside its inputs."""
+        assert self._cache is not None
+        held = (*self._cache.tensors(), *self._weights.tensors(), *self._model.parameters())
+        return tuple(x.data_ptr() for x in held)
 
     def _resumed(self) -> KVCache:
         """What the next frame continues from."""

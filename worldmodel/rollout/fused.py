@@ -169,6 +169,11 @@ class FusedTransformer:
         """The weights have changed."""
         self._stamp, self.version = None, self.version + 1
 
+    def tensors(self) -> list[Tensor]:
+        """All that a pass reads of the weights, but for forms that no GPU has."""
+        packed = [weight for block in self.blocks for weight in block if isinstance(weight, Tensor)]
+        return [*packed, self.embedding, self.head, self.norm, self.rope] if self.blocks else []
+
     def _lay(self) -> None:
         llm = self._model.llm
         own = llm.lm_head.weight.dtype

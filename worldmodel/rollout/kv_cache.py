@@ -44,7 +44,11 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Bytes of all keys and values that are allocated."""
-        return sum(x.nbytes for x in (self.k_LBHNC, self.v_LBHNC, *(self._shared_kv or ())))
+        return sum(x.nbytes for x in self.tensors())
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All keys and values, the shared ones last."""
+        return (self.k_LBHNC, self.v_LBHNC, *(self._shared_kv or ()))
 
     def empty(self, *, rows: int, positions: int) -> KVCache:
         """One of another size for the same layers."""
