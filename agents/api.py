@@ -15,10 +15,10 @@ from torch import Tensor
 
 from worldmodel.answers import shown, wrong
 from worldmodel.processes import Processes
-from worldmodel.spec import ModelSpec, ObsKey, Rollout, Subset
+from worldmodel.spec import ModelSpec, ObsKey, Rollout, Subset, is_action, is_plain
 
 Memory: TypeAlias = TensorDict | None
-"""The agent's own; None at the start. The loop carries and saves it. Tensors only.
+"""The agent's own; None at the start. The loop carries and saves it. Tensors only, of batch size [E].
 
 It looks at one key: an `action` f32 [E, A] in it, what leads into the next frame, becomes the action that was executed.
 """
@@ -189,7 +189,7 @@ def action_of(agent: Any, td: TensorDict, memory: Memory, mode: Mode, *, step: i
         got = f"{len(given)} values" if isinstance(given, tuple | list) else shown(given)
         raise wrong(agent, "act", "an action and a memory", got)
     action_EA, after = given
-    if not isinstance(action_EA, Tensor) or action_EA.ndim != 2 or len(action_EA) != len(td) or action_EA.is_complex():
+    if not is_action(action_EA, len(td)):
         raise wrong(agent, "act", f"a tensor of actions [{len(td)}, A]", shown(action_EA))
     if after is not None and not (isinstance(after, TensorDict) and after.batch_size == td.batch_size):
         got = f"one of {list(after.batch_size)}" if isinstance(after, TensorDict) else shown(after)
@@ -205,15 +205,21 @@ def metrics_of(agent: Any, replay: Replay, update: int) -> Metrics:
     for name, value in given.items():
         if not isinstance(name, str) or not name or not name.isprintable():
             raise wrong(agent, "learn", "printable names of columns", shown(name))
-        if isinstance(value, Tensor):
-            number = value.numel() == 1 and not value.is_complex()
-        elif isinstance(value, np.ndarray | np.generic):
-            number = value.size == 1 and value.dtype.kind in "biuf"
-        else:
-            number = isinstance(value, Real)
-        if not number:
+        if not is_number(value):
             raise wrong(agent, "learn", f"one number as {shown(name)}", shown(value))
     return given
+
+
+def is_number(value: Any) -> bool:
+    """Whether `float` makes a number of it; looks at no tensor's values."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex() and is_plain(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return value.ndim == 0 and value.dtype.kind in "biuf"
+    try:
+        return isinstance(value, Real) and isinstance(float(value), float)
+    except OverflowError:
+        return False
 
 
 class Buildable(Protocol[Built_co]):

@@ -165,3 +165,14 @@ class EnvSpec:
     decisions: int
     terminates: bool
     proprio_dim: int = 0
+
+
+def is_action(given: Any, rows: int) -> bool:
+    """Whether that is a plain tensor of real numbers [rows, A]."""
+    fits = isinstance(given, torch.Tensor) and given.ndim == 2 and len(given) == rows
+    return bool(fits and not given.is_complex() and is_plain(given))
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether it has values that lie in rows: it is not sparse, not packed, and not of sizes alone."""
+    return tensor.layout is torch.strided and tensor.device.type != "meta"

@@ -126,7 +126,7 @@ def decided(root: str, overrides: Sequence[str]) -> set[str]:
 
 
 def read(root: str, overrides: Sequence[str], config_dir: Path | None = None) -> Said:
-    """Reads the words; that a variant is there is seen when the files are merged. Raises: BadInput with one line."""
+    """Reads the words. Raises: BadInput with one line, also for a variant that is not there."""
     words, named = take_config_dir(overrides)
     folders = [packaged_configs()]
     own = named or config_dir
@@ -137,6 +137,14 @@ def read(root: str, overrides: Sequence[str], config_dir: Path | None = None) ->
     assignments = [parse(word, places) for word in words]
     check_once(assignments, SEVERAL)
     variants = [a for a in assignments if a.place or is_group(a.key, folders)]
+    for variant in variants:
+        known, name = choices(variant.key, folders), variant.value
+        several = name if isinstance(name, list) and name and variant.key in SEVERAL else [name]
+        if variant.key == "experiment" and name is None:  # none, as the root file has it
+            continue
+        if wrong := [one for one in several if str(one) not in known]:
+            hint, where = did_you_mean(str(wrong[0]), known), variant.place or variant.key
+            raise BadInput(f"{variant.text}: {where} must be one of {', '.join(known)} (got {shown(wrong[0])}){hint}")
     values = [a for a in assignments if a not in variants]
     return Said(values=values, variants=variants, folders=folders, places=places)
 
@@ -229,7 +237,13 @@ def is_group(key: str, folders: Sequence[Path]) -> bool:
 
 def choices(group: str, folders: Sequence[Path]) -> list[str]:
     """The variants of a group in all folders."""
-    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+    return sorted({path.stem for path in files_of(group, folders)})
+
+
+def files_of(group: str, folders: Sequence[Path]) -> Iterator[Path]:
+    """The files of a group's variants; hidden ones, as a zip of a Mac leaves them, are none."""
+    for folder in folders:
+        yield from (path for path in (folder / group).glob("*.yaml") if not path.name.startswith("."))
 
 
 def merged(root: str, said: Said) -> tuple[DictConfig, dict[str, str]]:
@@ -242,13 +256,7 @@ def merged(root: str, said: Said) -> tuple[DictConfig, dict[str, str]]:
         [f"hydra.searchpath=[{','.join(quoted(f'file://{folder}') for folder in folders[1:])}]"] if folders[1:] else []
     )
     for variant in variants:
-        known, where = choices(variant.key, folders), variant.place or variant.key
-        name = variant.value
-        several = name if isinstance(name, list) and name and variant.key in SEVERAL else [name]
-        if wrong := [one for one in several if str(one) not in known and (one, variant.key) != (None, "experiment")]:
-            name = wrong[0]
-            hint = did_you_mean(str(name), known)
-            raise BadInput(f"{variant.text}: {where} must be one of {', '.join(known)} (got {shown(name)}){hint}")
+        name, where = variant.value, variant.place or variant.key
         if name is None:  # what the root file says already; Hydra takes no null here
             continue
         name_in_full = variant.key if where == variant.key else f"{variant.key}@{where}"
@@ -291,8 +299,12 @@ def nested_places(places: Mapping[str, str], folders: Sequence[Path]) -> dict[st
     """
     nested: dict[str, str] = {}
     for group in sorted(set(places.values())):
-        for path in (path for folder in folders for path in (folder / group).glob("*.yaml")):
-            for inner, name in re.findall(r"^\s*-\s*/(\w+)@(\w+):", path.read_text(), re.MULTILINE):
+        for path in files_of(group, folders):
+            try:
+                text = path.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise BadInput(f"{path} is no text: {error}") from error
+            for inner, name in re.findall(r"^\s*-\s*/(\w+)@(\w+):", text, re.MULTILINE):
                 nested |= {f"{place}.{name}": inner for place, of in places.items() if of == group}
     return nested
 

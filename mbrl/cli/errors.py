@@ -50,6 +50,8 @@ CODES_BY_NAME = {  # classes whose modules are too heavy to import here; they co
 
 def foreseen(error: BaseException) -> int | None:
     """The exit code of an error that has one; None for whatever nobody foresaw, which is a bug of this project."""
+    if isinstance(error, KeyboardInterrupt):  # wherever it arrived
+        return INTERRUPTED
     if own := blamed(error):
         return BAD_INPUT if own[0].code.co_name in BEGINNING else DIVERGED
     return of_kind(error)

@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, ClassVar
 
 import gymnasium
@@ -20,7 +21,7 @@ from PIL import Image
 
 from mbrl.envs.protocol import ProtocolConfig
 from mbrl.envs.simulator import SimStep, UnknownTask, WorldFacts, symlog
-from worldmodel.answers import shown
+from worldmodel.answers import shown, wrong
 
 SDL = {  # draws the classic environments; without these it greets, looks for a window and sound, and takes the signals
     "PYGAME_HIDE_SUPPORT_PROMPT": "1",
@@ -151,8 +152,20 @@ class GymnasiumWorld:
         else:
             low, high = space.low.astype(np.float64), space.high.astype(np.float64)
             given = ((low + high) / 2 + (high - low) / 2 * action.reshape(space.shape)).astype(space.dtype)
-        self._observation, reward, terminated, truncated, _ = self._env.step(given)
-        return SimStep(float(reward), terminated=bool(terminated), truncated=bool(truncated))
+        answer = self._env.step(given)
+        if not isinstance(answer, tuple) or len(answer) != 5:
+            right = "(observation, reward, terminated, truncated, info)"
+            raise wrong(self._env.unwrapped, "step", right, shown(answer))
+        self._observation, reward, *ends, _ = answer
+        if isinstance(reward, np.ndarray) and reward.size == 1:
+            reward = reward.item()
+        if not isinstance(reward, Real):
+            raise wrong(self._env.unwrapped, "step", "a number as reward", shown(reward))
+        for name, end in zip(("terminated", "truncated"), ends, strict=True):
+            if not isinstance(end, bool | np.bool_ | int | np.integer):
+                raise wrong(self._env.unwrapped, "step", f"True or False as {name}", shown(end))
+        terminated, truncated = map(bool, ends)
+        return SimStep(float(reward), terminated=terminated, truncated=truncated)
 
     def draw(self) -> NDArray[np.uint8]:
         """u8 [3, H, W]."""

@@ -36,8 +36,8 @@ from mbrl.files import (
     sized,
     write_durably,
 )
-from mbrl.io.tree import join, split
-from worldmodel.answers import said, shown, wrong
+from mbrl.io.tree import Diverged, join, split
+from worldmodel.answers import method, said, shown, wrong
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +85,8 @@ def stored(part: Stateful, name: str) -> tuple[Any, dict[str, Tensor]]:
         raise wrong(part, "state_dict", "a mapping from names to tensors", shown(state))
     try:
         return split(state, name=name)
+    except Diverged as error:
+        raise Diverged(f"{method(part, 'state_dict')}: {said(error)}") from error
     except ValueError as error:
         raise wrong(part, "state_dict", "tensors by name", said(error)) from error
 

@@ -249,7 +249,8 @@ def check_rows(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]],
         return
     cells = [dict(zip(header, row, strict=True)) for row in rows[:count]]
     lines = [_line(columns), *(_line([row.get(name, "") for name in columns]) for row in cells)]
-    if sha256(b"".join(lines)) != state["sha256"]:
+    unknown = [name for name in header if name not in columns and any(row[name] for row in cells)]
+    if unknown or sha256(b"".join(lines)) != state["sha256"]:
         raise DamagedFile(f"{path}: its first {count} rows are not those that the run saved; {mend}")
 
 

@@ -52,6 +52,9 @@ def join(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 def _split(state: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(state, Tensor):
+        if state.layout is not torch.strided or state.device.type == "meta":
+            kind = "meta" if state.device.type == "meta" else str(state.layout).removeprefix("torch.")
+            raise ValueError(f"{where} must be a tensor whose values lie in rows (got a {kind} one)")
         if state.is_floating_point() and not torch.isfinite(state).all():
             raise Diverged(f"{where} holds {int((~torch.isfinite(state)).sum())} numbers that are not finite")
         if where in tensors:

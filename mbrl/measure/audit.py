@@ -19,7 +19,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from agents.api import Agent, ModelBasedAgent, Policy
-from mbrl.measure.instruments import beside, gone_on
+from mbrl.measure.instruments import beside, gone_on, policy_of
 from mbrl.replay.cut import clips_of, real_frames
 from mbrl.replay.episode import Episode
 from worldmodel.dream.imagine import Dream, fixed_actions
@@ -232,7 +232,7 @@ class SideBySide:
             return chance, 0
         assert isinstance(self.agent, ModelBasedAgent)
         noise = self.seeds.torch("audit/policy", number, device=device)
-        return beside(self.agent.dream_policy(noise), chance, self.own), (None, 0)
+        return beside(policy_of(self.agent, noise), chance, self.own), (None, 0)
 
 
 def compared(

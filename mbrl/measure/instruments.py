@@ -122,7 +122,7 @@ class Instruments:
         memory: Any = 0
         if agent is not None:
             noise = self.seeds.torch("measure/policy", episode.number, device=device)
-            policy, memory = beside(policy, agent.dream_policy(noise), rows), (0, None)
+            policy, memory = beside(policy, policy_of(agent, noise), rows), (0, None)
         values = self._value(state["latent"][:rows], real, episode, agent) if agent else {}
         robot = ("proprio",) if "proprio" in self.model.spec.obs_keys else ()
         path = dream.rollout(
@@ -153,8 +153,8 @@ class Instruments:
         if not counts_W.any():
             return {}
         value_W = agent.value(latent_WD)
-        if not isinstance(value_W, Tensor) or value_W.shape != left_W.shape:
-            raise wrong(agent, "value", f"a tensor {list(left_W.shape)}", shown(value_W))
+        if not isinstance(value_W, Tensor) or value_W.shape != left_W.shape or not value_W.is_floating_point():
+            raise wrong(agent, "value", f"a tensor of real numbers {list(left_W.shape)}", shown(value_W))
         reward_L = torch.from_numpy(episode.reward.copy())
         to_go = [discounts(agent.gamma, n) @ reward_L[len(episode) - n :] for n in left_W[counts_W].tolist()]
         return {
@@ -259,6 +259,14 @@ class Instruments:
             if found.r2 is not None:
                 values[f"probe/{name}_r2"] = found.r2
         return values
+
+
+def policy_of(agent: ModelBasedAgent, noise: torch.Generator) -> Policy:
+    """How it acts in its dreams. Raises: WrongAnswer for what cannot be asked."""
+    policy = agent.dream_policy(noise)
+    if not callable(policy):
+        raise wrong(agent, "dream_policy", "a function of what is seen and a memory", shown(policy))
+    return policy
 
 
 def beside(one: Policy, other: Policy, rows: int) -> Policy:

@@ -191,8 +191,10 @@ def assemble_eval(configs: Configs, collecting: RowsEnv | None, processes: Proce
 def built(config: Any, runtime: Mapping[str, Any], verbs: Sequence[str]) -> Any:
     """`agents.api.build`. Raises: ValueError in one line where what it gives has not these methods."""
     made = build(config, runtime)
+    who = method(config, "build")
+    if isinstance(made, type):
+        raise ValueError(f"{who} must return an object (got the class {made.__qualname__} itself)")
     if lacking := [verb for verb in verbs if not callable(getattr(made, verb, None))]:
-        who = method(config, "build")
         raise ValueError(f"{who} must return what has {', '.join(verbs)} (got {shown(made)}, without {lacking[0]})")
     return made
 

@@ -5,6 +5,7 @@ A score is its episodes, one by one: whoever reads a result computes what is nee
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from mbrl.files import DamagedFile
 from mbrl.io.checkpoint import newest_json
 from mbrl.rundir.folder import read_info
 from mbrl.rundir.schema import check_schema
+
+log = logging.getLogger("mbrl")
 
 RESULT, EVALUATION = "result.json", "evaluation.json"
 """The file of a run's own final score, and that of the newest `mbrl eval`; both have the same schema."""
@@ -54,6 +57,8 @@ success_step: the first decision with success, counted from 1, null in an episod
 success, success_step also in files from before it was told. wall_s: seconds worked until then. protocol.sha256: of its
 keys and values, sorted, as JSON.
 """
+OF_A_RUN = ("task", "demos", "rehearsal", "begun_from", "seed", "agent")
+"""Fields that stay what run.json says, however often the run is continued."""
 Z = 1.96
 """Half the width of a 95 % interval in standard errors."""
 
@@ -152,7 +157,9 @@ def result_of(
 def read_result(folder: Path, name: str = RESULT) -> dict[str, Any]:
     """The result in `folder`; empty where there is none.
 
-    Raises: DamagedFile where it is not by the schema, and for a run's own one that is not what its checkpoint says.
+    A run's own one of another end than its newest checkpoint knows is left out, and said.
+
+    Raises: DamagedFile where it is not by the schema, and for a run's own one that is not what run and checkpoint say.
     """
     result = read_info(folder, name)
     for episodes in (result.get("final"), result.get("random")):
@@ -163,34 +170,41 @@ def read_result(folder: Path, name: str = RESULT) -> dict[str, Any]:
             check_result(result)
     except ValueError as error:
         raise DamagedFile(f"{folder / name}: {error}") from error
-    if result and name == RESULT:
-        check_against_checkpoint(folder, result)
+    if result and name == RESULT and not vouched(folder, result):
+        log.warning("%s is of another end of the run than its newest checkpoint knows: left out", folder / name)
+        return {}
     return result
 
 
-def check_against_checkpoint(folder: Path, result: Mapping[str, Any]) -> None:
-    """Compares the scores with those in the run's newest checkpoint, which is verified; a copy without one is not.
+def vouched(folder: Path, result: Mapping[str, Any]) -> bool:
+    """Compares a run's result with run.json and with the scores in its newest checkpoint, where they are there.
 
-    Raises: DamagedFile.
+    Returns: False where the checkpoint is of another end: the run goes on, or was killed between the two files.
+    Raises: DamagedFile where it says something else of the same end.
     """
+    info = read_info(folder)
+    told = {name: info[name] for name in OF_A_RUN if name in info}
+    if {"protocol", "protocol_sha256"} <= info.keys():
+        told["protocol"] = {"name": info["protocol"], "sha256": info["protocol_sha256"]}
+    if "model" in info:
+        told["model"] = {**result["model"], "class": info["model"]}
     checkpoint = newest_json(folder / "checkpoints", "run")
     scores = checkpoint[1]["scores"] if checkpoint else {}
-    if "of" not in scores.get("final", {}):  # a copy of the file alone, or an older checkpoint
-        return
-    final = scores["final"]
-    saved = {
-        "env_steps": final["of"]["env_steps"],
-        "weights": final["of"]["evaluation"]["weights"],
-        "weights_step": final["weights_step"],
-        "wall_s": final["wall_s"],
-        "final": Episodes.of(final).plain(),
-        "random": Episodes.of(scores["random"]).plain(),
-    }
-    if others := [name for name in saved if saved[name] != result[name]]:
+    final, same = scores.get("final", {}), True
+    if "of" in final:  # not in a copy of the file alone, nor in an older checkpoint
+        saved, ended = Episodes.of(final).plain(), final["of"]
+        same = (result["env_steps"], result["weights"], len(result["final"]["returns"])) == (
+            *(ended["env_steps"], ended["evaluation"]["weights"], len(saved["returns"])),
+        )
+        if same:
+            told |= {"weights_step": final["weights_step"], "wall_s": final["wall_s"], "final": saved}
+            told["random"] = Episodes.of(scores["random"]).plain()
+    if others := [name for name in told if told[name] != result[name]]:
         raise DamagedFile(
             f"{folder / RESULT} is not what the run saved ({', '.join(others)}); move it away and go on with the run, "
             "which writes it anew"
         )
+    return same
 
 
 def check_result(result: Mapping[str, Any]) -> None:

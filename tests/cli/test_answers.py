@@ -327,3 +327,34 @@ def test_a_run_ends_with_the_step_and_what_was_saved(
     assert line.startswith("error: Mine.learn must return" if how == "given" else "error: Mine.learn raised Silent at")
     assert "; at env_step 100 decision 100 update 0; no checkpoint was saved yet in " in line
     assert json.loads((tmp_path / "run" / "run.json").read_text())["agent"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.ones(1), 10**400, torch.ones(1).to_sparse(), torch.ones((), device="meta"), torch.ones((), dtype=torch.cfloat)],
+    ids=["array", "large", "sparse", "meta", "complex"],
+)
+def test_what_float_makes_no_number_of_is_no_metric(value: Any) -> None:
+    with pytest.raises(WrongAnswer, match="learn must return one number as"):
+        metrics_of(Mine({"agent/x": value}), cast(Any, None), 0)
+
+
+def test_a_policy_in_dreams_answers_in_any_real_type_and_in_no_other() -> None:
+    for dtype in (torch.float64, torch.int64, torch.bool):
+        assert asked(lambda td, memory, dtype=dtype: (ACTION.to(dtype), memory), ROWS, None)[0].dtype == dtype
+    for action in (ACTION.to(torch.cfloat), ACTION.to_sparse(), ACTION.to("meta")):
+        with pytest.raises(WrongAnswer, match=r"a tensor of actions \[2, A\]"):
+            asked(lambda td, memory, action=action: (action, memory), ROWS, None)
+
+
+def test_a_class_is_no_object_of_it() -> None:
+    config = SimpleNamespace(build=lambda: Mine)
+    with pytest.raises(ValueError, match=r"build must return an object \(got the class Mine itself\)"):
+        built(config, {}, AGENT)
+
+
+def test_an_interrupt_that_arrives_in_a_user_s_class_is_an_interrupt(capsys: pytest.CaptureFixture[str]) -> None:
+    module = ModuleType("mine")
+    exec(compile("def act():\n    raise KeyboardInterrupt", "mine.py", "exec"), module.__dict__)
+    assert guarded(module.act, debug=False) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"

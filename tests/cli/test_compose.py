@@ -62,6 +62,26 @@ def test_the_result_takes_no_new_keys() -> None:
         compose("train", []).nonsense = 1
 
 
+def test_hidden_files_are_no_variants_and_one_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "agent").mkdir()
+    (tmp_path / "agent" / "._td3.yaml").write_bytes(b"\x00\x05\x16\x07\xa3")
+    assert compose("train", ["seed=3"], tmp_path)["seed"] == 3
+    with pytest.raises(BadInput, match="agent must be one of"):
+        compose("train", ["agent=._td3"], tmp_path)
+    (tmp_path / "agent" / "mine.yaml").write_bytes(b"\xa3")
+    with pytest.raises(BadInput, match=r"agent/mine.yaml is no text"):
+        compose("train", ["seed=3"], tmp_path)
+
+
+@pytest.mark.parametrize("word", ["experiment=[null]", "experiment=[toy,null]", "experiment=debgu"])
+def test_an_experiment_that_is_none_is_refused_whatever_else_is_wrong(word: str, tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "broken.yaml").write_text("a: [")
+    with pytest.raises(BadInput, match="experiment must be one of") as told:
+        compose("train", [word, f"run_dir={tmp_path}"], tmp_path)
+    assert "broken.yaml" not in str(told.value)
+
+
 @pytest.mark.parametrize("word", ["agent@prefill=x", "prefill=x", "+prefill=x"])
 def test_a_group_that_serves_twice_is_chosen_at_each_place(word: str) -> None:
     cfg = compose("train", [word])

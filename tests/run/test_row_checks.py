@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mbrl.cli.main import main
+from tests.conftest import as_imported
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,16 @@ def another(result: dict[str, Any], path: Sequence[Any], value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("path", "value"),
-    [(("final", "returns", 0), 9.5), (("random", "returns", 1), 0.0), (("weights_step",), 100), (("env_steps",), 2000)],
+    [
+        (("final", "returns", 0), 9.5),
+        (("random", "returns", 1), 0.0),
+        (("weights_step",), 100),
+        (("task",), "reach-terminal"),
+        (("seed",), 7),
+        (("demos",), 9),
+        (("protocol", "name"), "default"),
+        (("model", "class"), "oracle"),
+    ],
 )
 def test_a_changed_result_is_refused_by_all_who_read_it(
     path: Sequence[Any], value: Any, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -96,6 +106,39 @@ def test_a_changed_result_is_refused_by_all_who_read_it(
     (run / "result.json").unlink()
     assert main(["train", f"run_dir={run}"]) == 0
     assert (run / "result.json").read_bytes() == (finished / "result.json").read_bytes()
+
+
+def test_a_result_of_another_end_is_left_out_and_said(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where a longer run was killed between its last checkpoint and its result, or an older checkpoint is left."""
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"env_steps": 2000}))
+    assert main(["report", f"run={run}"]) == 0
+    assert "is of another end of the run" in caplog.text
+    assert main(["results", f"from={run}"]) == 3 and "holds no result" in capsys.readouterr().err
+    longer = Path(shutil.copytree(finished, tmp_path / "longer"))
+    assert main(["train", f"run_dir={longer}", "schedule.total=225"]) == 0
+    newest = max((longer / "checkpoints").glob("step-*"))
+    content = bytearray((newest / "state.json").read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / "state.json").write_bytes(content)
+    caplog.clear()
+    as_imported()  # the run has taken the logger
+    assert main(["report", f"run={longer}"]) == 0, "the older checkpoint's rows and score are no measure of the newest"
+    assert "is of another end of the run" in caplog.text
+
+
+def test_a_column_that_the_run_did_not_write_is_refused_in_rows_that_were_saved(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    header, *rows = (run / "metrics.csv").read_text().splitlines()
+    (run / "metrics.csv").write_text("\n".join([f"{header},heldout/value", *(f"{row},0.9" for row in rows)]) + "\n")
+    for line in (["report", f"run={run}"], ["train", f"run_dir={run}", "schedule.total=225"]):
+        assert main(line) == 3
+        assert "are not those that the run saved" in capsys.readouterr().err
 
 
 def test_rows_that_no_checkpoint_knows_are_told_of_and_wider_tables_are_all_right(

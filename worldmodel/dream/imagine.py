@@ -17,7 +17,7 @@ from worldmodel.api import Tokenizing, WorldModel
 from worldmodel.microbatch import RowNoise, Source
 from worldmodel.processes import Processes
 from worldmodel.seeds import Seeds
-from worldmodel.spec import Rollout
+from worldmodel.spec import Rollout, is_action
 
 Policy = Callable[[TensorDict, Any], tuple[Tensor, Any]]
 
@@ -111,11 +111,14 @@ class Dream:
             sample: False takes the most likely frames and draws nothing.
             processes: those that roll out the other rows of one batch, all at once; None: all rows are here.
         Returns: the trajectory [B, horizon] (worldmodel.spec) and where it ended; no gradient enters the model.
+        Raises: ValueError for a horizon or keys that cannot be; WrongAnswer for what is no action.
         """
+        if horizon < 1:
+            raise ValueError(f"horizon must be >= 1 (got {horizon})")
         seen, steps = self.view(state, keys), []
         for _ in range(horizon):
             action_BA, memory = asked(policy, TensorDict(seen, batch_size=state.batch_size), memory)
-            action_BA = action_BA.to(state["latent"].device)
+            action_BA = action_BA.to(state["latent"])  # a policy may answer in any real type
             generator = self.generator(state, stream=stream, draw=draw) if sample else None
             state = self.step(state, action_BA, own_rows(generator, processes, len(state)))
             arrived = self.view(state, keys)
@@ -138,7 +141,12 @@ class Dream:
     def _seen(self, state: TensorDict, key: str) -> Tensor:
         if key == "pixels":
             return self.decode(state)
-        return self.spec.part_of(state["latent"], key) if key in self.spec.latent else state[key]
+        if key in self.spec.latent:
+            return self.spec.part_of(state["latent"], key)
+        if key not in state.keys():  # noqa: SIM118
+            known = sorted({"pixels", *self.spec.latent, *(name for name in list(state.keys()) if name != "wm")})
+            raise ValueError(f"keys must be some of {', '.join(known)} (got {key})")
+        return state[key]
 
 
 def asked(policy: Policy, td: TensorDict, memory: Any) -> tuple[Tensor, Any]:
@@ -146,7 +154,7 @@ def asked(policy: Policy, td: TensorDict, memory: Any) -> tuple[Tensor, Any]:
     given, rows = policy(td, memory), len(td)
     if not isinstance(given, tuple) or len(given) != 2:
         raise wrong(policy, "__call__", "an action and a memory", shown(given))
-    if not isinstance(given[0], Tensor) or given[0].ndim != 2 or len(given[0]) != rows:
+    if not is_action(given[0], rows):
         raise wrong(policy, "__call__", f"a tensor of actions [{rows}, A]", shown(given[0]))
     return given
 
