@@ -375,7 +375,9 @@ def summary(result: Mapping[str, Any], folder: Path, own: Path | None) -> str:
     """What was learned and where to look."""
     from mbrl.rundir.result import RESULT, Episodes
 
-    lines = ["", "what was learned (same starts and goals for both):"]
+    counts = [len(result[name]["returns"]) for name in ("random", "final")]
+    whose = "for both" if len(set(counts)) == 1 else f"in the first {min(counts)} episodes"
+    lines = ["", f"what was learned (same starts and goals {whose}):"]
     for name, title in (("random", "random policy"), ("final", "trained agent")):
         episodes = Episodes.of(result[name])
         last = episodes.metrics().get("success_last")

@@ -146,7 +146,9 @@ def test_what_is_right_comes_through() -> None:
     assert ASKED["encode"](Mine(STATE)) is STATE and ASKED["step"](Mine(STATE)) is STATE
 
 
-@pytest.mark.parametrize("given", [None, [1], {"x": object()}, {3: torch.zeros(1)}], ids=repr)
+@pytest.mark.parametrize(
+    "given", [None, [1], {"x": object()}, {3: torch.zeros(1)}], ids=["nothing", "list", "object", "number"]
+)
 def test_a_state_that_cannot_be_stored_names_its_class(given: Any, tmp_path: Path) -> None:
     found = Checkpoints(tmp_path, keep=2)
     code = guarded(lambda: int(bool(found.save(0, {"agent": Mine(given)}))), debug=False)
