@@ -86,6 +86,7 @@ TABLES: dict[str, Table] = {
             ("door-close/averaged-seed0", "an average of the actor plays (`averaged-*`)"),
             ("door-close/averaged-seed1", "an average of the actor plays"),
             ("door-close/averaged-seed2", "an average of the actor plays"),
+            ("door-close/averaged-longer-seed2", "the same run, gone on with to 16 000"),
         ],
     ),
     "pendulum": Runs(
