@@ -31,6 +31,8 @@ LINE = 14
 GAP = 4
 """Pixels between two clips."""
 KIND = re.compile(r"[a-z0-9_]+")
+LONGEST = 120
+"""Seconds until ffmpeg is taken to hang: a film is written in one."""
 PREFIX = re.compile(r"(\[[^\]]*\] *)+")
 """Which part of ffmpeg says it, and its address."""
 
@@ -128,11 +130,14 @@ def write_mp4(path: Path, pictures: NDArray[np.uint8], *, fps: float) -> None:
     made = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "18", f"file:{temporary.absolute()}"]
     try:
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *given, *made]
-        done = subprocess.run(command, input=even.data.cast("B"), capture_output=True, check=False)
+        sent = even.data.cast("B")
+        done = subprocess.run(command, input=sent, capture_output=True, check=False, timeout=LONGEST)
         if done.returncode:
             words = [line.strip() for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
             raise RuntimeError(PREFIX.sub("", words[0]) if words else f"ffmpeg ended with {done.returncode}")
         content = temporary.read_bytes()
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"{path} was not written: ffmpeg had not ended after {LONGEST} s") from error
     except (OSError, RuntimeError) as error:
         raise RuntimeError(f"{path} was not written: {error}") from error
     finally:

@@ -153,3 +153,18 @@ def test_an_mp4_that_cannot_be_written_is_said_and_the_gif_stays(
 def test_mistakes_are_named(call, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_an_ffmpeg_that_hangs_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("imageio_ffmpeg", reason="imageio-ffmpeg is not installed")
+    program = tmp_path / "ffmpeg"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("imageio_ffmpeg.get_ffmpeg_exe", lambda: str(program))
+    monkeypatch.setattr("mbrl.io.video.LONGEST", 0.3)
+    with caplog.at_level("WARNING", "mbrl"):
+        path = Videos(tmp_path / "videos", keep=2).film("eval", 100, strip({"": _clip(2, 30)}), fps=5)
+    assert [file.name for file in (tmp_path / "videos").iterdir()] == [path.name]
+    assert len(caplog.messages) == 1 and "ffmpeg had not ended after 0.3 s" in caplog.messages[0]

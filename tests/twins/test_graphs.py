@@ -109,7 +109,9 @@ def test_a_rewound_dream_other_rows_forks_and_changed_weights() -> None:
     start = make_start(2, 1, torch.float64, generator)
     for one in (engine, twin):
         one.prefill(*start, copies=2)
+    known = recorder.records, recorder.plays
     check_frames(engine, twin, generator, 4, FRAMES - 1)
+    assert (recorder.records, recorder.plays) == known, "rows that share a prefix are drawn without records"
     check_dream(engine, twin, 4)
 
 

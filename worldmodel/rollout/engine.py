@@ -164,7 +164,10 @@ class TokenEngine:
             cache.rewind(position)
             return way(*given)
 
-        ids_BK, hidden_BD = self.graphs(position, frame, added_B1D, *numbers, places=self._places)
+        if cache.shares:  # memory that every fork has anew, and splits otherwise at the same position
+            ids_BK, hidden_BD = frame(added_B1D, *numbers)
+        else:
+            ids_BK, hidden_BD = self.graphs(position, frame, added_B1D, *numbers, places=self._places)
         if cache.position == position:  # a graph that was played has moved nothing on the host
             cache.advance(self._layout.stride)
         return self._named(ids_BK, hidden_BD, None)
@@ -306,7 +309,7 @@ class TokenEngine:
     def _places(self) -> tuple[int, ...]:
         """Where all lies that a frame reads and writes beside its inputs."""
         assert self._cache is not None
-        held = (*self._cache.tensors(), *self._weights.tensors(), *self._model.parameters())
+        held = (self._cache.k_LBHNC, self._cache.v_LBHNC, *self._weights.tensors(), *self._model.parameters())
         return tuple(x.data_ptr() for x in held)
 
     def _resumed(self) -> KVCache:

@@ -2,8 +2,9 @@
 
 A graph repeats what was started while it was recorded, on the same memory: so there is one for each shape and position,
 its inputs are copied into tensors of its own, and it lives as long as weights, keys and values stay where they are
-(`FusedTransformer` refreshes them in place). Each new graph is played once against the frame that was drawn without it;
-where it cannot be recorded, or gives something else, the engine goes on without graphs and says so.
+(`FusedTransformer` refreshes them in place). Rows that share a prefix, which is new memory, are drawn without graphs.
+Each new graph is played once against the frame that was drawn without it; where it cannot be recorded, or gives
+something else, the engine goes on without graphs and says so.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ CLOSE = 1e-3
 def recorded_on_card(work: Callable[[], tuple[Tensor, ...]]) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
     """A CUDA graph of `work`, which has run before: libraries have their workspaces. Raises: RuntimeError."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may copy clips meanwhile
         results = work()
     return graph.replay, results
 

@@ -44,11 +44,12 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Bytes of all keys and values that are allocated."""
-        return sum(x.nbytes for x in self.tensors())
+        return sum(x.nbytes for x in (self.k_LBHNC, self.v_LBHNC, *(self._shared_kv or ())))
 
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All keys and values, the shared ones last."""
-        return (self.k_LBHNC, self.v_LBHNC, *(self._shared_kv or ()))
+    @property
+    def shares(self) -> bool:
+        """Whether rows have positions in common."""
+        return self._shared_kv is not None and self._shared > 0
 
     def empty(self, *, rows: int, positions: int) -> KVCache:
         """One of another size for the same layers."""
@@ -65,7 +66,7 @@ class KVCache:
 
     def shared(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """Keys and values [S, H, P, C] of what all rows of each start hold in common, before their own; or None."""
-        if self._shared_kv is None or not self._shared:
+        if self._shared_kv is None or not self.shares:
             return None
         k_LSHPC, v_LSHPC = self._shared_kv
         return k_LSHPC[layer, :, :, : self._shared], v_LSHPC[layer, :, :, : self._shared]
